@@ -1,0 +1,171 @@
+//! One visitor's stream at the backend: looked at, then joined with the origin.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::policy::{Gate, PolicyError, Verdict};
+use crate::config::Service;
+use crate::dial::{OriginConn, OriginDialer};
+use crate::kite::KiteName;
+use crate::refusal;
+use crate::sniff::{Voice, alert};
+use crate::tunnel::splice::{Inspect, Local, Objection, splice};
+use crate::tunnel::{Incoming, TunnelStream};
+use crate::wire::frame::Open;
+
+/// How long a visitor may take for its first flight.
+pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves one stream to its end.
+pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>) {
+    let Incoming { open, mut stream } = incoming;
+    let sid = stream.sid();
+    let Some(service) = choose(&services, &open) else {
+        tracing::warn!(
+            ?sid,
+            "the frontend opened a stream for a kite that is not flown"
+        );
+        return refuse(stream, unreachable(&open.proto));
+    };
+    let mut gate = Gate::new(service.protocol, &service.name, None);
+    let held = match tokio::time::timeout(
+        FIRST_FLIGHT_TIMEOUT,
+        first_flight(&mut stream, &mut gate),
+    )
+    .await
+    {
+        Ok(Ok(held)) => held,
+        Ok(Err(Turned::Away(why))) => {
+            tracing::info!(?sid, "{}: a visitor was turned away: {why}", service.name);
+            return refuse(stream, why.voice());
+        }
+        Ok(Err(Turned::Left)) => return,
+        Err(_) => return refuse(stream, Voice::Close),
+    };
+    let origin = match OriginDialer::new().dial(&service.origin).await {
+        Ok(origin) => origin,
+        Err(e) => {
+            tracing::warn!(?sid, "{}: {e}; {}", service.name, e.hint());
+            return refuse(stream, unreachable(service.protocol.on_wire()));
+        }
+    };
+    let inspect = (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>);
+    let done = splice(stream, origin, held, inspect).await;
+    tracing::debug!(
+        ?sid,
+        to_origin = done.from_tunnel,
+        from_origin = done.to_tunnel,
+        "{}: stream ended: {:?}",
+        service.name,
+        done.end
+    );
+}
+
+/// The service that a frontend's opening is for. A frontend is not trusted: what it
+/// names must be flown, by name and by protocol.
+fn choose<'a>(services: &'a [Service], open: &Open) -> Option<&'a Service> {
+    let host: KiteName = open.host.parse().ok()?;
+    let proto = match open.proto.as_str() {
+        "http2" | "http3" => "http",
+        proto => proto,
+    };
+    let fits = |service: &&Service, proto: &str| {
+        service.protocol.on_wire() == proto && service.name.covers(&host)
+    };
+    // The exact name first: it may stand beside a wildcard that covers it too.
+    let best = |proto| {
+        let exact = services
+            .iter()
+            .filter(|s| fits(s, proto))
+            .find(|s| s.name == host);
+        exact.or_else(|| services.iter().find(|s| fits(s, proto)))
+    };
+    best(proto).or_else(|| {
+        if proto == "websocket" {
+            best("http")
+        } else {
+            None
+        }
+    })
+}
+
+enum Turned {
+    Away(PolicyError),
+    Left,
+}
+
+/// Reads until the gate lets the origin be dialled. What has been read is kept as it came.
+async fn first_flight(
+    stream: &mut TunnelStream,
+    gate: &mut Gate,
+) -> Result<VecDeque<Bytes>, Turned> {
+    let mut held = VecDeque::new();
+    while !gate.is_open() {
+        let Some(chunk) = stream.read().await.map_err(|_| Turned::Left)? else {
+            return match gate.visitor_closed() {
+                Verdict::Refuse(why) => Err(Turned::Away(why)),
+                Verdict::Wait | Verdict::Pass => Ok(held),
+            };
+        };
+        let verdict = gate.from_visitor(&chunk);
+        held.push_back(chunk);
+        match verdict {
+            Verdict::Pass => break,
+            Verdict::Wait => {}
+            Verdict::Refuse(why) => return Err(Turned::Away(why)),
+        }
+    }
+    Ok(held)
+}
+
+/// What the visitor is told when there is no origin (protocol page §7.4).
+fn unreachable(wire: &str) -> Voice {
+    match wire {
+        "http" | "http2" | "http3" | "websocket" => Voice::Http(503),
+        "https" => Voice::TlsAlert(alert::ACCESS_DENIED),
+        _ => Voice::Close,
+    }
+}
+
+fn refuse(stream: TunnelStream, voice: Voice) {
+    let last = refusal::message(voice);
+    if !last.is_empty() {
+        stream.write(Bytes::from(last).into());
+    }
+    stream.close();
+}
+
+/// The gate, as the splice asks it.
+struct Guard(Gate);
+
+impl Guard {
+    fn answer(verdict: Verdict) -> Result<(), Objection> {
+        match verdict {
+            Verdict::Pass | Verdict::Wait => Ok(()),
+            Verdict::Refuse(why) => Err(Objection(why.to_string())),
+        }
+    }
+}
+
+impl Inspect for Guard {
+    fn from_visitor(&mut self, bytes: &[u8]) -> Result<(), Objection> {
+        Self::answer(self.0.from_visitor(bytes))
+    }
+
+    fn from_origin(&mut self, bytes: &[u8]) -> Result<(), Objection> {
+        Self::answer(self.0.from_origin(bytes))
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+}
+
+impl Local for OriginConn {
+    fn reset(&self) {
+        OriginConn::reset(self);
+    }
+}

@@ -1,0 +1,128 @@
+//! The command line: definitions only. What the words mean is decided in [`crate::config`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Gives a Tahoe-LAFS storage node behind NAT a public name, without telling
+/// anyone its address.
+#[derive(Debug, Parser)]
+#[command(name = "kite", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Try it without any set-up: kite demo\n\
+    Exit status: 0 ended as asked, 1 failed at run time, 2 wrong usage or configuration.")]
+pub struct Cli {
+    /// How much to log: error, warn, info, debug, trace, or filters such as kite=debug
+    /// [default: info, for the demo warn]
+    #[arg(long, global = true, env = "KITE_LOG", value_name = "LEVEL")]
+    pub log: Option<String>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The two roles, and a way to see them at work.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Be the public side: take visitors and backends, and bring them together
+    Frontend(FrontendArgs),
+    /// Be the hidden side: dial frontends, and pass visitors on to the origin
+    Backend(BackendArgs),
+    /// Show both sides at work, here and now, with nothing to set up
+    Demo(DemoArgs),
+}
+
+/// Flags of `kite frontend`. Each has a key of the same name in the file.
+#[derive(Debug, Default, Args)]
+pub struct FrontendArgs {
+    /// TOML file to read; flags given here replace its keys
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Address to take visitors and backends on; repeat for more. With =KITE the port
+    /// belongs to that kite: TLS visitors that name no server are brought to it
+    #[arg(long, value_name = "ADDR:PORT[=KITE]")]
+    pub listen: Vec<String>,
+
+    /// Names that backends may fly with the secret, such as *.alice.example; repeat for more
+    #[arg(long, value_name = "PATTERN")]
+    pub domain: Vec<String>,
+
+    /// What may fly under --domain: foolscap, tahoe-https, https, http, websocket, raw
+    /// [default: foolscap]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    pub protocols: Vec<String>,
+
+    /// File with the secret for --domain, readable by its owner alone.
+    /// The variable KITE_SECRET may hold it instead
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+
+    /// The public host name that backends dial, for the address printed at start
+    #[arg(long, value_name = "HOST")]
+    pub name: Option<String>,
+
+    /// Where this frontend's key is kept
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Put the addresses of backends and visitors into the log
+    #[arg(long)]
+    pub log_peers: bool,
+}
+
+/// Flags of `kite backend`. Each has a key in the file.
+#[derive(Debug, Default, Args)]
+pub struct BackendArgs {
+    /// TOML file to read; flags given here replace its keys
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Reach frontends through Tor and in no other way
+    #[arg(long)]
+    pub via_tor: bool,
+
+    /// TOML file with Arti's own settings (bridges, storage, …), merged over kite's
+    #[arg(long, value_name = "FILE")]
+    pub tor_config: Option<PathBuf>,
+
+    /// Frontend to dial; repeat for more. host:port (certificate checked),
+    /// host:port#sha256:PIN (pinned key), NAME.onion:port, or plain://host:port (no
+    /// protection). With =KITE,KITE only these kites are flown there
+    #[arg(long, value_name = "ADDRESS[=KITE,…]")]
+    pub frontend: Vec<String>,
+
+    /// File with the secret for the SERVICEs, readable by its owner alone.
+    /// The variable KITE_SECRET may hold it instead
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+
+    /// PEM file with more certificate authorities for host:port frontends
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// An IP address, besides loopback, that an origin may have; repeat for more
+    #[arg(long, value_name = "IP")]
+    pub allow_origin: Vec<String>,
+
+    /// Where Tor's state is kept
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What to serve: PROTOCOL:KITENAME:ORIGIN, as in
+    /// foolscap:tahoebob.alice.example:127.0.0.1:49293
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+}
+
+/// Flags of `kite demo`.
+#[derive(Debug, Default, Args)]
+pub struct DemoArgs {
+    /// Make the frontend an onion service and reach it through Tor
+    #[arg(long)]
+    pub via_tor: bool,
+
+    /// TOML file with Arti's own settings, merged over kite's
+    #[arg(long, value_name = "FILE", requires = "via_tor")]
+    pub tor_config: Option<PathBuf>,
+}

@@ -1,0 +1,760 @@
+//! Flags, environment and file, made into one validated value per role.
+//!
+//! Everything is parsed once, here, into types that need no further checks. What
+//! stands on the command line replaces the file's key. Unknown keys are errors.
+//! Paths in a file are relative to that file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::cli::{BackendArgs, FrontendArgs};
+use crate::dial::target::{FrontendAddr, OriginAddr};
+use crate::kite::{KiteName, Protocol, Secret};
+
+/// Largest configuration or secret file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+/// The variable that may hold the secret.
+pub const SECRET_VARIABLE: &str = "KITE_SECRET";
+
+/// What is wrong with the configuration, where, and what to do about it.
+#[derive(Debug)]
+pub struct ConfigError {
+    place: String,
+    problem: String,
+    remedy: String,
+}
+
+impl ConfigError {
+    fn new(
+        place: impl fmt::Display,
+        problem: impl fmt::Display,
+        remedy: impl fmt::Display,
+    ) -> Self {
+        Self {
+            place: place.to_string(),
+            problem: problem.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {}\n  to mend it: {}",
+            self.place, self.problem, self.remedy
+        )
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+type Result<T> = std::result::Result<T, ConfigError>;
+
+/// All that `kite frontend` needs to know.
+#[derive(Debug)]
+pub struct FrontendConfig {
+    /// Where visitors and backends come in. Never empty.
+    pub listen: Vec<Listen>,
+    /// Who may fly what. Never empty.
+    pub kites: Vec<Grant>,
+    /// The public host name, for the printed address.
+    pub name: Option<String>,
+    /// Where the frontend's key is kept.
+    pub state_dir: PathBuf,
+    /// Whether peers' addresses may be logged.
+    pub log_peers: bool,
+}
+
+/// One listening address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The address and port.
+    pub address: SocketAddr,
+    /// The kite that TLS visitors without a server name are brought to.
+    pub kite: Option<KiteName>,
+}
+
+/// Names that may be flown with a secret.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// Exact, or a wildcard.
+    pub pattern: KiteName,
+    /// What may be carried under these names.
+    pub protocols: BTreeSet<Protocol>,
+    /// What a backend must prove to know.
+    pub secret: Secret,
+}
+
+/// All that `kite backend` needs to know.
+#[derive(Debug)]
+pub struct BackendConfig {
+    /// How frontends are reached.
+    pub tor: TorChoice,
+    /// Frontends to dial. Never empty.
+    pub frontends: Vec<Frontend>,
+    /// Kites to fly. Never empty.
+    pub services: Vec<Service>,
+    /// More certificate authorities for CA-verified frontends.
+    pub ca_file: Option<PathBuf>,
+    /// Where Tor's state is kept.
+    pub state_dir: PathBuf,
+}
+
+/// Whether to use Tor, and how.
+#[derive(Debug, Clone, Default)]
+pub struct TorChoice {
+    /// Tor and nothing else.
+    pub enabled: bool,
+    /// Arti's own settings.
+    pub config: Option<PathBuf>,
+}
+
+/// One frontend to dial.
+#[derive(Debug, Clone)]
+pub struct Frontend {
+    /// Where it is, and how it proves itself.
+    pub address: FrontendAddr,
+    /// The kites to fly there; `None` for all.
+    pub kites: Option<Vec<KiteName>>,
+}
+
+/// One kite to fly.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// What it carries.
+    pub protocol: Protocol,
+    /// Its public name.
+    pub name: KiteName,
+    /// The server behind it.
+    pub origin: OriginAddr,
+    /// What proves that it is ours.
+    pub secret: Secret,
+}
+
+// ------------------------------------------------------------------- files
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct FrontendFile {
+    #[serde(default)]
+    listen: Vec<ListenEntry>,
+    #[serde(default)]
+    kites: Vec<GrantEntry>,
+    name: Option<String>,
+    state_dir: Option<PathBuf>,
+    log_peers: Option<bool>,
+}
+
+/// `listen = ["0.0.0.0:80"]`, or `[[listen]]` with `address` and `kite`.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected \"ADDR:PORT\", or a table with `address` and `kite`"
+)]
+enum ListenEntry {
+    Address(String),
+    Port(ListenTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenTable {
+    address: String,
+    kite: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantEntry {
+    name: String,
+    protocols: Option<Vec<String>>,
+    secret_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct BackendFile {
+    #[serde(default)]
+    tor: TorTable,
+    #[serde(default)]
+    frontends: Vec<FrontendEntry>,
+    #[serde(default)]
+    kites: Vec<ServiceEntry>,
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    allow_origin: Vec<String>,
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct TorTable {
+    #[serde(default)]
+    enabled: bool,
+    config: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FrontendEntry {
+    address: String,
+    kites: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceEntry {
+    name: String,
+    protocol: Option<String>,
+    origin: String,
+    secret_file: Option<PathBuf>,
+}
+
+/// A configuration file and what messages call it.
+struct Source {
+    shown: String,
+    dir: PathBuf,
+}
+
+impl Source {
+    fn read<T: for<'de> Deserialize<'de> + Default>(path: Option<&Path>) -> Result<(Self, T)> {
+        let Some(path) = path else {
+            return Ok((
+                Self {
+                    shown: "command line".into(),
+                    dir: PathBuf::new(),
+                },
+                T::default(),
+            ));
+        };
+        let shown = path.display().to_string();
+        let text = read_limited(path).map_err(|problem| {
+            ConfigError::new(
+                &shown,
+                problem,
+                "give --config the path of a readable TOML file",
+            )
+        })?;
+        let text = String::from_utf8(text)
+            .map_err(|_| ConfigError::new(&shown, "it is not UTF-8 text", "save it as UTF-8"))?;
+        let value = toml::from_str(&text).map_err(|e| {
+            let e = e.to_string();
+            ConfigError::new(
+                &shown,
+                e.trim_end(),
+                "see `kite help` and the examples in README.md for the keys",
+            )
+        })?;
+        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        Ok((Self { shown, dir }, value))
+    }
+
+    fn path(&self, path: &Path) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    fn at(&self, key: impl fmt::Display) -> String {
+        if self.dir == PathBuf::new() && self.shown == "command line" {
+            key.to_string()
+        } else {
+            format!("{}: {key}", self.shown)
+        }
+    }
+}
+
+fn read_limited(path: &Path) -> std::result::Result<Vec<u8>, String> {
+    let size = std::fs::metadata(path).map_err(|e| describe_io(&e))?.len();
+    if size > MAX_FILE {
+        return Err(format!(
+            "it has {size} bytes, more than the {MAX_FILE} that make sense"
+        ));
+    }
+    std::fs::read(path).map_err(|e| describe_io(&e))
+}
+
+fn describe_io(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "this user may not read it".into(),
+        _ => format!("cannot be read: {error}"),
+    }
+}
+
+/// Reads a secret from a file that nobody but its owner can read.
+fn read_secret(place: &str, path: &Path) -> Result<Secret> {
+    let shown = path.display();
+    let meta = std::fs::metadata(path).map_err(|e| {
+        ConfigError::new(
+            format!("{place}: {shown}"),
+            describe_io(&e),
+            format!("write the secret to {shown} and run: chmod 600 {shown}"),
+        )
+    })?;
+    if meta.mode() & 0o077 != 0 {
+        return Err(ConfigError::new(
+            format!("{place}: {shown}"),
+            format!(
+                "other users may read this secret (mode {:03o})",
+                meta.mode() & 0o777
+            ),
+            format!("chmod 600 {shown}"),
+        ));
+    }
+    let remedy = format!("put the secret, and nothing else, into {shown}");
+    let text = read_limited(path)
+        .map_err(|p| ConfigError::new(format!("{place}: {shown}"), p, &remedy))?;
+    Secret::new(&text).ok_or_else(|| {
+        ConfigError::new(
+            format!("{place}: {shown}"),
+            "it is empty, or longer than a secret can be",
+            &remedy,
+        )
+    })
+}
+
+/// The secret for flags: from the file named by a flag, else from the environment.
+fn flag_secret(file: Option<&Path>, variable: Option<&str>, what: &str) -> Result<Secret> {
+    match (file, variable) {
+        (Some(path), _) => read_secret("--secret-file", path),
+        (None, Some(text)) => Secret::new(text.as_bytes()).ok_or_else(|| {
+            ConfigError::new(
+                SECRET_VARIABLE,
+                "it is empty",
+                "set it to the secret, or use --secret-file",
+            )
+        }),
+        (None, None) => Err(ConfigError::new(
+            what,
+            "no secret was given",
+            format!("give --secret-file FILE, or set {SECRET_VARIABLE}"),
+        )),
+    }
+}
+
+fn entry_secret(
+    source: &Source,
+    key: &str,
+    file: Option<&Path>,
+    flag_file: Option<&Path>,
+    variable: Option<&str>,
+) -> Result<Secret> {
+    match file {
+        Some(path) => read_secret(
+            &source.at(format_args!("{key}.secret_file")),
+            &source.path(path),
+        ),
+        None => flag_secret(
+            flag_file,
+            variable,
+            &source.at(format_args!("{key}.secret_file")),
+        ),
+    }
+}
+
+fn parse_name(place: &str, text: &str) -> Result<KiteName> {
+    text.parse().map_err(|e| {
+        ConfigError::new(
+            place,
+            format!("'{text}' is no kite name: {e}"),
+            "write a DNS name such as bob.alice.example",
+        )
+    })
+}
+
+fn parse_protocol(place: &str, text: &str) -> Result<Protocol> {
+    text.parse()
+        .map_err(|e| ConfigError::new(place, e, "correct the word"))
+}
+
+/// Where state is kept unless said otherwise: systemd's StateDirectory, then XDG's.
+fn default_state_dir() -> Result<PathBuf> {
+    let from = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    from("STATE_DIRECTORY")
+        .or_else(|| from("XDG_STATE_HOME").map(|p| p.join("kite")))
+        .or_else(|| from("HOME").map(|p| p.join(".local/state/kite")))
+        .ok_or_else(|| {
+            ConfigError::new(
+                "state_dir",
+                "there is no home directory to keep state in",
+                "give --state-dir DIR",
+            )
+        })
+}
+
+fn state_dir(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Result<PathBuf> {
+    match (flag, file) {
+        (Some(path), _) => Ok(path.to_path_buf()),
+        (None, Some(path)) => Ok(source.path(path)),
+        (None, None) => default_state_dir(),
+    }
+}
+
+// ---------------------------------------------------------------- frontend
+
+impl FrontendConfig {
+    /// Reads file, flags and environment.
+    pub fn load(args: &FrontendArgs) -> Result<Self> {
+        Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
+    }
+
+    fn with_secret(args: &FrontendArgs, variable: Option<&str>) -> Result<Self> {
+        let (source, file): (Source, FrontendFile) = Source::read(args.config.as_deref())?;
+
+        let listen = if args.listen.is_empty() {
+            let entry = |(i, entry): (usize, ListenEntry)| match entry {
+                ListenEntry::Address(text) => {
+                    parse_listen(&source.at(format_args!("listen[{i}]")), &text, None)
+                }
+                ListenEntry::Port(t) => parse_listen(
+                    &source.at(format_args!("listen[{i}]")),
+                    &t.address,
+                    t.kite.as_deref(),
+                ),
+            };
+            file.listen
+                .into_iter()
+                .enumerate()
+                .map(entry)
+                .collect::<Result<Vec<_>>>()?
+        } else {
+            let flag = |text: &String| match text.split_once('=') {
+                Some((address, kite)) => parse_listen("--listen", address, Some(kite)),
+                None => parse_listen("--listen", text, None),
+            };
+            args.listen.iter().map(flag).collect::<Result<Vec<_>>>()?
+        };
+        if listen.is_empty() {
+            return Err(ConfigError::new(
+                source.at("listen"),
+                "there is no address to listen on",
+                "add --listen 0.0.0.0:443, or listen = [\"0.0.0.0:443\"]",
+            ));
+        }
+
+        let kites = if args.domain.is_empty() {
+            let grant = |(i, entry): (usize, GrantEntry)| {
+                let key = format!("kites[{i}]");
+                let protocols = parse_protocols(
+                    &source.at(format_args!("{key}.protocols")),
+                    entry.protocols.as_deref().unwrap_or(&args.protocols),
+                )?;
+                Ok(Grant {
+                    pattern: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
+                    protocols,
+                    secret: entry_secret(
+                        &source,
+                        &key,
+                        entry.secret_file.as_deref(),
+                        args.secret_file.as_deref(),
+                        variable,
+                    )?,
+                })
+            };
+            file.kites
+                .into_iter()
+                .enumerate()
+                .map(grant)
+                .collect::<Result<Vec<_>>>()?
+        } else {
+            let secret = flag_secret(args.secret_file.as_deref(), variable, "--domain")?;
+            let protocols = parse_protocols("--protocols", &args.protocols)?;
+            let grant = |text: &String| {
+                Ok(Grant {
+                    pattern: parse_name("--domain", text)?,
+                    protocols: protocols.clone(),
+                    secret: secret.clone(),
+                })
+            };
+            args.domain.iter().map(grant).collect::<Result<Vec<_>>>()?
+        };
+        if kites.is_empty() {
+            return Err(ConfigError::new(
+                source.at("kites"),
+                "no kite may fly here",
+                "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table",
+            ));
+        }
+        for listen in &listen {
+            if let Some(kite) = &listen.kite
+                && !kites.iter().any(|g| g.pattern.covers(kite))
+            {
+                return Err(ConfigError::new(
+                    source.at("listen"),
+                    format!(
+                        "port {} is given to {kite}, which may not fly here",
+                        listen.address.port()
+                    ),
+                    "add a [[kites]] table or a --domain that covers the name",
+                ));
+            }
+        }
+
+        Ok(Self {
+            listen,
+            kites,
+            name: args.name.clone().or(file.name),
+            state_dir: state_dir(
+                &source,
+                args.state_dir.as_deref(),
+                file.state_dir.as_deref(),
+            )?,
+            log_peers: args.log_peers || file.log_peers.unwrap_or(false),
+        })
+    }
+}
+
+fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen> {
+    let address = address.parse().map_err(|_| {
+        ConfigError::new(
+            place,
+            format!("'{address}' is no address with a port"),
+            "write an IP address and a port, such as 0.0.0.0:443 or [::]:443",
+        )
+    })?;
+    let kite = kite.map(|text| parse_name(place, text)).transpose()?;
+    if let Some(kite) = kite.as_ref().filter(|k| k.is_wildcard()) {
+        return Err(ConfigError::new(
+            place,
+            format!("a port cannot belong to all of {kite}"),
+            "name one kite",
+        ));
+    }
+    Ok(Listen { address, kite })
+}
+
+/// Foolscap alone unless said otherwise: what a frontend is for, and of no use to a phisher.
+fn parse_protocols(place: &str, words: &[String]) -> Result<BTreeSet<Protocol>> {
+    if words.is_empty() {
+        return Ok(BTreeSet::from([Protocol::Foolscap]));
+    }
+    words
+        .iter()
+        .map(|word| parse_protocol(place, word))
+        .collect()
+}
+
+// ----------------------------------------------------------------- backend
+
+impl BackendConfig {
+    /// Reads file, flags and environment.
+    pub fn load(args: &BackendArgs) -> Result<Self> {
+        Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
+    }
+
+    fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
+        let (source, file): (Source, BackendFile) = Source::read(args.config.as_deref())?;
+
+        let frontends = if args.frontend.is_empty() {
+            let entry = |(i, entry): (usize, FrontendEntry)| {
+                let place = source.at(format_args!("frontends[{i}]"));
+                parse_frontend(&place, &entry.address, entry.kites)
+            };
+            file.frontends
+                .into_iter()
+                .enumerate()
+                .map(entry)
+                .collect::<Result<Vec<_>>>()?
+        } else {
+            let flag = |text: &String| match text.split_once('=') {
+                Some((address, kites)) => parse_frontend(
+                    "--frontend",
+                    address,
+                    Some(kites.split(',').map(str::to_owned).collect()),
+                ),
+                None => parse_frontend("--frontend", text, None),
+            };
+            args.frontend.iter().map(flag).collect::<Result<Vec<_>>>()?
+        };
+        if frontends.is_empty() {
+            return Err(ConfigError::new(
+                source.at("frontends"),
+                "there is no frontend to dial",
+                "add --frontend ADDRESS with the address that `kite frontend` printed, or a [[frontends]] table",
+            ));
+        }
+
+        let allowed = if args.allow_origin.is_empty() {
+            &file.allow_origin
+        } else {
+            &args.allow_origin
+        };
+        let allowed = allowed
+            .iter()
+            .map(|text| {
+                text.parse::<IpAddr>().map_err(|_| {
+                    ConfigError::new(
+                        source.at("allow_origin"),
+                        format!("'{text}' is no IP address"),
+                        "write a number such as 192.168.1.5",
+                    )
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+
+        let services = if args.services.is_empty() {
+            let entry = |(i, entry): (usize, ServiceEntry)| {
+                let key = format!("kites[{i}]");
+                let secret = entry_secret(
+                    &source,
+                    &key,
+                    entry.secret_file.as_deref(),
+                    args.secret_file.as_deref(),
+                    variable,
+                )?;
+                Ok(Service {
+                    protocol: match &entry.protocol {
+                        Some(word) => {
+                            parse_protocol(&source.at(format_args!("{key}.protocol")), word)?
+                        }
+                        None => Protocol::Foolscap,
+                    },
+                    name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
+                    origin: parse_origin(
+                        &source.at(format_args!("{key}.origin")),
+                        &entry.origin,
+                        &allowed,
+                    )?,
+                    secret,
+                })
+            };
+            file.kites
+                .into_iter()
+                .enumerate()
+                .map(entry)
+                .collect::<Result<Vec<_>>>()?
+        } else {
+            let secret = flag_secret(args.secret_file.as_deref(), variable, "SERVICE")?;
+            let flag = |text: &String| parse_service(text, &allowed, &secret);
+            args.services.iter().map(flag).collect::<Result<Vec<_>>>()?
+        };
+        if services.is_empty() {
+            return Err(ConfigError::new(
+                source.at("kites"),
+                "there is no kite to fly",
+                "add foolscap:KITENAME:127.0.0.1:PORT, or a [[kites]] table",
+            ));
+        }
+        for (i, a) in services.iter().enumerate() {
+            if services
+                .iter()
+                .take(i)
+                .any(|b| a.name == b.name && a.protocol.on_wire() == b.protocol.on_wire())
+            {
+                return Err(ConfigError::new(
+                    source.at("kites"),
+                    format!(
+                        "{} is given twice for what the wire calls {}",
+                        a.name,
+                        a.protocol.on_wire()
+                    ),
+                    "keep one of them",
+                ));
+            }
+        }
+        for frontend in &frontends {
+            for name in frontend.kites.iter().flatten() {
+                if !services.iter().any(|s| s.name == *name) {
+                    return Err(ConfigError::new(
+                        source.at("frontends"),
+                        format!(
+                            "{} shall fly {name}, which is not among the kites",
+                            frontend.address
+                        ),
+                        "correct the name, or add the kite",
+                    ));
+                }
+            }
+        }
+
+        let tor_config = match (&args.tor_config, &file.tor.config) {
+            (Some(path), _) => Some(path.clone()),
+            (None, Some(path)) => Some(source.path(path)),
+            (None, None) => None,
+        };
+        let enabled = args.via_tor || file.tor.enabled;
+        if tor_config.is_some() && !enabled {
+            return Err(ConfigError::new(
+                source.at("tor.config"),
+                "there are settings for Tor, but Tor is off, and frontends would see this machine's address",
+                "add --via-tor, or enabled = true under [tor]; or remove the settings",
+            ));
+        }
+        if !enabled && frontends.iter().any(|f| f.address.is_onion()) {
+            return Err(ConfigError::new(
+                source.at("frontends"),
+                "an onion frontend can be reached through Tor only",
+                "add --via-tor, or enabled = true under [tor]",
+            ));
+        }
+
+        Ok(Self {
+            tor: TorChoice {
+                enabled,
+                config: tor_config,
+            },
+            frontends,
+            services,
+            ca_file: args
+                .ca_file
+                .clone()
+                .or(file.ca_file.map(|p| source.path(&p))),
+            state_dir: state_dir(
+                &source,
+                args.state_dir.as_deref(),
+                file.state_dir.as_deref(),
+            )?,
+        })
+    }
+}
+
+fn parse_frontend(place: &str, address: &str, kites: Option<Vec<String>>) -> Result<Frontend> {
+    let address = address.parse().map_err(|e| {
+        ConfigError::new(
+            place,
+            e,
+            "copy the address that `kite frontend` printed at its start",
+        )
+    })?;
+    let kites = kites
+        .map(|names| names.iter().map(|n| parse_name(place, n)).collect())
+        .transpose()?;
+    Ok(Frontend { address, kites })
+}
+
+fn parse_service(text: &str, allowed: &[IpAddr], secret: &Secret) -> Result<Service> {
+    let mut parts = text.splitn(3, ':');
+    let (Some(protocol), Some(name), Some(origin)) = (parts.next(), parts.next(), parts.next())
+    else {
+        return Err(ConfigError::new(
+            "SERVICE",
+            format!("'{text}' is not PROTOCOL:KITENAME:ORIGIN"),
+            "write, for instance, foolscap:tahoebob.alice.example:127.0.0.1:49293",
+        ));
+    };
+    Ok(Service {
+        protocol: parse_protocol("SERVICE", protocol)?,
+        name: parse_name("SERVICE", name)?,
+        origin: parse_origin("SERVICE", origin, allowed)?,
+        secret: secret.clone(),
+    })
+}
+
+fn parse_origin(place: &str, text: &str, allowed: &[IpAddr]) -> Result<OriginAddr> {
+    let listed = text
+        .parse::<SocketAddr>()
+        .is_ok_and(|a| allowed.contains(&a.ip()));
+    OriginAddr::parse(text, listed).map_err(|e| {
+        ConfigError::new(place, e, "give the node's own address, such as 127.0.0.1:49293; another machine's must be listed in allow_origin")
+    })
+}

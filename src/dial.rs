@@ -1,0 +1,221 @@
+//! The only way out of the process.
+//!
+//! Every connection that kite opens is opened in this room, or by Arti on the
+//! guarded runtime of the `tor` room. A role is handed one [`Dialer`] when it
+//! starts and can ask for nothing else: there is no setting to consult later,
+//! hence none to get wrong later. [`egress::Egress`] makes that choice once, and
+//! [`direct::DirectDialer`] wants a token that the choice of Tor does not give out.
+//! Origins have [`origin::OriginDialer`], which understands literal addresses only.
+//!
+//! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
+//! the exceptions, which are in `direct.rs`, `origin.rs` and `listen.rs`.
+
+pub mod direct;
+pub mod egress;
+pub mod origin;
+pub mod target;
+pub mod tor;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use self::direct::DirectDialer;
+pub use self::egress::{DirectAllowed, Egress, EgressArgs, EgressError};
+pub use self::origin::{OriginConn, OriginDialer, OriginError};
+pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, Trust};
+pub use self::tor::TorDialer;
+use crate::tls::{TlsClient, TlsError};
+
+/// Longest wait for a direct TCP connection, look-up included.
+pub const DIRECT_DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest wait for a stream through Tor. A new circuit takes a few seconds, an
+/// onion service's rendezvous some tens; Arti tries several of each in this time.
+pub const TOR_DIAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A silent peer is probed after this long, so that a vanished one is noticed without traffic.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A connection, whatever carries it.
+///
+/// A stream through Tor keeps what was written until it is flushed: whoever
+/// writes must flush, or the peer waits for ever. [`tokio::io::AsyncWriteExt::shutdown`]
+/// flushes too; dropping does not.
+pub trait Conn: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Conn for T {}
+
+/// Any [`Conn`], on the heap.
+pub type BoxConn = Box<dyn Conn>;
+
+/// Opens connections to frontends.
+#[async_trait]
+pub trait Dialer: Send + Sync + 'static {
+    /// Opens a connection to which all that the address demands has been done:
+    /// TLS verified or pinned, the onion service authenticated.
+    ///
+    /// Takes at most [`TOR_DIAL_TIMEOUT`] or [`DIRECT_DIAL_TIMEOUT`], plus
+    /// [`crate::tls::TLS_TIMEOUT`]. Each call tries once; trying again, and how
+    /// soon, is the caller's affair. Dropping the future gives up.
+    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError>;
+
+    /// "Tor" or "direct", for logs and status.
+    fn describe(&self) -> &'static str;
+}
+
+/// Why a frontend could not be reached. Holds no address: say which frontend it was when reporting it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// The look-up failed. Tor cannot tell a missing name from a failing resolver at the exit.
+    #[error("its name was not found")]
+    NameNotFound,
+    /// Nobody listens on the port.
+    #[error("it refused the connection")]
+    Refused,
+    /// No route, from here or from the exit.
+    #[error("it cannot be reached over the network")]
+    Unreachable,
+    /// Too slow.
+    #[error("it did not answer in time")]
+    TimedOut,
+    /// Opened and lost at once.
+    #[error("the connection was closed at once")]
+    Closed,
+    /// The exit relay that was asked does not go there, or none does.
+    #[error("no Tor exit relay was willing to connect to its port")]
+    ExitPolicy,
+    /// A circuit broke, or could not be built.
+    #[error("the circuit through Tor failed ({0})")]
+    Circuit(&'static str),
+    /// Tor has not started up yet.
+    #[error("Tor is not ready yet")]
+    NotBootstrapped,
+    /// Not even the first relay answers.
+    #[error("no Tor relay can be reached from here")]
+    TorUnreachable,
+    /// Tor's directory is missing, too old, or the clock is wrong.
+    #[error("Tor's directory is not usable ({0})")]
+    TorDirectory(&'static str),
+    /// Something on this machine keeps Tor from working.
+    #[error("Tor cannot work on this machine ({0})")]
+    TorLocal(&'static str),
+    /// The embedded Tor is too old for the network.
+    #[error("the embedded Tor client is too old for today's Tor network")]
+    TorObsolete,
+    /// The descriptor of the onion service was not found.
+    #[error("the onion service is not known to the Tor network")]
+    OnionNotFound,
+    /// The descriptor is there, the service is not.
+    #[error("the onion service does not answer")]
+    OnionDown,
+    /// The onion service wants client keys, which kite has none of.
+    #[error("the onion service demands client authorisation")]
+    OnionAuth,
+    /// An onion address in direct mode.
+    #[error("an onion address can be reached through Tor only")]
+    NeedsTor,
+    /// Arti finds the host malformed.
+    #[error("its address is malformed")]
+    BadAddress,
+    /// Arti's `address_filter` forbids it.
+    #[error("its address is a private one, which Tor does not connect to")]
+    ForbiddenAddress,
+    /// The socket itself failed.
+    #[error("the socket failed ({0})")]
+    Socket(std::io::ErrorKind),
+    /// The connection stood, and the frontend did not prove itself.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl DialError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NameNotFound => "check the spelling of the frontend's name",
+            Self::Refused => "check the port, and that the frontend runs",
+            Self::Unreachable | Self::TimedOut | Self::Closed => {
+                "kite tries again; if it persists, check that the frontend runs and is not firewalled"
+            }
+            Self::ExitPolicy => {
+                "let the frontend listen on 443 or 80 too, or use its onion address"
+            }
+            Self::Circuit(_) => {
+                "kite tries again on another circuit; nothing to do unless it persists"
+            }
+            Self::NotBootstrapped => "wait for Tor to start; `kite status` shows how far it is",
+            Self::TorUnreachable => {
+                "check this machine's network; if Tor is blocked here, configure bridges in Tor's configuration"
+            }
+            Self::TorDirectory(_) => {
+                "check this machine's clock; Tor fetches a new directory by itself"
+            }
+            Self::TorLocal(_) => {
+                "look for another kite with the same state directory, and at its permissions and free space"
+            }
+            Self::TorObsolete => "install a newer kite",
+            Self::OnionNotFound | Self::OnionDown => {
+                "check the onion address; a service that has just started needs up to a minute"
+            }
+            Self::OnionAuth => {
+                "ask the frontend's operator for an address without client authorisation"
+            }
+            Self::NeedsTor => "add --via-tor, or use the frontend's public address",
+            Self::BadAddress => "check the frontend's address",
+            Self::ForbiddenAddress => {
+                "use the frontend's public address; in a test network set address_filter.allow_local_addrs in Tor's configuration"
+            }
+            Self::Socket(_) => {
+                "kite tries again; if it persists, look at the limits of open files and memory"
+            }
+            Self::Tls(error) => error.hint(),
+        }
+    }
+
+    /// True if another exit or circuit could do better. A frontend that refuses is
+    /// down whatever the path, and what is wrong on this machine stays wrong.
+    pub(crate) fn blames_path(&self) -> bool {
+        match self {
+            Self::NameNotFound
+            | Self::Unreachable
+            | Self::TimedOut
+            | Self::Closed
+            | Self::ExitPolicy
+            | Self::Circuit(_)
+            | Self::OnionDown
+            | Self::Tls(_) => true,
+            Self::Refused
+            | Self::NotBootstrapped
+            | Self::TorUnreachable
+            | Self::TorDirectory(_)
+            | Self::TorLocal(_)
+            | Self::TorObsolete
+            | Self::OnionNotFound
+            | Self::OnionAuth
+            | Self::NeedsTor
+            | Self::BadAddress
+            | Self::ForbiddenAddress
+            | Self::Socket(_) => false,
+        }
+    }
+}
+
+/// Does to a fresh connection what the address demands. The one place where trust is decided,
+/// whichever dialer opened the connection.
+async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<BoxConn, DialError> {
+    match to.trust() {
+        Trust::Roots | Trust::Pin(_) => Ok(Box::new(tls.secure(conn, to).await?)),
+        Trust::Onion | Trust::Plain => Ok(Box::new(conn)),
+    }
+}
+
+/// Small writes leave at once, and a peer that vanished is noticed.
+fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE / 4);
+    let socket = socket2::SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive)
+}

@@ -1,0 +1,179 @@
+//! Dialling frontends without Tor, for those who have nothing to hide from them.
+//!
+//! The one file that may ask the system's resolver.
+
+use std::io;
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::{
+    BoxConn, DIRECT_DIAL_TIMEOUT, DialError, Dialer, DirectAllowed, FrontendAddr, prove, tune,
+};
+use crate::tls::TlsClient;
+
+/// Dials over the Internet: the frontend sees this machine's address, the resolver the frontend's name.
+#[derive(Debug)]
+pub struct DirectDialer {
+    _allowed: DirectAllowed,
+    tls: TlsClient,
+}
+
+impl DirectDialer {
+    /// Takes the permission that only a decision against Tor gives out.
+    pub fn new(allowed: DirectAllowed, tls: TlsClient) -> Self {
+        Self {
+            _allowed: allowed,
+            tls,
+        }
+    }
+}
+
+#[async_trait]
+impl Dialer for DirectDialer {
+    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+        if to.is_onion() {
+            return Err(DialError::NeedsTor);
+        }
+        let conn = timeout(DIRECT_DIAL_TIMEOUT, connect(to))
+            .await
+            .map_err(|_| DialError::TimedOut)??;
+        prove(conn, to, &self.tls).await
+    }
+
+    fn describe(&self) -> &'static str {
+        "direct"
+    }
+}
+
+/// Tries the host's addresses in the resolver's order.
+async fn connect(to: &FrontendAddr) -> Result<TcpStream, DialError> {
+    let mut last = DialError::NameNotFound;
+    for addr in resolve(to).await? {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "direct mode: DirectAllowed says that Tor was not chosen"
+        )]
+        let attempt = TcpStream::connect(addr)
+            .await
+            .and_then(|conn| tune(&conn).map(|()| conn));
+        match attempt {
+            Ok(conn) => return Ok(conn),
+            Err(error) => last = sort(&error),
+        }
+    }
+    Err(last)
+}
+
+async fn resolve(to: &FrontendAddr) -> Result<Vec<SocketAddr>, DialError> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "direct mode: DirectAllowed says that Tor was not chosen"
+    )]
+    let found = tokio::net::lookup_host((to.host(), to.port())).await;
+    found
+        .map(Iterator::collect)
+        .map_err(|_| DialError::NameNotFound)
+}
+
+/// What a failed connection means.
+fn sort(error: &io::Error) -> DialError {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused,
+        io::ErrorKind::TimedOut => DialError::TimedOut,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable => DialError::Unreachable,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => DialError::Closed,
+        other => DialError::Socket(other),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests listen on loopback")]
+mod tests {
+    use super::*;
+    use crate::dial::{Egress, EgressArgs};
+    use crate::tls::{TlsError, TlsServer};
+    use crate::tor::TorSettings;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    fn dialer() -> DirectDialer {
+        let tor = TorSettings {
+            state_dir: "/unused".into(),
+            config: None,
+            long_lived_ports: vec![],
+        };
+        match Egress::decide(EgressArgs {
+            via_tor: false,
+            tor,
+        }) {
+            Ok(Egress::Direct(allowed)) => {
+                DirectDialer::new(allowed, TlsClient::new(None).expect("roots"))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn dial(text: &str) -> Result<BoxConn, DialError> {
+        dialer().dial(&text.parse().expect("address")).await
+    }
+
+    #[tokio::test]
+    async fn plain_and_pinned_connections_carry_bytes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let server = TlsServer::load_or_create(dir.path()).expect("a key");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let pin = server.pin();
+        let echo = tokio::spawn(async move {
+            let (mut plain, _) = listener.accept().await.expect("accept");
+            plain.write_all(b"plain").await.expect("write");
+            let (pinned, _) = listener.accept().await.expect("accept");
+            let mut pinned = server.accept(pinned).await.expect("handshake");
+            pinned.write_all(b"pinned").await.expect("write");
+            pinned.shutdown().await.expect("shutdown");
+            let (wrong, _) = listener.accept().await.expect("accept");
+            assert!(server.accept(wrong).await.is_err());
+        });
+        let mut got = [0; 6];
+        let mut conn = dial(&format!("plain://127.0.0.1:{port}"))
+            .await
+            .expect("plain");
+        conn.read_exact(&mut got[..5]).await.expect("read");
+        assert_eq!(&got[..5], b"plain");
+        let mut conn = dial(&format!("127.0.0.1:{port}#{pin}"))
+            .await
+            .expect("pinned");
+        conn.read_exact(&mut got).await.expect("read");
+        assert_eq!(&got, b"pinned");
+        let other = "sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+        let wrong = dial(&format!("127.0.0.1:{port}#{other}")).await.err();
+        assert!(
+            matches!(wrong, Some(DialError::Tls(TlsError::WrongPin { found, .. })) if found == pin)
+        );
+        echo.await.expect("the server's side");
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_apart() {
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .await
+            .and_then(|l| l.local_addr())
+            .expect("a port");
+        assert_eq!(
+            dial(&format!("plain://{closed}")).await.err(),
+            Some(DialError::Refused)
+        );
+        let onion = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:80";
+        assert_eq!(dial(onion).await.err(), Some(DialError::NeedsTor));
+        assert_eq!(
+            dial("plain://nosuch.invalid:80").await.err(),
+            Some(DialError::NameNotFound)
+        );
+    }
+}

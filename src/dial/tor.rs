@@ -1,0 +1,180 @@
+//! Dialling frontends through Tor, and never otherwise.
+//!
+//! There is nothing to fall back to in this file: it knows no socket. Names travel
+//! to the exit relay as text. Each frontend has circuits of its own, so that two
+//! of them, or one exit, cannot tell that they serve the same node.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arti_client::{ErrorKind, HasKind, IsolationToken};
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use super::{BoxConn, DialError, Dialer, FrontendAddr, TOR_DIAL_TIMEOUT, prove};
+use crate::tls::TlsClient;
+use crate::tor::Client;
+
+/// Dials through the embedded Tor client.
+#[derive(Debug)]
+pub struct TorDialer {
+    client: Arc<Client>,
+    tls: TlsClient,
+    /// One entry for each frontend ever dialled, of which the configuration has a handful.
+    isolation: Mutex<HashMap<Place, IsolationToken>>,
+}
+
+/// Whom a circuit belongs to.
+type Place = (Box<str>, u16);
+
+impl TorDialer {
+    /// The client may still be bootstrapping; until it is done, dialling fails with
+    /// [`DialError::NotBootstrapped`] or waits.
+    pub fn new(client: Arc<Client>, tls: TlsClient) -> Self {
+        Self {
+            client,
+            tls,
+            isolation: Mutex::default(),
+        }
+    }
+
+    /// The frontend's circuits. They are shared with nothing else.
+    fn isolation_of(&self, to: &FrontendAddr) -> IsolationToken {
+        let mut map = self
+            .isolation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *map.entry(place(to)).or_insert_with(IsolationToken::new)
+    }
+
+    /// Leaves the frontend's circuits behind: the next attempt goes another way, and not
+    /// through the exit that could not, or would not, get through.
+    fn move_on(&self, to: &FrontendAddr) {
+        let mut map = self
+            .isolation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        map.insert(place(to), IsolationToken::new());
+    }
+
+    async fn attempt(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+        let isolation = self.isolation_of(to);
+        let stream = timeout(
+            TOR_DIAL_TIMEOUT,
+            self.client.connect(to.host(), to.port(), isolation),
+        )
+        .await
+        .map_err(|_| DialError::TimedOut)?
+        .map_err(|error| sort(error.kind()))?;
+        prove(stream, to, &self.tls).await
+    }
+}
+
+fn place(to: &FrontendAddr) -> Place {
+    (to.host().into(), to.port())
+}
+
+#[async_trait]
+impl Dialer for TorDialer {
+    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+        let result = self.attempt(to).await;
+        if result.as_ref().is_err_and(DialError::blames_path) {
+            self.move_on(to);
+        }
+        result
+    }
+
+    fn describe(&self) -> &'static str {
+        "Tor"
+    }
+}
+
+/// What Arti's error means for us. Every kind of version 0.47 is named, so that an upgrade
+/// is read against this list; `ErrorKind` is open-ended, and what is new means another try through Tor.
+fn sort(kind: ErrorKind) -> DialError {
+    use ErrorKind as K;
+    match kind {
+        K::RemoteHostNotFound | K::RemoteHostResolutionFailed => DialError::NameNotFound,
+        K::RemoteConnectionRefused => DialError::Refused,
+        K::RemoteNetworkFailed => DialError::Unreachable,
+        K::RemoteNetworkTimeout | K::ExitTimeout => DialError::TimedOut,
+        K::RemoteStreamClosed | K::RemoteStreamReset | K::RemoteStreamError => DialError::Closed,
+        K::ExitPolicyRejected | K::NoExit => DialError::ExitPolicy,
+
+        K::OnionServiceNotFound => DialError::OnionNotFound,
+        K::OnionServiceNotRunning
+        | K::OnionServiceConnectionFailed
+        | K::OnionServiceProtocolViolation => DialError::OnionDown,
+        K::OnionServiceMissingClientAuth | K::OnionServiceWrongClientAuth => DialError::OnionAuth,
+        K::OnionServiceAddressInvalid | K::InvalidStreamTarget => DialError::BadAddress,
+        K::ForbiddenStreamTarget => DialError::ForbiddenAddress,
+
+        K::BootstrapRequired => DialError::NotBootstrapped,
+        K::TorAccessFailed | K::LocalNetworkError => DialError::TorUnreachable,
+        K::DirectoryExpired => DialError::TorDirectory("it has expired"),
+        K::TorDirectoryError => DialError::TorDirectory("it could not be fetched"),
+        K::TorDirectoryUnusable => DialError::TorDirectory("it does not suffice"),
+        K::ClockSkew => DialError::TorDirectory("the clock seems wrong"),
+        K::SoftwareDeprecated => DialError::TorObsolete,
+
+        K::LocalResourceAlreadyInUse => {
+            DialError::TorLocal("its state directory is in use by another process")
+        }
+        K::FsPermissions => DialError::TorLocal("its state directory has unsafe permissions"),
+        K::PersistentStateAccessFailed | K::CacheAccessFailed | K::KeystoreAccessFailed => {
+            DialError::TorLocal("its files cannot be read or written")
+        }
+        K::PersistentStateCorrupted | K::CacheCorrupted | K::KeystoreCorrupted => {
+            DialError::TorLocal("its files are corrupt")
+        }
+        K::InvalidConfig | K::InvalidConfigTransition | K::NoHomeDirectory | K::FeatureDisabled => {
+            DialError::TorLocal("its configuration is not usable")
+        }
+        K::ExternalToolFailed => DialError::TorLocal("the pluggable transport failed"),
+        K::LocalResourceExhausted => DialError::TorLocal("memory or another resource ran out"),
+
+        K::TorNetworkTimeout => DialError::Circuit("too slow"),
+        K::CircuitCollapse => DialError::Circuit("it broke"),
+        K::CircuitRefused | K::RelayTooBusy => DialError::Circuit("a relay declined"),
+        K::NoPath => DialError::Circuit("no path through the known relays"),
+        K::RelayIdMismatch | K::TorProtocolViolation | K::RemoteProtocolViolation => {
+            DialError::Circuit("a relay broke the rules")
+        }
+        K::ReactorShuttingDown | K::ArtiShuttingDown => DialError::Circuit("Tor is shutting down"),
+        K::TransientFailure => DialError::Circuit("passing trouble"),
+        K::NotImplemented
+        | K::LocalProtocolViolation
+        | K::TorDocumentRejected
+        | K::BadApiUsage
+        | K::Internal
+        | K::Other => DialError::Circuit("an error inside Arti"),
+        _ => DialError::Circuit("an error that this version of kite does not know"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_that_fails_is_left_behind_and_a_frontend_that_is_down_is_not() {
+        for kind in [
+            ErrorKind::ExitPolicyRejected,
+            ErrorKind::RemoteNetworkTimeout,
+            ErrorKind::RemoteHostNotFound,
+            ErrorKind::CircuitCollapse,
+            ErrorKind::Internal,
+        ] {
+            assert!(sort(kind).blames_path(), "{kind:?}");
+        }
+        for kind in [
+            ErrorKind::RemoteConnectionRefused,
+            ErrorKind::BootstrapRequired,
+            ErrorKind::LocalResourceAlreadyInUse,
+            ErrorKind::OnionServiceNotFound,
+            ErrorKind::TorAccessFailed,
+        ] {
+            assert!(!sort(kind).blames_path(), "{kind:?}");
+        }
+    }
+}

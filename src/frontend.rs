@@ -1,0 +1,255 @@
+//! The public side: takes visitors and backends on the same ports, tells them apart
+//! by their first bytes, and joins each visitor with the tunnel of the kite it wants.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+pub mod auth;
+mod register;
+pub mod registry;
+mod visitor;
+
+use crate::config::{FrontendConfig, Listen};
+use crate::dial::BoxConn;
+use crate::kite::KiteName;
+use crate::listen;
+use crate::shutdown::Shutdown;
+use crate::tls::{FileError, TlsServer};
+use crate::tunnel::buffer::Pool;
+use auth::Judge;
+use registry::{Registry, TunnelView};
+
+/// Connections served at a time, visitors and backends together. More wait in the
+/// kernel's queue.
+pub const MAX_CONNECTIONS: usize = 16 * 1024;
+/// How long visitors in the middle of something may go on after the order to stop.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why a frontend cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {}", bind_problem(.source))]
+    Bind {
+        /// The address from the configuration.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The state directory cannot be made.
+    #[error("cannot make the state directory {}: {source}; give --state-dir DIR with a place that this user may write to", .path.display())]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The key cannot be used.
+    #[error(transparent)]
+    Key(#[from] FileError),
+}
+
+fn bind_problem(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "another program uses this port; stop it, or choose another port with --listen".into()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "this user may not use ports below 1024; grant CAP_NET_BIND_SERVICE, or choose a higher port".into()
+        }
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; use 0.0.0.0 for all it has".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A frontend that has bound its ports and loaded its key.
+pub struct Frontend {
+    shared: Arc<Shared>,
+    listeners: Vec<(TcpListener, Listen)>,
+}
+
+/// What every connection of a frontend needs.
+struct Shared {
+    judge: Judge,
+    registry: Registry,
+    tls: TlsServer,
+    name: Option<String>,
+    log_peers: bool,
+    uuid: String,
+    pool: Pool,
+    slots: Arc<Semaphore>,
+}
+
+impl Frontend {
+    /// Binds and loads. Must be called within a Tokio runtime.
+    pub fn new(config: FrontendConfig) -> Result<Self, FrontendError> {
+        std::fs::create_dir_all(&config.state_dir).map_err(|source| FrontendError::StateDir {
+            path: config.state_dir.clone(),
+            source,
+        })?;
+        let tls = TlsServer::load_or_create(&config.state_dir)?;
+        let mut listeners = Vec::new();
+        for listen in config.listen {
+            let address = listen.address;
+            let listener =
+                listen::bind(address).map_err(|source| FrontendError::Bind { address, source })?;
+            listeners.push((listener, listen));
+        }
+        let ports = listeners
+            .iter()
+            .filter_map(|(l, _)| Some(l.local_addr().ok()?.port()))
+            .collect();
+        let shared = Shared {
+            judge: Judge::new(config.kites, ports),
+            registry: Registry::default(),
+            tls,
+            name: config.name,
+            log_peers: config.log_peers,
+            uuid: crate::random::random_hex(40),
+            pool: Pool::new(),
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            listeners,
+        })
+    }
+
+    /// The addresses that are listened on.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|(l, _)| l.local_addr().ok())
+            .collect()
+    }
+
+    /// What backends are to be given, pins included: one address for each port that
+    /// belongs to no kite.
+    pub fn pinned_addresses(&self) -> Vec<String> {
+        let pin = self.shared.tls.pin();
+        let host = |address: SocketAddr| match (&self.shared.name, address.ip()) {
+            (Some(name), _) => name.clone(),
+            (None, ip) if ip.is_unspecified() => "YOUR-PUBLIC-NAME".into(),
+            (None, std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
+            (None, ip) => ip.to_string(),
+        };
+        let shared_ports = self
+            .listeners
+            .iter()
+            .filter(|(_, listen)| listen.kite.is_none());
+        shared_ports
+            .filter_map(|(l, _)| l.local_addr().ok())
+            .map(|address| format!("{}:{}#{pin}", host(address), address.port()))
+            .collect()
+    }
+
+    /// A handle that outlives [`Frontend::run`]'s taking of `self`.
+    pub fn handle(&self) -> Handle {
+        Handle(self.shared.clone())
+    }
+
+    /// Serves until `shutdown`, then lets visitors finish for [`DRAIN`] at most.
+    pub async fn run(self, shutdown: Shutdown) {
+        for address in self.local_addrs() {
+            tracing::info!("listening on {address}");
+        }
+        for address in self.pinned_addresses() {
+            tracing::info!("backends dial {address}");
+        }
+        let mut loops = tokio::task::JoinSet::new();
+        for (listener, listen) in self.listeners {
+            loops.spawn(accept_loop(self.shared.clone(), listener, listen));
+        }
+        shutdown.requested().await;
+        // Dropping the loops closes the listening sockets.
+        loops.shutdown().await;
+        let tunnels = self.shared.registry.tunnels();
+        let open: usize = tunnels.iter().map(|t| t.streams()).sum();
+        tracing::info!("stopping: {} tunnels, {open} open streams", tunnels.len());
+        let drained = async {
+            while tunnels.iter().any(|t| t.streams() > 0 && !t.is_closed()) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+        for tunnel in &tunnels {
+            tunnel.close("the frontend stops");
+        }
+        for tunnel in &tunnels {
+            tunnel.ended().await;
+        }
+    }
+}
+
+/// Looks at a running frontend, and brings it connections from elsewhere.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+impl Handle {
+    /// Serves one connection that did not come through a listening socket, such as an
+    /// onion service's. It must be a backend's.
+    pub async fn enter(&self, conn: BoxConn) {
+        let Ok(_slot) = self.0.slots.clone().acquire_owned().await else {
+            return;
+        };
+        visitor::serve_inner(&self.0, conn, BytesMut::new(), ONION_PEER).await;
+    }
+
+    /// The tunnels that are up.
+    pub fn tunnels(&self) -> Vec<TunnelView> {
+        self.0.registry.overview()
+    }
+}
+
+/// What logs call a backend that came through an onion service.
+const ONION_PEER: &str = "an onion circuit";
+
+async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen) {
+    let port = listener
+        .local_addr()
+        .map_or(listen.address.port(), |a| a.port());
+    loop {
+        // Nobody closes the semaphore; without a slot new connections wait in the kernel.
+        let Ok(slot) = shared.slots.clone().acquire_owned().await else {
+            return;
+        };
+        let (conn, peer) = listen::accept(&listener).await;
+        let door = Arrival {
+            peer,
+            port,
+            port_kite: listen.kite.clone(),
+        };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            visitor::serve(&shared, conn, door).await;
+            drop(slot);
+        });
+    }
+}
+
+/// How a connection came in.
+struct Arrival {
+    peer: SocketAddr,
+    port: u16,
+    port_kite: Option<KiteName>,
+}
+
+impl Shared {
+    /// What logs call a peer.
+    fn shown(&self, peer: SocketAddr) -> String {
+        if self.log_peers {
+            peer.to_string()
+        } else {
+            "[scrubbed]".into()
+        }
+    }
+}
+
+/// A visitor's or backend's socket.
+type Socket = TcpStream;

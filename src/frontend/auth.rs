@@ -1,0 +1,204 @@
+//! Who may fly which kite.
+
+use crate::config::Grant;
+use crate::kite::{KiteName, Protocol};
+use crate::wire::handshake::{Check, check};
+use crate::wire::{Lines, ServiceLine};
+
+use super::registry::Terms;
+use crate::random::random_hex;
+
+/// The judge of service lines: the operator's grants, and this process's own secret
+/// for challenges.
+pub struct Judge {
+    grants: Vec<Grant>,
+    ports: Vec<u16>,
+    process_secret: Vec<u8>,
+}
+
+/// What is decided about one service line.
+pub enum Judgement {
+    /// The backend has proved that it may; for these uses.
+    Proven(Terms),
+    /// It must sign this challenge first.
+    Challenge(String),
+    /// It may not, for this reason (protocol page §3.3).
+    Refused(&'static str),
+}
+
+impl Judge {
+    /// A judge over `grants`, for a frontend that listens on `ports`.
+    pub fn new(grants: Vec<Grant>, ports: Vec<u16>) -> Self {
+        Self {
+            grants,
+            ports,
+            process_secret: random_hex(64).into_bytes(),
+        }
+    }
+
+    /// Judges one line. Everyone is challenged first, known or not, so that a name
+    /// cannot be probed without an answer to a challenge.
+    pub fn judge(&self, line: &ServiceLine, now_unix: u64) -> Judgement {
+        if line.fsalt.is_empty() {
+            return Judgement::Challenge(line.challenge(
+                &self.process_secret,
+                &random_hex(8),
+                now_unix,
+            ));
+        }
+        let (proto, port) = match line.proto.split_once('-') {
+            Some((proto, port)) => (proto, Some(port)),
+            None => (line.proto.as_str(), None),
+        };
+        if port.is_some_and(|port| !self.serves_port(proto, port)) {
+            return Judgement::Refused("port");
+        }
+        let Ok(name) = line.name.parse::<KiteName>() else {
+            return Judgement::Refused("unauthorized");
+        };
+        let mut verdict = Judgement::Refused("unauthorized");
+        let mut terms = Terms::new();
+        for grant in self.grants.iter().filter(|g| g.pattern.covers(&name)) {
+            let uses: Terms = grant
+                .protocols
+                .iter()
+                .copied()
+                .filter(|p| carries(*p, proto))
+                .collect();
+            match check(line, grant.secret.expose(), &self.process_secret, now_unix) {
+                Check::Good if uses.is_empty() => verdict = Judgement::Refused("proto"),
+                Check::Good => terms.extend(uses),
+                Check::BadSignature if matches!(verdict, Judgement::Refused("proto")) => {}
+                Check::BadSignature => verdict = Judgement::Refused("signature"),
+                Check::StaleChallenge | Check::NeedsChallenge => {}
+            }
+        }
+        if terms.is_empty() {
+            verdict
+        } else {
+            Judgement::Proven(terms)
+        }
+    }
+
+    /// What this frontend can do, for the head of an answer.
+    pub fn capabilities(&self, lines: &mut Lines) {
+        let granted: Terms = self
+            .grants
+            .iter()
+            .flat_map(|g| g.protocols.iter().copied())
+            .collect();
+        let mut protos: Vec<String> = Vec::new();
+        for proto in granted.iter().map(|p| p.on_wire()) {
+            if !protos.iter().any(|p| p == proto) {
+                protos.push(proto.to_owned());
+            }
+        }
+        if granted.contains(&Protocol::Raw) {
+            lines.raw_ports.push("virtual".into());
+        }
+        lines.protos = protos;
+        lines.ports = self.ports.iter().map(u16::to_string).collect();
+    }
+
+    fn serves_port(&self, proto: &str, port: &str) -> bool {
+        port.parse::<u16>()
+            .is_ok_and(|port| proto == "raw" || self.ports.contains(&port))
+    }
+}
+
+/// Does a kite of this protocol stand behind that word of the wire?
+fn carries(protocol: Protocol, wire: &str) -> bool {
+    // http2 and http3 are second and third choices for http, no newer HTTP (§3.2).
+    let wire = if matches!(wire, "http2" | "http3") {
+        "http"
+    } else {
+        wire
+    };
+    protocol.on_wire() == wire
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kite::Secret;
+    use crate::wire::KiteId;
+
+    const NOW: u64 = 1_700_000_000;
+
+    fn judge() -> Judge {
+        let grant = |pattern: &str, protocols: &[Protocol], secret: &[u8]| Grant {
+            pattern: pattern.parse().expect("a name"),
+            protocols: protocols.iter().copied().collect(),
+            secret: Secret::new(secret).expect("a secret"),
+        };
+        Judge::new(
+            vec![
+                grant("*.alice.example", &[Protocol::Foolscap], b"first"),
+                grant("bob.alice.example", &[Protocol::Http], b"second"),
+            ],
+            vec![80],
+        )
+    }
+
+    fn line(judge: &Judge, proto: &str, name: &str, secret: &[u8]) -> ServiceLine {
+        let id = KiteId {
+            proto: proto.into(),
+            name: name.into(),
+            bsalt: "b".repeat(36),
+        };
+        let first = ServiceLine::signed(&id, "", secret, "0123abcd");
+        let Judgement::Challenge(fsalt) = judge.judge(&first, NOW) else {
+            panic!("not challenged")
+        };
+        assert_eq!(fsalt.len(), 36);
+        ServiceLine::signed(&id, &fsalt, secret, "0123abcd")
+    }
+
+    #[test]
+    fn a_grant_gives_its_own_uses() {
+        let judge = judge();
+        let terms = |name, secret| match judge.judge(&line(&judge, "http", name, secret), NOW) {
+            Judgement::Proven(terms) => terms.into_iter().collect::<Vec<_>>(),
+            _ => vec![],
+        };
+        assert_eq!(terms("carol.alice.example", b"first"), [Protocol::Foolscap]);
+        assert_eq!(terms("bob.alice.example", b"second"), [Protocol::Http]);
+        assert_eq!(terms("bob.alice.example", b"first"), [Protocol::Foolscap]);
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let judge = judge();
+        let why = |proto, name, secret: &[u8]| match judge
+            .judge(&line(&judge, proto, name, secret), NOW)
+        {
+            Judgement::Refused(why) => why,
+            _ => "not refused",
+        };
+        assert_eq!(why("http", "bob.alice.example", b"wrong"), "signature");
+        assert_eq!(why("http", "bob.other.example", b"first"), "unauthorized");
+        assert_eq!(why("https", "bob.alice.example", b"first"), "proto");
+        assert_eq!(why("http-81", "bob.alice.example", b"first"), "port");
+        assert_eq!(why("http-80", "bob.alice.example", b"first"), "not refused");
+        assert_eq!(why("irc", "bob.alice.example", b"first"), "proto");
+    }
+
+    #[test]
+    fn a_challenge_grows_old_and_is_ours_alone() {
+        let judge = judge();
+        let good = line(&judge, "http", "bob.alice.example", b"second");
+        assert!(matches!(
+            judge.judge(&good, NOW + 599),
+            Judgement::Proven(_)
+        ));
+        assert!(matches!(
+            judge.judge(&good, NOW + 1300),
+            Judgement::Refused("unauthorized")
+        ));
+        let other = super::tests::judge();
+        assert!(matches!(
+            other.judge(&good, NOW),
+            Judgement::Refused("unauthorized")
+        ));
+    }
+}

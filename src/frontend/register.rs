@@ -1,0 +1,262 @@
+//! A backend asks for a tunnel: challenge, verdict, and the tunnel's life.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Shared;
+use super::auth::Judgement;
+use super::registry::{Claim, Claimant};
+use crate::dial::BoxConn;
+use crate::random::random_hex;
+use crate::tunnel::Tunnel;
+use crate::tunnel::buffer::BUFFER_PAYLOAD;
+use crate::tunnel::mux::{LEGACY_WINDOW, Liveness, MAX_STREAMS, RECV_WINDOW_KB, Settings, Side};
+use crate::wire::frame::{Decoder, Frame, put_kites};
+use crate::wire::handshake::{ADD_KITES, KITE_MUX, MuxParams, Request, UNAVAILABLE, put_answer};
+use crate::wire::{KiteId, Limits, Lines, ServiceLine};
+
+/// How long a backend may take from its request to its proof; pagekite.py's frontend
+/// waits about as long.
+pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
+/// Payload of a frame to a backend of unknown kind, in bytes: with its headers a frame
+/// then has 1400 bytes, which every known backend takes (protocol page §6.5).
+const LEGACY_PAYLOAD: usize = 1360;
+/// Asked of the connection at once during the handshake, in bytes.
+const READ: usize = 4 * 1024;
+
+/// Serves a backend whose request head is the first `head_len` bytes of `first`.
+pub(super) async fn serve(
+    shared: &Shared,
+    mut conn: BoxConn,
+    mut first: BytesMut,
+    head_len: usize,
+    peer: &str,
+) {
+    let head = first.split_to(head_len.min(first.len()));
+    let request = match Request::parse(&head) {
+        Ok(request) => request,
+        Err(e) => {
+            tracing::info!("a tunnel request from {peer} was refused: {e}");
+            return crate::refusal::say(&mut conn, UNAVAILABLE).await;
+        }
+    };
+    let session = random_hex(40);
+    let registration = Registration {
+        shared,
+        peer,
+        session: &session,
+    };
+    let proof = registration.prove(&mut conn, &mut first, &request.lines);
+    let proven = tokio::time::timeout(PROOF_TIMEOUT, proof).await;
+    match proven {
+        Ok(Ok(true)) => registration.fly(conn, first, request.lines.mux()).await,
+        Ok(Ok(false)) => tracing::info!("a backend at {peer} proved no kite"),
+        Ok(Err(e)) => tracing::info!("a backend at {peer} left during the handshake: {e}"),
+        Err(_) => tracing::info!(
+            "a backend at {peer} proved nothing within {} s",
+            PROOF_TIMEOUT.as_secs()
+        ),
+    }
+    for (proto, name) in shared.registry.release(&session) {
+        tracing::info!("kite down: {proto}:{name}");
+    }
+}
+
+struct Registration<'a> {
+    shared: &'a Shared,
+    peer: &'a str,
+    session: &'a str,
+}
+
+impl Registration<'_> {
+    /// Answers the request, and reads the proof if it comes within the tunnel
+    /// (protocol page §3.4). True if a kite flies; the backend knows the verdict then.
+    async fn prove(
+        &self,
+        conn: &mut BoxConn,
+        buf: &mut BytesMut,
+        asked: &Lines,
+    ) -> Result<bool, Trouble> {
+        let mut answer = Lines {
+            session_id: Some(self.session.to_owned()),
+            ..Lines::default()
+        };
+        if asked.mux().is_some() {
+            answer.features.push(KITE_MUX.to_owned());
+            answer.window_kb = Some(RECV_WINDOW_KB);
+            answer.frame = Some(BUFFER_PAYLOAD as u32);
+        }
+        answer.features.push(ADD_KITES.to_owned());
+        self.shared.judge.capabilities(&mut answer);
+        self.judge(&asked.services, asked.replace.as_deref(), &mut answer);
+        let mut out = BytesMut::new();
+        put_answer(&mut out, &answer);
+        send(conn, &out).await?;
+        if !answer.ok.is_empty() {
+            return Ok(true);
+        }
+        // Without AddKites the backend dials again with its proof (§3.5).
+        if answer.sign_this.is_empty() || !asked.has_feature(ADD_KITES) {
+            return Ok(false);
+        }
+        let services = next_services(conn, buf).await?;
+        let mut verdict = Lines {
+            session_id: Some(self.session.to_owned()),
+            ..Lines::default()
+        };
+        self.judge(&services, asked.replace.as_deref(), &mut verdict);
+        out.clear();
+        put_kites(&mut out, &verdict);
+        send(conn, &out).await?;
+        Ok(!verdict.ok.is_empty())
+    }
+
+    /// Judges service lines; what is proven is reserved. The decisions are added to `verdict`.
+    fn judge(&self, services: &[ServiceLine], replace: Option<&str>, verdict: &mut Lines) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        for line in services {
+            let id = line.kite_id();
+            match self.shared.judge.judge(line, now) {
+                Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
+                Judgement::Proven(terms) => {
+                    match self
+                        .shared
+                        .registry
+                        .claim(&id, terms, self.claimant(), replace)
+                    {
+                        Claim::Granted | Claim::Held => verdict.ok.push(id),
+                        Claim::Duplicate => self.refuse(id, "another tunnel flies it", |id| {
+                            verdict.duplicate.push(id)
+                        }),
+                    }
+                }
+                Judgement::Refused(why) => {
+                    self.refuse(id, why, |id| {
+                        verdict.invalid.push((id, Some(why.to_owned())))
+                    });
+                }
+            }
+        }
+    }
+
+    fn claimant(&self) -> Claimant<'_> {
+        Claimant {
+            session: self.session,
+            peer: self.peer,
+        }
+    }
+
+    fn refuse(&self, id: KiteId, why: &str, push: impl FnOnce(KiteId)) {
+        tracing::warn!(
+            "kite refused: {}:{} from {}: {why}",
+            id.proto,
+            id.name,
+            self.peer
+        );
+        push(id);
+    }
+
+    /// The tunnel's life, from the verdict to the end.
+    async fn fly(&self, conn: BoxConn, read_ahead: BytesMut, mux: Option<MuxParams>) {
+        let tunnel = Tunnel::start(conn, read_ahead, settings(mux), self.shared.pool.clone());
+        self.shared.registry.activate(self.session, &tunnel);
+        let kind = if mux.is_some() {
+            "a kite"
+        } else {
+            "an older backend"
+        };
+        tracing::info!("tunnel from {} ({kind})", self.peer);
+        let mut flying = self.announce(&[]);
+        // A backend may ask for more kites at any time (§3.8).
+        while let Some(lines) = tunnel.next_kites().await {
+            if lines.services.is_empty() {
+                continue;
+            }
+            let mut verdict = Lines {
+                session_id: Some(self.session.to_owned()),
+                ..Lines::default()
+            };
+            self.judge(&lines.services, None, &mut verdict);
+            self.shared.registry.activate(self.session, &tunnel);
+            let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
+            if verdict.ok.is_empty() && refused {
+                // pagekite.py closes the whole tunnel on a verdict without any OK.
+                verdict.ok.extend(lines.services.first().and_then(|line| {
+                    let (proto, name) = flying.first().cloned()?;
+                    Some(KiteId {
+                        proto,
+                        name,
+                        bsalt: line.bsalt.clone(),
+                    })
+                }));
+            }
+            tunnel.send_kites(verdict);
+            flying = self.announce(&flying);
+        }
+        tracing::info!("tunnel from {} ended: {}", self.peer, tunnel.ended().await);
+    }
+
+    /// Logs kites that were not `before`; returns all.
+    fn announce(&self, before: &[(String, String)]) -> Vec<(String, String)> {
+        let now = self.shared.registry.of_session(self.session);
+        for (proto, name) in now.iter().filter(|kite| !before.contains(kite)) {
+            tracing::info!("kite up: {proto}:{name}");
+        }
+        now
+    }
+}
+
+/// What goes wrong before the verdict.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("it closed the connection")]
+    Closed,
+    #[error("{}", .0.kind())]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] crate::wire::FrameError),
+}
+
+async fn send(conn: &mut BoxConn, bytes: &[u8]) -> Result<(), Trouble> {
+    conn.write_all(bytes).await?;
+    conn.flush().await?;
+    Ok(())
+}
+
+/// Reads frames until one has service lines; from a stranger nothing else counts.
+async fn next_services(
+    conn: &mut BoxConn,
+    buf: &mut BytesMut,
+) -> Result<Vec<ServiceLine>, Trouble> {
+    let mut decoder = Decoder::new(Limits::UNPROVEN);
+    loop {
+        while let Some(frame) = decoder.decode(buf)? {
+            if let Frame::Control(control) = frame
+                && let Some(lines) = control.kites
+                && !lines.services.is_empty()
+            {
+                return Ok(lines.services);
+            }
+        }
+        buf.reserve(READ);
+        if conn.read_buf(buf).await? == 0 {
+            return Err(Trouble::Closed);
+        }
+    }
+}
+
+fn settings(mux: Option<MuxParams>) -> Settings {
+    Settings {
+        side: Side::Frontend,
+        kite: mux.is_some(),
+        max_payload: mux.map_or(LEGACY_PAYLOAD, |m| BUFFER_PAYLOAD.min(m.frame as usize)),
+        send_window: mux.map_or(LEGACY_WINDOW, |m| u64::from(m.window_kb) * 1024),
+        recv_window: u64::from(RECV_WINDOW_KB) * 1024,
+        max_streams: MAX_STREAMS,
+        liveness: Liveness::DEFAULT,
+    }
+}

@@ -1,0 +1,32 @@
+//! kite gives a Tahoe-LAFS storage node behind NAT a public name without telling
+//! anyone its address: a PageKite-compatible reverse tunnel that dials its frontends
+//! through an embedded Tor client.
+//!
+//! The rooms, and what each never knows (`docs/architecture.md` has the whole picture):
+//!
+//! * [`wire`] and [`sniff`]: bytes in, decisions out; no sockets, clocks or tasks.
+//! * [`tunnel`]: many streams in one connection; not who dialled it.
+//! * [`dial`]: every way out of the process. [`listen`]: every way in.
+//! * [`tor`], [`tls`]: Arti on a guarded runtime; trust in frontends.
+//! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
+//! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod dial;
+pub mod frontend;
+pub mod kite;
+pub mod listen;
+pub mod observe;
+pub mod random;
+pub mod refusal;
+pub mod run;
+pub mod shutdown;
+pub mod sniff;
+pub mod tls;
+pub mod tor;
+pub mod tunnel;
+pub mod wire;

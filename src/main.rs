@@ -1,0 +1,88 @@
+//! `kite`: from arguments to a role, and from errors to exit codes.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kite::cli::{Cli, Command};
+use kite::config::{BackendConfig, ConfigError, FrontendConfig};
+use kite::observe::{log, progress};
+use kite::{demo, run, shutdown};
+
+/// Wrong usage or configuration.
+const USAGE: u8 = 2;
+/// Failure at run time.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let usual = if matches!(cli.command, Command::Demo(_)) {
+        "warn"
+    } else {
+        "info"
+    };
+    if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual)) {
+        return fail(USAGE, &problem);
+    }
+    // Arti and rustls need to be told whose cryptography to use before anything else.
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        return fail(FAILED, "a cryptography provider was installed twice");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &format!("cannot start the runtime: {e}")),
+    };
+    let code = runtime.block_on(dispatch(cli.command));
+    // What is still running in the background is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(command: Command) -> ExitCode {
+    let (trigger, order) = shutdown::channel();
+    if let Err(e) = shutdown::on_signals(trigger, || std::process::exit(FAILED.into())) {
+        return fail(FAILED, &format!("cannot listen for signals: {e}"));
+    }
+    let outcome = match command {
+        Command::Frontend(args) => match FrontendConfig::load(&args) {
+            Ok(config) => run::frontend(config, order).await,
+            Err(e) => return wrong(&e),
+        },
+        Command::Backend(args) => match BackendConfig::load(&args) {
+            Ok(config) => {
+                let mut display = progress::Display::new();
+                run::backend(config, move |p| display.show(p), order).await
+            }
+            Err(e) => return wrong(&e),
+        },
+        Command::Demo(args) => {
+            let mut out = std::io::stdout();
+            return match demo::run(&args, &mut out, order).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => fail(FAILED, &e.to_string()),
+            };
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(
+            if e.is_configuration() { USAGE } else { FAILED },
+            &e.to_string(),
+        ),
+    }
+}
+
+fn wrong(error: &ConfigError) -> ExitCode {
+    fail(USAGE, &error.to_string())
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    eprintln!("kite: {message}");
+    ExitCode::from(code)
+}

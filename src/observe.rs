@@ -1,0 +1,4 @@
+//! What people and programs see of a running kite.
+
+pub mod log;
+pub mod progress;

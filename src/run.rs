@@ -1,0 +1,129 @@
+//! From a validated configuration to a running role. Here the way out is chosen,
+//! once, before anything is dialled.
+
+use std::sync::Arc;
+
+use crate::backend::probe::{self, Seen};
+use crate::backend::{self};
+use crate::config::{BackendConfig, FrontendConfig};
+use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, TorDialer};
+use crate::frontend::{Frontend, FrontendError};
+use crate::kite::Protocol;
+use crate::shutdown::Shutdown;
+use crate::tls::{FileError, TlsClient};
+use crate::tor::{self, Progress, TorError, TorSettings};
+
+/// Why a role ended otherwise than as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The frontend could not start.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
+    /// It is not clear how to go out.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// A certificate or key file is of no use.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The embedded Tor could not start.
+    #[error("{}; {}", .0, .0.hint())]
+    Tor(#[from] TorError),
+    /// An origin that must not become public.
+    #[error(
+        "{kite}: the origin {origin} is a web server, not a foolscap port. Tahoe's web interface must never be \
+         public: its URLs are the keys to the files. Give the port from tub.port in tahoe.cfg"
+    )]
+    WebOrigin {
+        /// The kite.
+        kite: String,
+        /// The address.
+        origin: String,
+    },
+}
+
+impl RunError {
+    /// True if the configuration is to be mended, false if the world is.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Frontend(FrontendError::Bind { .. }) => false,
+            Self::Frontend(_) | Self::Egress(_) | Self::File(_) | Self::WebOrigin { .. } => true,
+            Self::Tor(e) => matches!(e, TorError::Unreadable { .. } | TorError::Config { .. }),
+        }
+    }
+}
+
+/// Runs a frontend until `shutdown`.
+pub async fn frontend(config: FrontendConfig, shutdown: Shutdown) -> Result<(), RunError> {
+    Frontend::new(config)?.run(shutdown).await;
+    Ok(())
+}
+
+/// Runs a backend until `shutdown`. `progress` hears of Tor's start.
+pub async fn backend(
+    config: BackendConfig,
+    mut progress: impl FnMut(&Progress) + Send,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let settings = TorSettings {
+        state_dir: config.state_dir.clone(),
+        config: config.tor.config.clone(),
+        long_lived_ports: config.frontends.iter().map(|f| f.address.port()).collect(),
+    };
+    let egress = Egress::decide(EgressArgs {
+        via_tor: config.tor.enabled,
+        tor: settings,
+    })?;
+    let tls = TlsClient::new(config.ca_file.as_deref())?;
+    check_origins(&config).await?;
+    let dialer: Arc<dyn Dialer> = match egress {
+        Egress::Direct(allowed) => {
+            tracing::info!("Tor is off: frontends see this machine's address; --via-tor hides it");
+            Arc::new(DirectDialer::new(allowed, tls))
+        }
+        Egress::Tor(settings) => {
+            let client = Arc::new(tor::Client::start(settings)?);
+            tokio::select! {
+                started = client.bootstrap(|p| progress(&p)) => started?,
+                () = shutdown.requested() => return Ok(()),
+            }
+            tracing::info!("Tor ready");
+            Arc::new(TorDialer::new(client, tls))
+        }
+    };
+    backend::run(config.frontends, config.services, dialer, shutdown).await;
+    Ok(())
+}
+
+/// Looks at each origin once. One that is down may come up later; one that is a web
+/// server behind a foolscap kite is a mistake that must not fly.
+async fn check_origins(config: &BackendConfig) -> Result<(), RunError> {
+    for service in &config.services {
+        if service.protocol.is_plaintext() {
+            tracing::warn!(
+                "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
+                service.protocol,
+                service.name
+            );
+        }
+        if service.protocol != Protocol::Foolscap {
+            continue;
+        }
+        let (name, origin) = (&service.name, &service.origin);
+        match probe::look(origin, name).await {
+            Seen::Foolscap => tracing::info!("{name}: the origin {origin} speaks foolscap"),
+            Seen::Web => {
+                return Err(RunError::WebOrigin {
+                    kite: name.to_string(),
+                    origin: origin.to_string(),
+                });
+            }
+            Seen::Unknown => tracing::warn!(
+                "{name}: the origin {origin} does not answer as a foolscap port does"
+            ),
+            Seen::Down(e) => {
+                tracing::warn!("{name}: {e}; {}; visitors are refused until then", e.hint())
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,712 @@
+//! The embedded Tor client: its configuration, its start, its streams.
+//!
+//! Arti runs on the guarded runtime of [`runtime`], whose every socket passes
+//! [`relays`]. Everything that leaves does so through [`Client::connect`] or
+//! through an [`onion`] service.
+//!
+//! Arti has one habit that no caller can change: when the signed directory says that
+//! its protocol is obsolete, it prints a message and ends the process.
+
+pub mod onion;
+pub mod relays;
+pub mod runtime;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arti_client::config::{CfgPath, TorClientConfigBuilder};
+use arti_client::{
+    BootstrapBehavior, DataStream, ErrorKind, HasKind, IsolationToken, StreamPrefs, TorClient,
+    TorClientConfig,
+};
+use futures::StreamExt;
+use rand::Rng;
+use serde::Deserialize;
+use tokio::time::sleep;
+use tor_dircommon::fallback::FallbackList;
+use tor_guardmgr::GuardMgrConfig;
+use tor_guardmgr::bridge::BridgeConfig;
+use tor_linkspec::{ChannelMethod, HasAddrs, HasChanMethod};
+use tor_netdir::Timeliness;
+
+pub use self::onion::OnionService;
+pub use self::relays::Peer;
+use self::relays::{Bridges, Rules};
+pub use self::runtime::{DialReport, Refusal};
+use self::runtime::{Gate, Guarded, Ledger};
+
+/// First wait after a failed bootstrap. Arti has tried many relays by then.
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+
+/// Longest wait between two attempts to bootstrap.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Largest configuration file that is read, in bytes. A thousand bridge lines fit.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Arti's own long-lived ports (`tor-circmgr` 0.47, `long_lived_ports_default`), to which ours are added.
+const ARTI_LONG_LIVED: [u16; 12] = [
+    21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300,
+];
+
+/// What kite needs to know to start Tor.
+#[derive(Clone, Debug, Default)]
+pub struct TorSettings {
+    /// kite's state directory. Arti's goes to `tor/` below it, readable by its owner alone.
+    pub state_dir: PathBuf,
+    /// A file with settings of Arti's own, laid over kite's: bridges, `address_filter`,
+    /// `path_rules`, … even other directories.
+    pub config: Option<PathBuf>,
+    /// The port of every frontend. Arti builds circuits for such ports from stable relays;
+    /// its own list holds neither 80 nor 443, and a tunnel lives for days.
+    pub long_lived_ports: Vec<u16>,
+}
+
+/// Why Tor cannot be started. Trouble on the network is no such reason: that is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum TorError {
+    /// The file is not there, or not readable.
+    #[error("Tor's configuration {}: {source}", path.display())]
+    Unreadable {
+        /// The configuration file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The file says something that we, or Arti, cannot follow.
+    #[error("Tor's configuration {}: {reason}", path.display())]
+    Config {
+        /// The configuration file, or "built-in defaults".
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another process, most likely another kite, has locked the state directory.
+    #[error("Tor's state directory is in use by another process")]
+    InUse,
+    /// Others could read or change Arti's files, or those above them.
+    #[error("Tor's state directory is not safe: {reason}")]
+    Permissions {
+        /// Arti's words, which name the file and the bits.
+        reason: String,
+    },
+    /// Arti cannot work on this machine.
+    #[error("Tor cannot start: {reason}")]
+    Local {
+        /// Arti's words.
+        reason: String,
+    },
+    /// A tool must run before this one: [`Client::bootstrap`].
+    #[error("Tor is not ready yet")]
+    NotBootstrapped,
+    /// The onion service cannot be offered.
+    #[error("the onion service '{nickname}' cannot start: {reason}")]
+    Onion {
+        /// Its name among the services of this state directory.
+        nickname: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl TorError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "check the path and its permissions",
+            Self::Config { .. } => {
+                "see Arti's documentation of its configuration file; kite reads the sections of the client library only"
+            }
+            Self::InUse => "stop the other kite, or give each its own state_dir",
+            Self::Permissions { .. } => {
+                "make the directory private (chmod 700), and let only its owner write to those above it"
+            }
+            Self::Local { .. } => "check the state directory's disk, permissions and free space",
+            Self::NotBootstrapped => "wait for Tor to start",
+            Self::Onion { .. } => "check the nickname, and the permissions of the state directory",
+        }
+    }
+
+    /// What an error of Arti's means when something is being started.
+    fn sort(error: &arti_client::Error) -> Self {
+        match error.kind() {
+            ErrorKind::LocalResourceAlreadyInUse => Self::InUse,
+            ErrorKind::FsPermissions => Self::Permissions {
+                reason: chain(error),
+            },
+            ErrorKind::BootstrapRequired => Self::NotBootstrapped,
+            _ => Self::Local {
+                reason: chain(error),
+            },
+        }
+    }
+}
+
+/// Errors that waiting does not mend. The rest is the network's, and is tried again.
+fn is_local(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::LocalResourceAlreadyInUse
+            | ErrorKind::FsPermissions
+            | ErrorKind::PersistentStateAccessFailed
+            | ErrorKind::PersistentStateCorrupted
+            | ErrorKind::CacheAccessFailed
+            | ErrorKind::CacheCorrupted
+            | ErrorKind::KeystoreAccessFailed
+            | ErrorKind::KeystoreCorrupted
+            | ErrorKind::InvalidConfig
+            | ErrorKind::NoHomeDirectory
+            | ErrorKind::FeatureDisabled
+            | ErrorKind::SoftwareDeprecated
+            | ErrorKind::BadApiUsage
+            | ErrorKind::Internal
+    )
+}
+
+/// An error with its causes. Only for local trouble: Arti scrubs addresses, but need not be tested.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// How far Tor is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// From 0.0, just started, to 1.0, ready.
+    pub fraction: f32,
+    /// Streams can be opened now. It can become false again.
+    pub ready: bool,
+    /// One sentence for a person. Holds no address.
+    pub text: String,
+    /// Why it does not go on, if Arti knows. Its best guess: say so when showing it.
+    pub blocked: Option<String>,
+}
+
+impl From<&arti_client::status::BootstrapStatus> for Progress {
+    fn from(status: &arti_client::status::BootstrapStatus) -> Self {
+        Self {
+            fraction: status.as_frac(),
+            ready: status.ready_for_traffic(),
+            text: status.to_string(),
+            blocked: status.blocked().map(|b| b.to_string()),
+        }
+    }
+}
+
+/// The embedded Tor client. One for each process and state directory.
+pub struct Client {
+    inner: Arc<TorClient<Guarded>>,
+    ledger: Ledger,
+}
+
+impl Client {
+    /// Makes a client that has dialled nothing yet; [`Client::bootstrap`] comes next.
+    ///
+    /// Must be called inside a Tokio runtime, after a rustls provider has been installed
+    /// for the process (see [`crate::tls`]).
+    pub fn start(settings: TorSettings) -> Result<Self, TorError> {
+        // Arti panics on either; an error is kinder.
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            return Err(TorError::Local {
+                reason: "no rustls cryptography provider is installed".to_owned(),
+            });
+        }
+        let (config, rules) = configure(&settings)?;
+        let (runtime, gate, ledger) = runtime::guarded(rules).map_err(|e| TorError::Local {
+            reason: e.to_string(),
+        })?;
+        let inner = TorClient::with_runtime(runtime)
+            .config(config)
+            .bootstrap_behavior(BootstrapBehavior::Manual)
+            .create_unbootstrapped()
+            .map_err(|e| TorError::sort(&e))?;
+        follow(&gate, &inner);
+        Ok(Self { inner, ledger })
+    }
+
+    /// Brings Tor up, telling `progress` about each step.
+    ///
+    /// Goes on for as long as it takes: with the network down, a censor in between, or a clock
+    /// that is wrong, it keeps trying, at most a minute apart, and says in
+    /// [`Progress::blocked`] what Arti thinks is the matter. Returns early only for
+    /// errors on this machine. May be called again, and cancelled by dropping.
+    pub async fn bootstrap(
+        &self,
+        mut progress: impl FnMut(Progress) + Send,
+    ) -> Result<(), TorError> {
+        let mut events = self.inner.bootstrap_events();
+        let mut wait = RETRY_FIRST;
+        loop {
+            let outcome = {
+                let attempt = self.inner.bootstrap();
+                tokio::pin!(attempt);
+                loop {
+                    tokio::select! {
+                        outcome = &mut attempt => break outcome,
+                        Some(status) = events.next() => progress(Progress::from(&status)),
+                    }
+                }
+            };
+            let Err(error) = outcome else {
+                progress(self.progress());
+                return Ok(());
+            };
+            if is_local(error.kind()) {
+                return Err(TorError::sort(&error));
+            }
+            // The kind's text, not the error's: that one may name relays.
+            let reason = error.kind().to_string();
+            tracing::warn!(
+                "Tor could not start ({reason}); trying again in {} s",
+                wait.as_secs()
+            );
+            let mut now = self.progress();
+            now.blocked.get_or_insert(reason);
+            progress(now);
+            sleep(wait.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Opens a stream to a host, given as text and looked up by the exit relay, or to an onion service.
+    ///
+    /// It shares a circuit only with streams of the same isolation token. Bounded by Arti's own
+    /// time-outs alone, so put one around it.
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        isolation: IsolationToken,
+    ) -> Result<DataStream, arti_client::Error> {
+        let mut prefs = StreamPrefs::new();
+        prefs.set_isolation(isolation);
+        self.inner.connect_with_prefs((host, port), &prefs).await
+    }
+
+    /// True if a stream can be opened now, as far as Arti knows.
+    pub fn ready(&self) -> bool {
+        self.inner.bootstrap_status().ready_for_traffic()
+    }
+
+    /// How far Tor is, now.
+    pub fn progress(&self) -> Progress {
+        Progress::from(&self.inner.bootstrap_status())
+    }
+
+    /// What Arti has dialled so far.
+    pub fn dialled(&self) -> DialReport {
+        self.ledger.report()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+/// Shows the gate the client's directory, without keeping the client alive.
+fn follow(gate: &Gate, client: &Arc<TorClient<Guarded>>) {
+    let client: Weak<TorClient<Guarded>> = Arc::downgrade(client);
+    gate.follow(Box::new(move || {
+        let directory = client.upgrade()?.dirmgr().ok()?;
+        // However old: an expired directory still says which addresses are relays.
+        directory.netdir(Timeliness::Unchecked).ok()
+    }));
+}
+
+/// Kite's defaults, the user's file over them, and what follows from both for the gate.
+fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules), TorError> {
+    let path = settings
+        .config
+        .clone()
+        .unwrap_or_else(|| "built-in defaults".into());
+    let bad = |reason: String| TorError::Config {
+        path: path.clone(),
+        reason,
+    };
+    let table = match &settings.config {
+        Some(file) => read_config(file)?,
+        None => toml::Table::new(),
+    };
+    let user =
+        User::deserialize(toml::Value::Table(table.clone())).map_err(|e| bad(e.to_string()))?;
+
+    let mut unknown = BTreeSet::new();
+    let mut builder: TorClientConfigBuilder =
+        serde_ignored::deserialize(toml::Value::Table(table), |key| {
+            unknown.insert(key.to_string());
+        })
+        .map_err(|e| bad(e.to_string()))?;
+    if !unknown.is_empty() {
+        // A bridge section with a typing error must not mean no bridges.
+        let keys = unknown.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(bad(format!("unknown keys: {keys}")));
+    }
+    let base = settings.state_dir.join("tor");
+    if user.storage.state_dir.is_none() {
+        builder
+            .storage()
+            .state_dir(CfgPath::new_literal(base.join("state")));
+    }
+    if user.storage.cache_dir.is_none() {
+        builder
+            .storage()
+            .cache_dir(CfgPath::new_literal(base.join("cache")));
+    }
+    let long_lived = user
+        .path_rules
+        .long_lived_ports
+        .clone()
+        .unwrap_or_else(|| ARTI_LONG_LIVED.to_vec());
+    let long_lived: BTreeSet<u16> = long_lived
+        .into_iter()
+        .chain(settings.long_lived_ports.iter().copied())
+        .collect();
+    builder
+        .path_rules()
+        .set_long_lived_ports(long_lived.into_iter().collect());
+    let config = builder.build().map_err(|e| bad(e.to_string()))?;
+
+    let state_dir = match &user.storage.state_dir {
+        Some(dir) => dir.path(config.as_ref()).map_err(|e| bad(e.to_string()))?,
+        None => base.join("state"),
+    };
+    let rules = rules(&config, &user, &state_dir).map_err(bad)?;
+    Ok((config, rules))
+}
+
+fn read_config(path: &Path) -> Result<toml::Table, TorError> {
+    let unreadable = |source| TorError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut text = String::new();
+    let size = file
+        .take(MAX_CONFIG + 1)
+        .read_to_string(&mut text)
+        .map_err(unreadable)?;
+    let bad = |reason: String| TorError::Config {
+        path: path.to_owned(),
+        reason,
+    };
+    if size as u64 > MAX_CONFIG {
+        return Err(bad("it is too large".to_owned()));
+    }
+    text.parse()
+        .map_err(|e: toml::de::Error| bad(e.to_string()))
+}
+
+/// The few of Arti's settings that we must see ourselves, since its built configuration does not show them.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct User {
+    storage: UserStorage,
+    path_rules: UserPathRules,
+    bridges: UserBridges,
+    channel: UserChannel,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserStorage {
+    state_dir: Option<CfgPath>,
+    cache_dir: Option<CfgPath>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserPathRules {
+    long_lived_ports: Option<Vec<u16>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserBridges {
+    transports: Vec<UserTransport>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserTransport {
+    path: Option<CfgPath>,
+    proxy_addr: Option<SocketAddr>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct UserChannel {
+    outbound_proxy: Option<String>,
+}
+
+/// What the gate lets through under this configuration.
+fn rules(config: &TorClientConfig, user: &User, state_dir: &Path) -> Result<Rules, String> {
+    let fallbacks: &FallbackList = config.as_ref();
+    let fallbacks = fallbacks
+        .iter()
+        .flat_map(|f| f.addrs().collect::<Vec<_>>())
+        .collect();
+    let guards = relays::guards_of_earlier_runs(state_dir);
+    let proxy = match user.channel.outbound_proxy.as_deref() {
+        None | Some("") => None,
+        Some(url) => Some(
+            proxy_address(url).ok_or("channel.outbound_proxy needs an IP address and a port")?,
+        ),
+    };
+    let bridges = if config.bridges_enabled() {
+        Some(bridges(config, user)?)
+    } else {
+        None
+    };
+    Ok(Rules {
+        fallbacks,
+        guards,
+        bridges,
+        proxy,
+    })
+}
+
+fn bridges(config: &TorClientConfig, user: &User) -> Result<Bridges, String> {
+    let all: &[BridgeConfig] = config.as_ref();
+    let direct = all
+        .iter()
+        .filter(|bridge| matches!(bridge.chan_method(), ChannelMethod::Direct(_)))
+        .flat_map(|bridge| bridge.addrs().collect::<Vec<_>>())
+        .collect();
+    let transports = &user.bridges.transports;
+    let ports = transports
+        .iter()
+        .filter_map(|t| t.proxy_addr)
+        .collect::<Vec<_>>();
+    if ports.iter().any(|port| !port.ip().is_loopback()) {
+        return Err("bridges.transports: proxy_addr must be a loopback address, or Tor's traffic could be seen".to_owned());
+    }
+    let managed = transports.iter().any(|t| t.path.is_some());
+    Ok(Bridges {
+        direct,
+        transports: ports.into_iter().collect(),
+        managed,
+    })
+}
+
+/// The address in `socks5://user:password@192.0.2.1:1080`. Arti's parser has been over it already.
+fn proxy_address(url: &str) -> Option<SocketAddr> {
+    let authority = url.split_once("://")?.1.trim_end_matches('/');
+    let place = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, place)| place);
+    place.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(dir: &tempfile::TempDir, text: Option<&str>) -> TorSettings {
+        let config = text.map(|text| {
+            let path = dir.path().join("arti.toml");
+            std::fs::write(&path, text).expect("write");
+            path
+        });
+        TorSettings {
+            state_dir: dir.path().join("kite"),
+            config,
+            long_lived_ports: vec![443, 8443],
+        }
+    }
+
+    fn configured(text: &str) -> Result<(TorClientConfig, Rules), TorError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        configure(&settings(&dir, Some(text)))
+    }
+
+    fn refused(text: &str) -> String {
+        match configured(text) {
+            Ok(_) => panic!("accepted: {text}"),
+            Err(e) => {
+                assert!(e.to_string().contains("arti.toml"), "names the file: {e}");
+                e.to_string()
+            }
+        }
+    }
+
+    const OBFS4: &str = "obfs4 192.0.2.55:38114 316E643333645F6D79216558614D3931657A5F5F \
+        cert=YXJlIGZyZXF1ZW50bHkgZnVsbCBvZiBsaXR0bGUgbWVzc2FnZXMgeW91IGNhbiBmaW5kLg iat-mode=0";
+
+    #[test]
+    fn defaults_know_the_public_network_and_the_frontends_ports() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (config, rules) = configure(&settings(&dir, None)).expect("defaults");
+        assert!(rules.fallbacks.len() > 100);
+        assert!(rules.bridges.is_none() && rules.proxy.is_none() && rules.guards.is_empty());
+        let ports = format!("{config:?}");
+        let ports = ports
+            .split("long_lived_ports: {")
+            .nth(1)
+            .and_then(|t| t.split('}').next())
+            .expect("ports");
+        let ports: BTreeSet<u16> = ports
+            .split(", ")
+            .map(|p| p.parse().expect("port"))
+            .collect();
+        assert_eq!(
+            ports,
+            ARTI_LONG_LIVED.into_iter().chain([443, 8443]).collect()
+        );
+        let plain = TorClientConfigBuilder::default()
+            .build()
+            .expect("Arti's defaults");
+        let plain = format!("{plain:?}");
+        for port in ARTI_LONG_LIVED {
+            assert!(
+                plain.contains(&port.to_string()),
+                "ARTI_LONG_LIVED has drifted: {port}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_file_is_laid_over_the_defaults() {
+        let (config, _) = configured(
+            "[path_rules]\nlong_lived_ports = [80]\n[storage]\nstate_dir = \"/elsewhere\"\n",
+        )
+        .expect("a good file");
+        let text = format!("{config:?}");
+        assert!(
+            text.contains("/elsewhere") && text.contains("kite/tor/cache"),
+            "{text}"
+        );
+        let ports = text
+            .split("long_lived_ports: {")
+            .nth(1)
+            .and_then(|t| t.split('}').next())
+            .expect("ports");
+        let ports: BTreeSet<&str> = ports.split(", ").collect();
+        assert_eq!(ports, ["80", "443", "8443"].into());
+    }
+
+    #[test]
+    fn bridges_replace_everything_else() {
+        let (_, rules) = configured(
+            "[bridges]\nbridges = [\"192.0.2.56:443 0011223344556677889900112233445566778899\"]\n",
+        )
+        .expect("a good file");
+        let bridges = rules.bridges.expect("bridges");
+        assert_eq!(
+            bridges.direct,
+            ["192.0.2.56:443".parse().expect("address")].into()
+        );
+        assert!(!bridges.managed && bridges.transports.is_empty());
+
+        let (_, rules) = configured(&format!(
+            "[bridges]\nbridges = [\"{OBFS4}\"]\n[[bridges.transports]]\nprotocols = [\"obfs4\"]\npath = \"/usr/bin/obfs4proxy\"\n"
+        ))
+        .expect("a good file");
+        let bridges = rules.bridges.expect("bridges");
+        assert!(
+            bridges.managed && bridges.direct.is_empty(),
+            "the transport dials the bridge, Arti does not"
+        );
+
+        let (_, rules) = configured("[bridges]\nenabled = false\nbridges = [\"192.0.2.56:443 0011223344556677889900112233445566778899\"]\n")
+            .expect("a good file");
+        assert!(rules.bridges.is_none());
+    }
+
+    #[test]
+    fn transports_elsewhere_are_refused() {
+        let file = |port: &str| {
+            format!(
+                "[bridges]\nbridges = [\"{OBFS4}\"]\n[[bridges.transports]]\nprotocols = [\"obfs4\"]\nproxy_addr = \"{port}\"\n"
+            )
+        };
+        let (_, rules) = configured(&file("127.0.0.1:4000")).expect("a good file");
+        assert_eq!(
+            rules.bridges.expect("bridges").transports,
+            ["127.0.0.1:4000".parse().expect("address")].into()
+        );
+        assert!(refused(&file("192.0.2.1:4000")).contains("loopback"));
+    }
+
+    #[test]
+    fn a_proxy_is_found_in_its_url() {
+        for url in [
+            "socks5://192.0.2.1:1080",
+            "socks5://u:p@192.0.2.1:1080",
+            "http://192.0.2.1:1080/",
+        ] {
+            assert_eq!(
+                proxy_address(url),
+                Some("192.0.2.1:1080".parse().expect("address")),
+                "{url}"
+            );
+        }
+        let (_, rules) = configured("[channel]\noutbound_proxy = \"socks5://192.0.2.1:1080\"\n")
+            .expect("a good file");
+        assert_eq!(
+            rules.proxy,
+            Some("192.0.2.1:1080".parse().expect("address"))
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(refused("[brigdes]\nbridges = []\n").contains("brigdes"));
+        assert!(
+            refused("[address_filter]\nallow_local_adrs = true\n").contains("allow_local_adrs")
+        );
+        assert!(refused("[storage\n").contains("line 1"));
+        assert!(refused("[path_rules]\nlong_lived_ports = \"x\"\n").contains("long_lived_ports"));
+        assert!(refused("[bridges]\nenabled = true\n").contains("bridges"));
+        let dir = tempfile::tempdir().expect("a directory");
+        let missing = TorSettings {
+            config: Some(dir.path().join("none.toml")),
+            ..settings(&dir, None)
+        };
+        assert!(
+            configure(&missing)
+                .expect_err("missing")
+                .to_string()
+                .contains("none.toml")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_starts_cold_and_dials_nothing() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a directory");
+        let settings = TorSettings {
+            state_dir: dir.path().to_owned(),
+            ..TorSettings::default()
+        };
+        let client = Client::start(settings).expect("a client");
+        assert!(!client.ready());
+        let progress = client.progress();
+        assert!(progress.fraction == 0.0 && progress.blocked.is_some());
+        let error = client
+            .connect("alice.example", 443, IsolationToken::new())
+            .await
+            .err()
+            .expect("an error");
+        assert_eq!(error.kind(), ErrorKind::BootstrapRequired);
+        assert!(matches!(
+            OnionService::launch(&client, "kite", 443).err(),
+            Some(TorError::NotBootstrapped)
+        ));
+        assert_eq!(client.dialled().to_string(), "0 dials; 0 refused");
+    }
+}

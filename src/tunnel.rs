@@ -1,0 +1,420 @@
+//! One tunnel: a connection that carries many streams, over anything that is
+//! [`AsyncRead`] and [`AsyncWrite`]. This room does not know who dialled it.
+//!
+//! ```text
+//!  TunnelStream ─┐                    ┌─ driver ── socket
+//!  TunnelStream ─┼── Mutex<Mux + wakers> ┤
+//!  Tunnel ───────┘   (sans-IO, mux.rs)   └─ timers
+//! ```
+//!
+//! The state machine stands behind one mutex that is never held across an await;
+//! handles lock it, change it, and wake the [`driver`]. Streams own no task and no
+//! channel of their own: an idle one costs its entry in the map and nothing else.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub mod buffer;
+pub mod driver;
+pub mod mux;
+pub mod splice;
+pub mod stream;
+
+use crate::wire::frame::Open;
+use crate::wire::{Lines, Sid};
+use buffer::{Chunk, Pool};
+use mux::{Capacity, Event, Mux, MuxError, OpenError, Read, Settings};
+
+/// Control frames with X-PageKite lines kept for whoever calls [`Tunnel::next_kites`].
+const MAX_KITES_WAITING: usize = 64;
+
+/// Why a tunnel ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Ended {
+    /// The peer closed the connection in order.
+    #[error("the peer closed the tunnel")]
+    ByPeer,
+    /// We closed it.
+    #[error("the tunnel was closed on our side: {0}")]
+    ByUs(&'static str),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Io(std::io::ErrorKind),
+    /// The peer broke the protocol, or fell silent.
+    #[error(transparent)]
+    Mux(#[from] MuxError),
+}
+
+/// A tunnel whose handshake is done: opens streams (frontend) or takes them (backend).
+///
+/// Clones are handles to the same tunnel. Its driver ends when the connection does,
+/// or when [`Tunnel::close`] is called; all its streams are aborted then.
+#[derive(Clone)]
+pub struct Tunnel(Arc<Shared>);
+
+/// What the handles and the driver share.
+struct Shared {
+    state: Mutex<State>,
+    pool: Pool,
+}
+
+struct State {
+    mux: Mux,
+    wakers: HashMap<Sid, Wakers>,
+    driver: Option<Waker>,
+    opened: VecDeque<(Sid, Box<Open>)>,
+    kites: VecDeque<Lines>,
+    waiting: Vec<Waker>,
+    closing: Option<&'static str>,
+    ended: Option<Ended>,
+}
+
+#[derive(Default)]
+struct Wakers {
+    read: Option<Waker>,
+    write: Option<Waker>,
+}
+
+/// A stream that the frontend has opened for a visitor.
+pub struct Incoming {
+    /// For whom it is.
+    pub open: Box<Open>,
+    /// Its bytes.
+    pub stream: TunnelStream,
+}
+
+impl Tunnel {
+    /// Starts the driver of a tunnel on `io`. `read_ahead` is what was read of the
+    /// connection beyond the handshake.
+    pub fn start<Io>(io: Io, read_ahead: bytes::BytesMut, settings: Settings, pool: Pool) -> Tunnel
+    where
+        Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                mux: Mux::new(settings, Instant::now()),
+                wakers: HashMap::new(),
+                driver: None,
+                opened: VecDeque::new(),
+                kites: VecDeque::new(),
+                waiting: Vec::new(),
+                closing: None,
+                ended: None,
+            }),
+            pool,
+        });
+        tokio::spawn(driver::drive(io, read_ahead, shared.clone()));
+        Tunnel(shared)
+    }
+
+    /// Opens a stream; `first` is the beginning of the visitor's bytes.
+    pub fn open(&self, open: Open, first: Bytes) -> Result<TunnelStream, OpenError> {
+        let mut state = self.0.lock();
+        if state.ended.is_some() || state.closing.is_some() {
+            return Err(OpenError::Closing);
+        }
+        let sid = state.mux.open(open, first)?;
+        state.wakers.insert(sid, Wakers::default());
+        state.wake_driver();
+        Ok(TunnelStream {
+            shared: self.0.clone(),
+            sid,
+        })
+    }
+
+    /// The next stream that the frontend opened; `None` once the tunnel has ended.
+    pub async fn accept(&self) -> Option<Incoming> {
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if let Some((sid, open)) = state.opened.pop_front() {
+                let stream = TunnelStream {
+                    shared: self.0.clone(),
+                    sid,
+                };
+                return Poll::Ready(Some(Incoming { open, stream }));
+            }
+            state.wait_for_end(cx).map(|_| None)
+        })
+        .await
+    }
+
+    /// The next X-PageKite lines that came in a control frame; `None` at the end.
+    pub async fn next_kites(&self) -> Option<Lines> {
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if let Some(lines) = state.kites.pop_front() {
+                return Poll::Ready(Some(lines));
+            }
+            state.wait_for_end(cx).map(|_| None)
+        })
+        .await
+    }
+
+    /// Sends X-PageKite lines in a control frame.
+    pub fn send_kites(&self, lines: Lines) {
+        let mut state = self.0.lock();
+        state.mux.send_kites(lines);
+        state.wake_driver();
+    }
+
+    /// Asks the peer for a sign of life now. A dead one is found out sooner.
+    pub fn ask(&self) {
+        let mut state = self.0.lock();
+        state.mux.ask();
+        state.wake_driver();
+    }
+
+    /// Closes the tunnel: what has been written is still sent, streams are aborted.
+    pub fn close(&self, why: &'static str) {
+        let mut state = self.0.lock();
+        state.closing.get_or_insert(why);
+        state.wake_driver();
+    }
+
+    /// Waits for the end of the tunnel.
+    pub async fn ended(&self) -> Ended {
+        std::future::poll_fn(|cx| self.0.lock().wait_for_end(cx)).await
+    }
+
+    /// True once the tunnel has ended or is being closed.
+    pub fn is_closed(&self) -> bool {
+        let state = self.0.lock();
+        state.ended.is_some() || state.closing.is_some()
+    }
+
+    /// Streams that are open now.
+    pub fn streams(&self) -> usize {
+        self.0.lock().mux.streams()
+    }
+
+    /// The last measured round trip.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.0.lock().mux.rtt()
+    }
+
+    /// See [`Mux::ping_unanswered`].
+    pub fn ping_unanswered(&self) -> bool {
+        self.0.lock().mux.ping_unanswered()
+    }
+
+    /// Two handles to one tunnel?
+    pub fn is_same(&self, other: &Tunnel) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent after every call; a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wake_driver(&mut self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_waiting(&mut self) {
+        self.waiting.drain(..).for_each(Waker::wake);
+    }
+
+    fn wait_for_end(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if let Some(ended) = &self.ended {
+            return Poll::Ready(ended.clone());
+        }
+        if !self.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+            self.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Passes on what the mux has to tell.
+    fn dispatch(&mut self) {
+        while let Some(event) = self.mux.next_event() {
+            match event {
+                Event::Opened(sid, open) => {
+                    self.wakers.insert(sid, Wakers::default());
+                    self.opened.push_back((sid, open));
+                    self.wake_waiting();
+                }
+                Event::Readable(sid) => wake(self.wakers.get_mut(&sid).map(|w| &mut w.read)),
+                Event::Writable(sid) => wake(self.wakers.get_mut(&sid).map(|w| &mut w.write)),
+                Event::Kites(lines) => {
+                    if self.kites.len() < MAX_KITES_WAITING {
+                        self.kites.push_back(*lines);
+                    }
+                    self.wake_waiting();
+                }
+            }
+        }
+    }
+
+    /// The connection is gone: everyone who waits is told.
+    fn end(&mut self, why: Ended) {
+        self.ended.get_or_insert(why);
+        self.driver = None;
+        // Streams that nobody has taken yet will not be.
+        for (sid, _) in std::mem::take(&mut self.opened) {
+            self.wakers.remove(&sid);
+        }
+        for wakers in self.wakers.values_mut() {
+            wake(Some(&mut wakers.read));
+            wake(Some(&mut wakers.write));
+        }
+        self.wake_waiting();
+    }
+}
+
+fn wake(slot: Option<&mut Option<Waker>>) {
+    if let Some(waker) = slot.and_then(Option::take) {
+        waker.wake();
+    }
+}
+
+/// One end of one stream. Dropping it before both halves have ended aborts it.
+pub struct TunnelStream {
+    shared: Arc<Shared>,
+    sid: Sid,
+}
+
+impl TunnelStream {
+    /// The stream's number, for log lines.
+    pub fn sid(&self) -> Sid {
+        self.sid
+    }
+
+    /// The pool whose buffers this stream's payload travels in.
+    pub fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    /// Takes what the peer has sent: at least one piece, and all that is there up to
+    /// `max` pieces. `Ready` with nothing added means that the half has ended as said.
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut VecDeque<Bytes>,
+        max: usize,
+    ) -> Poll<Result<Half, Aborted>> {
+        let mut state = self.shared.lock();
+        let before = into.len();
+        loop {
+            match state.mux.read(self.sid) {
+                Read::Data(data) => into.push_back(data),
+                _ if into.len() > before => return Poll::Ready(Ok(Half::Open)),
+                Read::Ended => return Poll::Ready(Ok(Half::Ended)),
+                Read::Aborted => return Poll::Ready(Err(Aborted)),
+                Read::Empty if state.ended.is_some() => return Poll::Ready(Err(Aborted)),
+                Read::Empty => {
+                    if let Some(wakers) = state.wakers.get_mut(&self.sid) {
+                        set(&mut wakers.read, cx);
+                    }
+                    return Poll::Pending;
+                }
+            }
+            if into.len() >= max {
+                return Poll::Ready(Ok(Half::Open));
+            }
+        }
+    }
+
+    /// The next bytes from the peer; `None` at the end of its half.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, Aborted> {
+        let mut one = VecDeque::new();
+        std::future::poll_fn(|cx| self.poll_read(cx, &mut one, 1)).await?;
+        Ok(one.pop_front())
+    }
+
+    /// `n` bytes of what was read have been passed on: the peer may send as many more.
+    pub fn consumed(&self, n: usize) {
+        let mut state = self.shared.lock();
+        let was_blocked = state.mux.is_blocked();
+        state.mux.consumed(self.sid, n);
+        if state.mux.has_output() || (was_blocked && !state.mux.is_blocked()) {
+            state.wake_driver();
+        }
+    }
+
+    /// How many bytes the peer takes now (more than zero), or `Ended` if it takes no more.
+    pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        let mut state = self.shared.lock();
+        if state.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        match state.mux.capacity(self.sid) {
+            Capacity::Closed => Poll::Ready(None),
+            Capacity::Bytes(0) => {
+                if let Some(wakers) = state.wakers.get_mut(&self.sid) {
+                    set(&mut wakers.write, cx);
+                }
+                Poll::Pending
+            }
+            Capacity::Bytes(n) => Poll::Ready(Some(n)),
+        }
+    }
+
+    /// Hands payload to the peer; at most what [`TunnelStream::poll_capacity`] said.
+    pub fn write(&self, chunk: Chunk) {
+        self.change(|mux, sid| mux.write(sid, chunk));
+    }
+
+    /// No more will be written: the peer sees our half end, after all that was written.
+    pub fn finish(&self) {
+        self.change(Mux::finish);
+    }
+
+    /// Ends both halves in order; what was written is still sent.
+    pub fn close(self) {
+        self.change(Mux::close);
+    }
+
+    /// Breaks the stream off: the peer sees an abort.
+    pub fn abort(self) {
+        self.change(Mux::abort);
+    }
+
+    fn change(&self, act: impl FnOnce(&mut Mux, Sid)) {
+        let mut state = self.shared.lock();
+        act(&mut state.mux, self.sid);
+        state.dispatch();
+        state.wake_driver();
+    }
+}
+
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.wakers.remove(&self.sid);
+        state.mux.release(self.sid);
+        state.wake_driver();
+    }
+}
+
+/// How a stream's receiving half stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// There may be more.
+    Open,
+    /// The peer has sent everything.
+    Ended,
+}
+
+/// The peer, or the tunnel, broke the stream off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the stream was broken off")]
+pub struct Aborted;
+
+fn set(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}

@@ -1,0 +1,205 @@
+//! The task that owns a tunnel's connection: it moves bytes between the socket and
+//! the [`Mux`](super::mux::Mux), and watches the clock for it.
+
+use std::future::Future;
+use std::io::IoSlice;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::Sleep;
+
+use super::buffer::{MAX_SLICES, Outgoing};
+use super::{Ended, Shared};
+
+/// Bytes asked of the socket at first; doubled up to [`READ_MAX`] while reads come full.
+const READ_MIN: usize = 16 * 1024;
+/// The most asked of the socket at once.
+const READ_MAX: usize = 256 * 1024;
+/// Rounds of writing and reading before other tasks get their turn.
+const ROUNDS: usize = 64;
+/// How long a closing tunnel may take to send what was written.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Drives the tunnel to its end.
+pub(super) async fn drive<Io>(io: Io, read_ahead: BytesMut, shared: Arc<Shared>)
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut driver = Driver {
+        io,
+        backlog: !read_ahead.is_empty(),
+        inbound: read_ahead,
+        read_size: READ_MIN,
+        out: Outgoing::default(),
+        flushed: true,
+        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        close_by: None,
+        shared: shared.clone(),
+    };
+    let why = std::future::poll_fn(|cx| driver.poll(cx)).await;
+    shared.lock().end(why);
+}
+
+struct Driver<Io> {
+    io: Io,
+    /// Read, and not yet taken by the mux.
+    inbound: BytesMut,
+    /// `inbound` may hold whole frames: the mux stopped early, or has not looked yet.
+    backlog: bool,
+    read_size: usize,
+    out: Outgoing,
+    flushed: bool,
+    timer: Pin<Box<Sleep>>,
+    close_by: Option<Instant>,
+    shared: Arc<Shared>,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        for _ in 0..ROUNDS {
+            let wrote = match self.poll_write(cx) {
+                Poll::Ready(Err(why)) => return Poll::Ready(why),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            let read = match self.poll_read(cx) {
+                Poll::Ready(Err(why)) => return Poll::Ready(why),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
+            if !wrote && !read {
+                match self.poll_timer(cx) {
+                    Poll::Ready(Err(why)) => return Poll::Ready(why),
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ready when bytes have moved; pending when there is nothing to do, or the socket is full.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let closing = {
+            let mut state = self.shared.lock();
+            state.driver = Some(cx.waker().clone());
+            if self.out.is_empty() {
+                state
+                    .mux
+                    .transmit(&mut self.out, &self.shared.pool, Instant::now());
+                state.dispatch();
+            }
+            state.closing
+        };
+        if !self.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = self.out.slices(&mut slices);
+            let slices = slices.get(..count).unwrap_or_default();
+            let n =
+                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices)).map_err(broke)?;
+            if n == 0 {
+                return Poll::Ready(Err(Ended::Io(std::io::ErrorKind::WriteZero)));
+            }
+            self.out.advance(n, &self.shared.pool);
+            self.flushed = false;
+            return Poll::Ready(Ok(()));
+        }
+        if !self.flushed {
+            // Some transports (a Tor stream, TLS) hold bytes back until told.
+            ready!(Pin::new(&mut self.io).poll_flush(cx)).map_err(broke)?;
+            self.flushed = true;
+        }
+        if let Some(why) = closing {
+            let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+            return Poll::Ready(Err(Ended::ByUs(why)));
+        }
+        Poll::Pending
+    }
+
+    /// Ready when frames may have come; pending when the socket has nothing for us,
+    /// or we want nothing of it.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        if self.backlog {
+            return self.receive();
+        }
+        if self.shared.lock().mux.is_blocked() {
+            return Poll::Pending;
+        }
+        self.inbound.reserve(self.read_size);
+        let read = pin!(self.io.read_buf(&mut self.inbound)).poll(cx);
+        match read {
+            Poll::Pending => {
+                // An idle tunnel holds no buffer.
+                if self.inbound.is_empty() {
+                    self.inbound = BytesMut::new();
+                    self.read_size = READ_MIN;
+                }
+                Poll::Pending
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(broke(e))),
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(Ended::ByPeer)),
+            Poll::Ready(Ok(n)) => {
+                if n >= self.read_size {
+                    self.read_size = (self.read_size * 2).min(READ_MAX);
+                }
+                self.receive()
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Poll<Result<(), Ended>> {
+        let mut state = self.shared.lock();
+        let before = self.inbound.len();
+        let received = state.mux.receive(&mut self.inbound, Instant::now());
+        state.dispatch();
+        received.map_err(Ended::Mux)?;
+        self.backlog = state.mux.is_blocked() && !self.inbound.is_empty();
+        if self.backlog && self.inbound.len() == before {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Ready when a deadline has passed and was dealt with.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let mut next = state.mux.next_timeout();
+        if let Some(why) = state.closing {
+            let close_by = *self.close_by.get_or_insert(now + CLOSE_PATIENCE);
+            if now >= close_by {
+                return Poll::Ready(Err(Ended::ByUs(why)));
+            }
+            next = next.min(close_by);
+        }
+        if now >= next {
+            state.mux.handle_timeout(now).map_err(Ended::Mux)?;
+            state.dispatch();
+            next = state.mux.next_timeout();
+            if state.mux.has_output() && self.out.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        drop(state);
+        if self.timer.deadline().into_std() != next {
+            self.timer.as_mut().reset(next.into());
+        }
+        match self.timer.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+fn broke(error: std::io::Error) -> Ended {
+    Ended::Io(error.kind())
+}

@@ -1,0 +1,486 @@
+//! The handshake: who may fly which kite through this connection (protocol page §3).
+//!
+//! The backend's side is a machine, [`BackendHandshake`]:
+//!
+//! ```text
+//!            Send(services, signed again)        verdict frame
+//!           ┌───────────────► in the tunnel ────────────────────┐   style A
+//!  request ─┤ answer                                            ├─► Done
+//!           ├──────── OK at once, or refused ───────────────────┤
+//!           └───────────────► by dialling again ────────────────┘   style B
+//!            Redial(request, signed again)       answer
+//! ```
+//!
+//! The frontend's side needs no machine: [`Request::parse`], [`ServiceLine::challenge`],
+//! [`check`], [`put_answer`] and [`super::frame::put_kites`].
+
+use std::fmt;
+
+use bytes::BytesMut;
+
+use super::chunk::Limits;
+use super::frame::{Control, Decoder, Frame, FrameError, put_kites};
+use super::sign;
+use crate::kite::{KiteName, Secret};
+
+pub use super::heads::{
+    FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
+};
+pub use super::lines::{ADD_KITES, KITE_MUX, KiteId, Lines, LinesError, MuxParams, ServiceLine};
+
+/// What a frontend thinks of a service line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Check {
+    /// It answers our challenge with the right secret.
+    Good,
+    /// It has no challenge yet: the first round. Its signature does not matter.
+    NeedsChallenge,
+    /// The challenge is not ours or too old: `unauthorized`.
+    StaleChallenge,
+    /// The secret is wrong: `signature`.
+    BadSignature,
+}
+
+/// Judges a service line: first its challenge, then its signature (protocol page §5.1).
+pub fn check(
+    line: &ServiceLine,
+    kite_secret: &[u8],
+    process_secret: &[u8],
+    now_unix: u64,
+) -> Check {
+    if line.fsalt.is_empty() {
+        return Check::NeedsChallenge;
+    }
+    // An undated one would be good for ever, and we never made one.
+    let ours = line.fsalt.starts_with('t')
+        && sign::verify(
+            process_secret,
+            &line.challenge_payload(),
+            &line.fsalt,
+            now_unix,
+        );
+    if !ours {
+        return Check::StaleChallenge;
+    }
+    if sign::verify(kite_secret, &line.payload(), &line.signature, now_unix) {
+        Check::Good
+    } else {
+        Check::BadSignature
+    }
+}
+
+/// A kite that the backend wants to fly.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The wire's word, perhaps with a port: `http`, `raw-22`.
+    pub proto: String,
+    /// Its name.
+    pub name: KiteName,
+    /// The secret it shares with the frontend.
+    pub secret: Secret,
+    /// 36 hex digits, fresh for every tunnel, so that tunnels cannot be linked
+    /// by it (protocol page §3.2). It stays the same over both rounds.
+    pub bsalt: String,
+}
+
+impl Wanted {
+    fn id(&self) -> KiteId {
+        let proto = self.proto.to_ascii_lowercase();
+        KiteId {
+            proto,
+            name: self.name.to_string(),
+            bsalt: self.bsalt.clone(),
+        }
+    }
+}
+
+/// How a backend asks.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The session that this tunnel replaces. Links the two tunnels.
+    pub replace: Option<String>,
+    /// Our window per stream, in KB; said only with `offer_mux`.
+    pub window_kb: u32,
+    /// The largest payload we want in one frame, in bytes; said only with `offer_mux`.
+    pub frame: u32,
+    /// Offer [`KITE_MUX`].
+    pub offer_mux: bool,
+}
+
+/// What to do now.
+#[derive(Debug)]
+#[must_use]
+pub enum Step {
+    /// Read more, then step again.
+    NeedMore,
+    /// Send this, then read on.
+    Send(BytesMut),
+    /// Close the connection, dial again, send this, and go on with the same
+    /// machine and an empty buffer (protocol page §3.5).
+    Redial(BytesMut),
+    /// The tunnel is up if anything flies. What is left in the buffer are frames.
+    Done(Box<Verdict>),
+}
+
+/// What became of the kites.
+///
+/// Not for logs as a whole: at an old frontend, who knows the session id can cut
+/// the tunnel (protocol page §3.7).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Verdict {
+    /// Those that fly. If it is empty the frontend closes the tunnel.
+    pub flying: Vec<KiteId>,
+    /// The others.
+    pub refused: Vec<Refusal>,
+    /// Those among the flying whose TLS the frontend ends, so that it reads what they carry.
+    pub tls_ended: Vec<KiteId>,
+    /// Every flying kite had to prove its secret. If not, anybody may be the
+    /// frontend (protocol page §3.6); but a challenge proves nothing about it either.
+    pub challenged: bool,
+    /// The newest name of this tunnel (protocol page §3.7).
+    pub session_id: Option<String>,
+    /// What the frontend is able to do.
+    pub peer: PeerParams,
+    /// The frontend's message of the day, if it is not empty.
+    pub motd: Option<String>,
+    /// KB, days and connections left, if the frontend counts them.
+    pub quota: Option<i64>,
+    /// Days left.
+    pub qdays: Option<i64>,
+    /// Connections left.
+    pub qconns: Option<i64>,
+}
+
+/// A kite that does not fly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which.
+    pub id: KiteId,
+    /// Why.
+    pub why: RefusalKind,
+}
+
+/// Why a kite does not fly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The secrets differ.
+    Signature,
+    /// The frontend does not know the kite, or its challenge grew old.
+    Unauthorized,
+    /// Kilobytes, days or connections are used up.
+    Quota,
+    /// The frontend does not serve that port.
+    Port,
+    /// The frontend does not serve that protocol.
+    Proto,
+    /// Another tunnel flies it, perhaps our own former one.
+    Duplicate,
+    /// In the frontend's own words, which are printable; may be empty.
+    Other(String),
+}
+
+impl RefusalKind {
+    fn parse(why: Option<String>) -> Self {
+        match why.as_deref() {
+            Some("signature") => Self::Signature,
+            Some("unauthorized") => Self::Unauthorized,
+            Some("quota" | "noquota" | "nodays" | "noconns") => Self::Quota,
+            Some("port") => Self::Port,
+            Some("proto") => Self::Proto,
+            _ => Self::Other(why.unwrap_or_default()),
+        }
+    }
+}
+
+/// What a frontend is able to do, as its answer says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerParams {
+    /// Set if both ends have [`KITE_MUX`].
+    pub kite_mux: Option<MuxParams>,
+    /// Protocols it carries. Empty if it does not say.
+    pub protos: Vec<String>,
+    /// Ports it serves.
+    pub ports: Vec<String>,
+    /// Raw ports it serves; `virtual` stands for all by HTTP CONNECT.
+    pub raw_ports: Vec<String>,
+}
+
+/// One kite on its way through the handshake.
+struct Entry {
+    wanted: Wanted,
+    id: KiteId,
+    /// The frontend's challenge, once there was one.
+    fsalt: Option<String>,
+    fate: Fate,
+}
+
+#[derive(Clone)]
+enum Fate {
+    Open,
+    Flies,
+    Refused(RefusalKind),
+}
+
+enum State {
+    /// Waiting for the answer to the first request.
+    Asked,
+    /// Waiting for the answer to the second request.
+    AskedAgain,
+    /// Waiting for the frame with the verdict.
+    Signed(Decoder),
+    Over,
+}
+
+/// The backend's side of a handshake.
+pub struct BackendHandshake {
+    state: State,
+    entries: Vec<Entry>,
+    options: Options,
+    tokens: Box<dyn FnMut() -> String + Send>,
+    verdict: Verdict,
+}
+
+impl fmt::Debug for BackendHandshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendHandshake")
+            .field("kites", &self.entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl BackendHandshake {
+    /// Begins; also returns the request, to be sent at once and alone. `tokens`
+    /// gives at least eight fresh random hex digits for every signature.
+    pub fn new(
+        wanted: Vec<Wanted>,
+        options: Options,
+        tokens: impl FnMut() -> String + Send + 'static,
+    ) -> (Self, BytesMut) {
+        let entries = wanted
+            .into_iter()
+            .map(|wanted| Entry {
+                id: wanted.id(),
+                wanted,
+                fsalt: None,
+                fate: Fate::Open,
+            })
+            .collect();
+        let (tokens, verdict) = (Box::new(tokens), Verdict::default());
+        let mut machine = Self {
+            state: State::Asked,
+            entries,
+            options,
+            tokens,
+            verdict,
+        };
+        let request = machine.request();
+        (machine, request)
+    }
+
+    /// Goes on with what has been read; takes from `buf` what it understands.
+    /// After an error the connection must be closed.
+    pub fn step(&mut self, buf: &mut BytesMut) -> Result<Step, HandshakeError> {
+        loop {
+            let lines = match &mut self.state {
+                State::Over => return Err(HandshakeError::Over),
+                State::Asked | State::AskedAgain => {
+                    return Ok(
+                        parse_answer(buf)?.map_or(Step::NeedMore, |answer| self.answered(answer))
+                    );
+                }
+                State::Signed(decoder) => next_lines(decoder, buf)?,
+            };
+            let Some(lines) = lines else {
+                return Ok(Step::NeedMore);
+            };
+            let judged = has_verdict(&lines);
+            self.learn(lines);
+            if judged {
+                return Ok(self.done());
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Lines) -> Step {
+        let first_round = matches!(self.state, State::Asked);
+        let in_tunnel = answer.has_feature(ADD_KITES);
+        self.learn(answer);
+        let open = |e: &Entry| matches!(e.fate, Fate::Open) && e.fsalt.is_some();
+        if !first_round || !self.entries.iter().any(open) {
+            return self.done();
+        }
+        if in_tunnel {
+            self.state = State::Signed(Decoder::new(Limits::UNPROVEN));
+            let mut out = BytesMut::new();
+            put_kites(
+                &mut out,
+                &Lines {
+                    services: self.services(),
+                    ..Lines::default()
+                },
+            );
+            return Step::Send(out);
+        }
+        // What flies already falls with this connection and is asked for again. The
+        // first connection is ours, so it may be replaced whatever the options say;
+        // if not, its kites might be taken for duplicates.
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|e| matches!(e.fate, Fate::Flies))
+        {
+            entry.fate = Fate::Open;
+        }
+        self.verdict.tls_ended.clear();
+        self.options.replace = self
+            .verdict
+            .session_id
+            .clone()
+            .or(self.options.replace.take());
+        self.state = State::AskedAgain;
+        Step::Redial(self.request())
+    }
+
+    /// Notes all that the lines say.
+    fn learn(&mut self, lines: Lines) {
+        let Self {
+            entries, verdict, ..
+        } = self;
+        if self.options.offer_mux {
+            verdict.peer.kite_mux = lines.mux().or(verdict.peer.kite_mux);
+        }
+        let Lines {
+            ok,
+            ssl_ok,
+            invalid,
+            duplicate,
+            sign_this,
+            ..
+        } = lines;
+        let mut judge = |id: &KiteId, fate: Fate| {
+            entries
+                .iter_mut()
+                .filter(|e| e.id == *id)
+                .for_each(|e| e.fate = fate.clone());
+        };
+        ok.iter().for_each(|id| judge(id, Fate::Flies));
+        for (id, why) in invalid {
+            judge(&id, Fate::Refused(RefusalKind::parse(why)));
+        }
+        duplicate
+            .iter()
+            .for_each(|id| judge(id, Fate::Refused(RefusalKind::Duplicate)));
+        for (id, fsalt) in sign_this {
+            entries
+                .iter_mut()
+                .filter(|e| e.id == id)
+                .for_each(|e| e.fsalt = Some(fsalt.clone()));
+        }
+        verdict.tls_ended.extend(ssl_ok);
+        fn newest<T>(old: &mut Option<T>, new: Option<T>) {
+            *old = new.or(old.take());
+        }
+        newest(&mut verdict.session_id, lines.session_id);
+        newest(
+            &mut verdict.motd,
+            lines.motd.filter(|text| !text.is_empty()),
+        );
+        newest(&mut verdict.quota, lines.quota);
+        newest(&mut verdict.qdays, lines.qdays);
+        newest(&mut verdict.qconns, lines.qconns);
+        for (old, new) in [
+            (&mut verdict.peer.protos, lines.protos),
+            (&mut verdict.peer.ports, lines.ports),
+            (&mut verdict.peer.raw_ports, lines.raw_ports),
+        ] {
+            // A verdict frame does not repeat them.
+            if !new.is_empty() {
+                *old = new;
+            }
+        }
+    }
+
+    /// Everything that is not refused, signed for the round we are in.
+    fn services(&mut self) -> Vec<ServiceLine> {
+        let in_tunnel = matches!(self.state, State::Signed(_));
+        let tokens = &mut self.tokens;
+        self.entries
+            .iter()
+            // What flies must not be asked for again, or it falls (protocol page §3.8);
+            // in the tunnel only challenges are answered, as a new question would
+            // bring a new challenge.
+            .filter(|e| matches!(e.fate, Fate::Open) && (!in_tunnel || e.fsalt.is_some()))
+            .map(|e| {
+                let fsalt = e.fsalt.as_deref().unwrap_or_default();
+                ServiceLine::signed(&e.id, fsalt, e.wanted.secret.expose(), &tokens())
+            })
+            .collect()
+    }
+
+    fn request(&mut self) -> BytesMut {
+        let mut lines = Lines {
+            features: vec![ADD_KITES.to_owned()],
+            replace: self.options.replace.clone(),
+            services: self.services(),
+            ..Lines::default()
+        };
+        if self.options.offer_mux {
+            lines.features.push(KITE_MUX.to_owned());
+            lines.window_kb = Some(self.options.window_kb);
+            lines.frame = Some(self.options.frame);
+        }
+        Request::encode(&lines)
+    }
+
+    fn done(&mut self) -> Step {
+        self.state = State::Over;
+        let mut verdict = std::mem::take(&mut self.verdict);
+        verdict.challenged = true;
+        for Entry {
+            id, fsalt, fate, ..
+        } in self.entries.drain(..)
+        {
+            match fate {
+                Fate::Flies => {
+                    verdict.challenged &= fsalt.is_some();
+                    verdict.flying.push(id);
+                }
+                Fate::Refused(why) => verdict.refused.push(Refusal { id, why }),
+                // Passed over, or challenged a second time because its challenge was stale.
+                Fate::Open => {
+                    let why = match fsalt {
+                        Some(_) => RefusalKind::Unauthorized,
+                        None => RefusalKind::Other(String::new()),
+                    };
+                    verdict.refused.push(Refusal { id, why });
+                }
+            }
+        }
+        verdict.challenged &= !verdict.flying.is_empty();
+        verdict.tls_ended.retain(|id| verdict.flying.contains(id));
+        Step::Done(Box::new(verdict))
+    }
+}
+
+/// The lines of the next frame that has any. Other frames have nothing to say
+/// before the verdict. A PING is not answered: no frontend is known to send one here.
+fn next_lines(decoder: &mut Decoder, buf: &mut BytesMut) -> Result<Option<Lines>, FrameError> {
+    while let Some(frame) = decoder.decode(buf)? {
+        if let Frame::Control(Control {
+            kites: Some(lines), ..
+        }) = frame
+        {
+            return Ok(Some(*lines));
+        }
+    }
+    Ok(None)
+}
+
+/// Frontends put the verdict on all kites into one frame (protocol page §3.4).
+fn has_verdict(lines: &Lines) -> bool {
+    !(lines.ok.is_empty()
+        && lines.invalid.is_empty()
+        && lines.duplicate.is_empty()
+        && lines.sign_this.is_empty())
+}

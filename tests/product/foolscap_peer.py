@@ -1,0 +1,35 @@
+"""Real foolscap Tubs on both ends: what a Tahoe storage node and its client are made of."""
+
+import json
+import pathlib
+import sys
+
+import names
+from proc import wait_until
+
+PROGRAM = pathlib.Path(__file__).with_name("foolscap_tub.py")
+CALL_S = 120
+
+
+class TubOrigin:
+    """A Tub on a machine's loopback, known by a name and a port elsewhere."""
+
+    def __init__(self, sup, machine, name, port=80):
+        with machine.listen() as free:
+            number = free.getsockname()[1]
+        self.address = f"127.0.0.1:{number}"
+        file = sup.directory / f"{name}.furl"
+        self.proc = sup.spawn(f"tub-{name}", [sys.executable, PROGRAM, "serve", number, f"tcp:{name}:{port}", file],
+                              machine=machine)
+        wait_until(lambda: file.exists() and file.read_text(), 15, lambda: self.proc.tail())
+        self.furl = file.read_text()
+
+
+def exchange(sup, furl, hosts, seed, size):
+    """Move random bytes both ways between a new Tub and the one at furl; both ends must agree."""
+    proc = sup.spawn(f"caller-{seed}", [sys.executable, PROGRAM, "call", furl, seed, size], env=names.environment(hosts))
+    assert proc.wait(CALL_S) == 0, proc.tail()
+    said = json.loads(proc.text().splitlines()[-1])
+    assert said["arrived"] == said["sent"]
+    assert said["came"] == said["asked"]
+    return said

@@ -1,0 +1,209 @@
+"""An island: network namespaces from which no packet can reach the world.
+
+`enter()` moves this process (hence all its children) into a namespace that has
+nothing but loopback, on which *every* IPv4 address is local.  What is dialled
+by mistake is refused at once, by nobody, instead of leaving the machine.
+
+`Machine` is a second namespace behind one cable (a veth pair): the hidden
+node's computer.  Whatever it sends to anybody arrives at the island's end of
+the cable, where `Cable` writes down each TCP dial and each UDP datagram.  So a
+leak is seen as a packet, whoever sent it: no log has to be believed.
+
+    10.77.0.x   Tor relays (tornet.py)        10.77.5.x   introducers
+    10.77.1.x   frontends                     10.77.9.1   visitors
+    10.77.20.x  a second, mortal Tor network  10.78.n.2   hidden machine n
+
+Root may do this anywhere; other users where unprivileged user namespaces are
+allowed.  Python 3.11 has no os.unshare and os.setns, hence ctypes.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+import threading
+
+CLONE_NEWNET = 0x40000000
+CLONE_NEWUSER = 0x10000000
+VISITOR = "10.77.9.1"
+IPV6 = os.path.exists("/proc/net/if_inet6")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name, *args):
+    if getattr(_libc, name)(*args):
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _ip(*lines):
+    for line in lines:
+        done = subprocess.run(["ip", *line.split()], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"ip {line}: {done.stderr.strip()} (apt-get install iproute2)")
+
+
+def enter():
+    """Move this process, which must have a single thread, onto the island."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        _call("unshare", CLONE_NEWNET | (CLONE_NEWUSER if uid else 0))
+    except OSError as e:
+        raise RuntimeError(
+            f"no network namespace for the tests: {e}. Run them as root, or allow unprivileged "
+            "user namespaces (sysctl kernel.unprivileged_userns_clone=1)") from e
+    if uid:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as f:
+                f.write(text)
+    _ip("link set lo up",
+        "addr add 10.77.0.1/32 dev lo",
+        "route add local 10.77.0.0/16 dev lo",
+        # In the main table: in the local one it would make a hidden machine's
+        # address our own, and the kernel drops what comes from outside with that.
+        "route add local default dev lo table main")
+    if IPV6:
+        _ip("-6 route add local default dev lo table main")
+
+
+class Machine:
+    """A computer behind a cable.  Sockets and processes made `inside` are its own."""
+
+    def __init__(self, number):
+        self.address = f"10.78.{number}.2"
+        self.gateway = f"10.78.{number}.1"
+        self.cable = f"cable{number}"
+        self._lock = threading.RLock()
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call("unshare", CLONE_NEWNET)
+            self._ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            _call("setns", self._home, CLONE_NEWNET)
+        _ip(f"link add {self.cable} type veth peer name up0 netns /proc/{os.getpid()}/fd/{self._ns}",
+            f"addr add {self.gateway}/30 dev {self.cable}",
+            f"link set {self.cable} up")
+        with self.inside():
+            _ip("link set lo up",
+                f"addr add {self.address}/30 dev up0",
+                "link set up0 up",
+                f"route add default via {self.gateway}")
+        if IPV6:                        # so that a dial over IPv6 is seen as well
+            _ip(f"addr add fd77:{number}::1/64 dev {self.cable} nodad")
+            with self.inside():
+                _ip(f"addr add fd77:{number}::2/64 dev up0 nodad",
+                    f"-6 route add default via fd77:{number}::1")
+        self.log = Cable(self.cable)
+
+    @contextlib.contextmanager
+    def inside(self):
+        """Within this block the calling thread lives on the machine."""
+        with self._lock:
+            _call("setns", self._ns, CLONE_NEWNET)
+            try:
+                yield self
+            finally:
+                _call("setns", self._home, CLONE_NEWNET)
+
+    def listen(self, address=("127.0.0.1", 0)):
+        with self.inside():
+            return socket.create_server(address, backlog=128)
+
+    def connect(self, address, timeout=10):
+        with self.inside():
+            return socket.create_connection(address, timeout=timeout)
+
+    def close(self):
+        self.log.close()
+        os.close(self._ns)
+        os.close(self._home)
+
+
+class Island:
+    """The island itself, where a test can do without a hidden machine."""
+
+    address = "127.0.0.1"
+
+    @contextlib.contextmanager
+    def inside(self):
+        yield self
+
+    def listen(self, address=("127.0.0.1", 0)):
+        return socket.create_server(address, backlog=128)
+
+
+class Cable:
+    """Everything a machine starts: TCP dials and datagrams that come out of its cable."""
+
+    # "Keep a packet that is not IPv4, or not TCP, or a SYN without ACK" as a
+    # classic BPF program over packets that begin with the IP header.
+    FILTER = [(0x30, 0, 0, 0), (0x54, 0, 0, 0xF0), (0x15, 0, 6, 0x40),      # version 4?
+              (0x30, 0, 0, 9), (0x15, 0, 4, 6),                             # protocol TCP?
+              (0xB1, 0, 0, 0), (0x50, 0, 0, 13), (0x54, 0, 0, 0x12),        # SYN and ACK bits
+              (0x15, 0, 1, 0x02),
+              (0x06, 0, 0, 256), (0x06, 0, 0, 0)]
+    SO_ATTACH_FILTER = 26
+    PACKET_OUTGOING = 4
+
+    def __init__(self, interface):
+        program = b"".join(struct.pack("HBBI", *step) for step in self.FILTER)
+        buffer = ctypes.create_string_buffer(program)
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+        self._sock.setsockopt(socket.SOL_SOCKET, self.SO_ATTACH_FILTER,
+                              struct.pack("HL", len(self.FILTER), ctypes.addressof(buffer)))
+        self._sock.bind((interface, 3))
+        self._sock.settimeout(0.2)
+        self._seen = []
+        self._open = True
+        self._thread = threading.Thread(target=self._read, daemon=True, name=interface)
+        self._thread.start()
+
+    def _read(self):
+        while self._open:
+            try:
+                packet, meta = self._sock.recvfrom(256)
+            except socket.timeout:
+                continue
+            except OSError:
+                return
+            if meta[2] != self.PACKET_OUTGOING:
+                entry = self._parse(packet, meta[1])
+                if entry:
+                    self._seen.append(entry)
+
+    @staticmethod
+    def _parse(packet, ethertype):
+        """(protocol, destination, port), or None for what carries no message to anybody."""
+        if ethertype == 0x0806:                                   # ARP on the cable
+            return None
+        if packet[0] >> 4 == 6:
+            if packet[6] in (0, 58):                              # neighbour discovery
+                return None
+            return ("ipv6", socket.inet_ntop(socket.AF_INET6, packet[24:40]), packet[6])
+        if packet[0] >> 4 != 4:
+            return (f"ethertype {ethertype:04x}", "", 0)
+        protocol, header = packet[9], (packet[0] & 15) * 4
+        if protocol == 1:                                         # an error report, not a message
+            return None
+        port = struct.unpack("!H", packet[header + 2:header + 4])[0]
+        name = {6: "tcp", 17: "udp"}.get(protocol, f"ip {protocol}")
+        return (name, socket.inet_ntoa(packet[16:20]), port)
+
+    def mark(self):
+        """A place in the record, for `since`."""
+        return len(self._seen)
+
+    def dials(self, since=0):
+        """The distinct (protocol, address, port) since then."""
+        return set(self._seen[since:])
+
+    def count(self, since=0):
+        return len(self._seen) - since
+
+    def close(self):
+        self._open = False
+        self._thread.join(2)
+        self._sock.close()

@@ -1,0 +1,195 @@
+"""`kite frontend` and `kite backend` as processes: their files, their flags, their log lines.
+
+The only place that knows how kite is configured and what it says.
+"""
+
+import os
+import pathlib
+import re
+import secrets
+import shutil
+
+READY_S = 15           # a frontend listens, a direct backend is connected
+TOR_S = 90             # a backend has bootstrapped and is connected through Tor
+
+LISTENING = r"listening on {address}"
+DIAL = r"backends dial \S*#sha256:([A-Za-z0-9_-]{43})"
+FRONTEND_UP = r"kite up: (?:{protocol}|{wire}):{name}"
+FRONTEND_DOWN = r"kite down: (?:{protocol}|{wire}):{name}"
+TUNNEL_FROM = r"tunnel from (\S+)"
+BACKEND_UP = r"kite up: {protocol}:{name} via .*{via}"
+TOR_READY = r"Tor ready"
+CONNECTED = r"frontend .*{via}.*: connected"
+LOST = r"frontend .*{via}.*: lost"
+RETRY = r"frontend .*{via}.*: retry in"
+
+SERVED = {"foolscap": "http", "tahoe-https": "https"}   # what the wire calls them
+
+
+def binary():
+    """$KITE, or what `cargo build` made."""
+    path = os.environ.get("KITE") or pathlib.Path(__file__).parents[2] / "target" / "debug" / "kite"
+    if not shutil.which(path):
+        raise RuntimeError(f"no kite at {path}: run `cargo build`, or set KITE to the program")
+    return str(path)
+
+
+def secret_file(path, secret):
+    path.write_text(secret + "\n")
+    path.chmod(0o600)
+    return path
+
+
+class Kite:
+    """One service: what it is called, how it speaks, where it is, and the secret both sides know."""
+
+    def __init__(self, protocol, name, origin, secret=None):
+        self.protocol, self.name, self.origin = protocol, name, origin
+        self.secret = secret or secrets.token_hex(16)
+
+    @property
+    def wire(self):
+        return SERVED.get(self.protocol, self.protocol)
+
+    def as_wire(self):
+        """The same kite as a peer knows it that has no names for Tahoe's protocols."""
+        return Kite(self.wire, self.name, self.origin, self.secret)
+
+
+def _line(pattern, **words):
+    return pattern.format(**{k: re.escape(str(v)) for k, v in words.items()})
+
+
+def _toml(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return '"' + str(value) + '"'
+
+
+def _table(head, **keys):
+    return "\n".join([head, *(f"{k} = {_toml(v)}" for k, v in keys.items())]) + "\n"
+
+
+class _Role:
+    role = None
+
+    def __init__(self, sup, name):
+        self.sup, self.name = sup, name
+        self.dir = sup.directory / name
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.file = self.dir / f"{self.role}.toml"
+        self.state = self.dir / "state"
+        self.proc = None
+
+    def spawn(self, machine=None, level="debug"):
+        self.proc = self.sup.spawn(self.name, [binary(), self.role, "--config", self.file],
+                                   machine=machine, cwd=self.dir, env={"KITE_LOG": level},
+                                   log=self.dir / "log")
+        return self.proc
+
+    def secret(self, kite):
+        return secret_file(self.dir / f"{kite.protocol}-{kite.name.replace('*', 'any')}.secret", kite.secret)
+
+    def stop(self):
+        """SIGTERM, which drains: the exit status must be 0."""
+        status = self.proc.stop()
+        assert status == 0, f"{self.name}: exit status {status} after SIGTERM\n{self.proc.tail()}"
+
+    def kill(self):
+        self.proc.kill()
+
+
+class Frontend(_Role):
+    """`kite frontend` on an address of its own.
+
+    `owned` maps a public port to the kite it belongs to.
+    """
+
+    role = "frontend"
+
+    def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True):
+        super().__init__(sup, name)
+        self.ip, self.ports, self.owned = ip, ports, owned or {}
+        text = _table("", listen=[f"{ip}:{p}" for p in ports], state_dir=self.state, log_peers=log_peers)
+        for kite in kites:
+            text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite))
+        for port, kite in self.owned.items():
+            text += _table("[[ports]]", address=f"{ip}:{port}", kite=kite.name)
+        self.file.write_text(text)
+
+    def start(self, level="debug"):
+        self.spawn(level=level)
+        for port in [*self.ports, *self.owned]:
+            self.proc.wait_log(_line(LISTENING, address=f"{self.ip}:{port}"), READY_S)
+        self.pin = self.proc.wait_log(DIAL, READY_S)[1]
+        return self
+
+    def pinned(self, host=None, port=443):
+        """The address that backends are given."""
+        return f"{host or self.ip}:{port}#sha256:{self.pin}"
+
+    def plain(self, port=80):
+        return f"plain://{self.ip}:{port}"
+
+    @property
+    def visitors(self):
+        return (self.ip, self.ports[0])
+
+    def wait_up(self, kite, since=0, timeout=READY_S):
+        self._wait(FRONTEND_UP, kite, since, timeout)
+
+    def wait_down(self, kite, since=0, timeout=READY_S):
+        self._wait(FRONTEND_DOWN, kite, since, timeout)
+
+    def _wait(self, pattern, kite, since, timeout):
+        self.proc.wait_log(_line(pattern, protocol=kite.protocol, wire=kite.wire, name=kite.name), timeout, since)
+
+    def tunnel_peers(self):
+        """The addresses that tunnels came from, without ports, as logged in all of its runs."""
+        found = re.findall(TUNNEL_FROM, self.proc.log.read_text(errors="replace"))
+        return [peer.rstrip(".,;").rsplit(":", 1)[0].strip("[]") for peer in found]
+
+
+class Backend(_Role):
+    """`kite backend`, perhaps on a hidden machine.
+
+    `frontends` are addresses; `via_tor` is an arti.toml.
+    """
+
+    role = "backend"
+
+    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None):
+        super().__init__(sup, name)
+        self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
+        text = _table("", state_dir=self.state)
+        if via_tor:
+            text += _table("[tor]", enabled=True, config=via_tor)
+        for address in frontends:
+            text += _table("[[frontends]]", address=address)
+        for kite in kites:
+            text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
+                           secret_file=self.secret(kite))
+        self.file.write_text(text)
+
+    def start(self):
+        self.spawn(self.machine)
+        return self
+
+    def wait_up(self, kite, via, since=0, timeout=None):
+        """The kite flies from a frontend whose address has `via` in it."""
+        self.proc.wait_log(_line(BACKEND_UP, protocol=kite.protocol, name=kite.name, via=via),
+                           timeout or (TOR_S if self.via_tor else READY_S), since)
+
+    def wait_line(self, pattern, via="", since=0, timeout=READY_S):
+        return self.proc.wait_log(_line(pattern, via=via), timeout, since)
+
+    def wait_tor(self, timeout=TOR_S):
+        self.proc.wait_log(TOR_READY, timeout)
+
+
+def wait_flying(backend, kite, frontend, **more):
+    """Both ends say that the kite is up."""
+    backend.wait_up(kite, frontend.ip, **more)
+    frontend.wait_up(kite)

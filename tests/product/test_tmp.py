@@ -1,0 +1,228 @@
+"""The main job: a Tahoe-LAFS grid whose storage nodes are hidden behind kite and Tor.
+
+Three storage nodes with `force_foolscap = true`, each on a machine of its own
+beside its own `kite backend --via-tor`; two frontends, alice and carol, both in
+each node's `tub.location`; an introducer, and a client that has neither kite
+nor Tor and reaches the nodes by their names at the frontends.
+
+Then a fourth node that speaks Tahoe's HTTPS protocol (GBS), which names no
+kite, on a public port of its own.
+
+A tap between kite and each node notes how each visitor begins, so that the
+protocol in use is seen, not assumed; a recorder on each machine's cable sees
+whatever leaves it.  (The nodes' own outgoing connections, to the introducer
+and to each other, go directly: that is not kite's doing, and the recorder
+knows those few addresses.)
+"""
+
+import re
+import secrets
+import time
+
+import pytest
+
+from conftest import ALICE, CAROL, supervised
+from island import Machine
+from kite import CONNECTED, LOST, RETRY, Kite
+import traffic, island
+class Frontend:
+    def __init__(self, sup, name, ip, kites, owned=None): self.ip=ip; self.k=kites[0]; self.port=list(owned)[0]
+    def start(self): return self
+    def pinned(self, host): return self
+    def wait_up(self,*a,**k): pass
+    def tunnel_peers(self): return []
+class Backend:
+    def __init__(self, sup, name, fr, kites, machine, via_tor):
+        h,p=kites[0].origin.split(":")
+        t=traffic.Tap(island.Island(), (h,int(p)))
+        t.sock.close()
+        import socket
+        l=socket.create_server((fr[0].ip,fr[0].port))
+        def serve(v):
+            T=traffic.Tap.__new__(traffic.Tap); T.machine=machine; T.target=(h,int(p)); T.beginnings=[]; T._relay(v)
+        import threading
+        def acc():
+            while 1:
+                s,_=l.accept(); threading.Thread(target=lambda: serve(traffic.Stream(s)),daemon=True).start()
+        threading.Thread(target=acc,daemon=True).start()
+    def start(self): return self
+    def wait_up(self,*a,**k): pass
+
+from tahoe import Client, Introducer, Storage, in_parallel
+from traffic import Tap, random_bytes, sha256
+
+NODES = 3
+SIZE = 10_000_000
+INTRODUCER = "10.77.5.1"
+HOSTS = {"intro.grid.example": INTRODUCER, "*.alice.example": ALICE, "*.carol.example": CAROL}
+
+
+class World:
+    """The whole grid, ready for use."""
+
+    def __init__(self, sup, tornet, undo):
+        self.sup, self.tornet = sup, tornet
+        self.frontends = {}
+        secret = secrets.token_hex(16)
+        for name, ip in (("alice", ALICE), ("carol", CAROL)):
+            wild = Kite("foolscap", f"*.{name}.example", None, secret)
+            self.frontends[name] = Frontend(sup, name, ip, [wild]).start()
+        self.introducer = Introducer(sup, sup.directory / "introducer", HOSTS, "intro.grid.example", INTRODUCER).run()
+        self.machines = [Machine(i + 1) for i in range(NODES)]
+        for m in self.machines:
+            undo(m.close)
+
+        def make_node(i):
+            hints = [f"tcp:tahoebob{i}.{f}.example:80" for f in self.frontends]
+            return lambda: Storage(sup, sup.directory / f"node{i}", HOSTS, self.machines[i], self.introducer.furl,
+                                   hints, force_foolscap=True)
+
+        def make_client():
+            return Client(sup, sup.directory / "client", HOSTS, self.introducer.furl, 45099, shares=(2, 3, 3))
+
+        *self.nodes, self.client = in_parallel(*(make_node(i) for i in range(NODES)), make_client)
+        self.taps, self.backends, self.kites = [], [], []
+        for i, (machine, node) in enumerate(zip(self.machines, self.nodes)):
+            node.run()
+            self.taps.append(Tap(machine, node.target))
+            undo(self.taps[-1].close)
+            self.kites.append({f: Kite("foolscap", f"tahoebob{i}.{f}.example", self.taps[-1].address, secret)
+                               for f in self.frontends})
+            self.backends.append(Backend(
+                sup, f"backend{i}", [f.pinned(f"{name}.example") for name, f in self.frontends.items()],
+                list(self.kites[i].values()), machine=machine,
+                via_tor=tornet.arti_toml(sup.directory / f"backend{i}-tor")).start())
+        self.client.run()
+        self.wait_flying()
+        self.client.wait_connected(NODES)
+
+    def wait_flying(self, *names, since=None):
+        """Every node's kite is up at these frontends (all of them, if none is named)."""
+        for i, backend in enumerate(self.backends):
+            for name in names or self.frontends:
+                backend.wait_up(self.kites[i][name], f"{name}.example", since=since[i] if since else 0)
+                self.frontends[name].wait_up(self.kites[i][name], timeout=30)
+
+    def marks(self):
+        return [b.proc.mark() for b in self.backends]
+
+    def heal(self):
+        """Both frontends run and have every kite: where each test begins."""
+        dead = [n for n, f in self.frontends.items() if not f.proc.alive()]
+        if dead:
+            since = self.marks()
+            for name in dead:
+                self.frontends[name].start()
+            self.wait_flying(*dead, since=since)
+        self.client.wait_connected(NODES)
+
+    def transfer(self, seed):
+        """Upload, download, compare; the seconds that each took."""
+        data = random_bytes(seed, SIZE)
+        start = time.monotonic()
+        cap = self.client.upload(data)
+        middle = time.monotonic()
+        assert sha256(self.client.download(cap)) == sha256(data)
+        took = (round(middle - start, 1), round(time.monotonic() - middle, 1))
+        print(f"{SIZE / 1e6:.0f} MB up in {took[0]} s, down in {took[1]} s")
+        return took
+
+
+@pytest.fixture(scope="module")
+def whole_world(kite, tornet, tmp_path_factory, request):
+    with supervised(tmp_path_factory.mktemp("tahoe")) as sup:
+        yield World(sup, tornet, request.addfinalizer)
+
+
+@pytest.fixture
+def world(whole_world):
+    whole_world.heal()
+    return whole_world
+
+
+def by(*names):
+    """Accepts the status of a foolscap connection by a name at one of these frontends."""
+    return lambda status: re.search(rf"Connected to tcp:tahoebob\d\.({'|'.join(names)})\.example:80", status)
+
+
+def test_foolscap_by_name(world):
+    """The client holds foolscap connections by the nodes' names at the frontends, and the nodes see foolscap."""
+    world.client.wait_connected(NODES, by("alice", "carol"))
+    for tap in world.taps:
+        assert tap.protocols() == {"foolscap"}
+
+
+def test_10_mb(world):
+    world.transfer(seed=10)
+
+
+def test_a_frontend_dies_and_returns(world):
+    """Alice is killed: the client fails over to carol.  Alice returns: so do the tunnels, and they carry
+    everything once carol is killed in turn."""
+    alice, carol = world.frontends["alice"], world.frontends["carol"]
+    since = world.marks()
+    alice.kill()
+    for backend, mark in zip(world.backends, since):
+        backend.wait_line(LOST, "alice.example", since=mark, timeout=60)
+        backend.wait_line(RETRY, "alice.example", since=mark, timeout=60)
+    world.client.wait_connected(NODES, by("carol"))
+    world.transfer(seed=11)
+
+    since = world.marks()
+    alice.start()
+    for backend, mark in zip(world.backends, since):
+        backend.wait_line(CONNECTED, "alice.example", since=mark, timeout=120)
+    world.wait_flying("alice", since=since)
+
+    carol.kill()
+    world.client.wait_connected(NODES, by("alice"))
+    world.transfer(seed=12)
+
+
+def test_frontends_see_exits_only(world):
+    """What a frontend knows of where its tunnels come from."""
+    for frontend in world.frontends.values():
+        peers = frontend.tunnel_peers()
+        assert len(peers) >= NODES, frontend.proc.tail()
+        assert set(peers) <= world.tornet.exits
+    assert {"alice.example", "carol.example"} <= set(world.tornet.asked)
+
+
+def test_nothing_leaves_but_to_relays(world):
+    """What each machine has sent since it was made: to relays, and what Tahoe itself sent openly."""
+    openly = {world.introducer.address, ("tcp", ALICE, 80), ("tcp", CAROL, 80)}
+    for machine in world.machines:
+        dials = machine.log.dials()
+        assert dials - openly <= world.tornet.relays
+        assert dials & world.tornet.relays
+
+
+def test_gbs_on_a_port_of_its_own(kite, tornet, sup, request):
+    """Tahoe's HTTPS storage protocol, through Tor, to a node that was left at Tahoe's defaults."""
+    ip, port, name = "10.77.1.3", 8443, "gbs.storage.example"
+    hosts = {"intro.gbs.example": "10.77.5.2", name: ip}
+    machine = Machine(NODES + 1)
+    request.addfinalizer(machine.close)
+    introducer = Introducer(sup, sup.directory / "introducer", hosts, "intro.gbs.example", "10.77.5.2").run()
+    node, client = in_parallel(
+        lambda: Storage(sup, sup.directory / "node", hosts, machine, introducer.furl, [f"tcp:{name}:{port}"],
+                        force_foolscap=False),
+        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45098, shares=(1, 1, 1)))
+    node.run()
+    tap = Tap(machine, node.target)
+    request.addfinalizer(tap.close)
+    storage = Kite("tahoe-https", name, tap.address)
+    frontend = Frontend(sup, "frontend", ip, [storage], owned={port: storage}).start()
+    backend = Backend(sup, "backend", [frontend.pinned("dave.example")], [storage], machine=machine,
+                      via_tor=tornet.arti_toml(sup.directory / "tor")).start()
+    backend.wait_up(storage, "dave.example")
+    frontend.wait_up(storage)
+    client.run()
+    statuses = client.wait_connected(1)
+    assert not any("tcp:" in s for s in statuses), "foolscap was used"
+
+    data = random_bytes(13, SIZE)
+    assert sha256(client.download(client.upload(data))) == sha256(data)
+    assert tap.protocols() == {"https"}
+    assert set(frontend.tunnel_peers()) <= tornet.exits
+    assert machine.log.dials() - {introducer.address, ("tcp", ip, port)} <= tornet.relays

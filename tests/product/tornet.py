@@ -1,0 +1,281 @@
+"""A private Tor network of Debian's `tor`: one authority, relays, exits.
+
+Each node has an address of its own on the island (10.77.0.x), and a visitor
+that comes through an exit shows that exit's address (on 127/8 C tor would not
+bind to it, hence the island).  The exits ask a name server of ours, so a name
+that nobody else knows reaches its host through an exit only.
+
+Usable about ten seconds after start: the authority assigns the flags, nothing
+is measured, and the voting clock is shifted so that the first vote comes just
+after every relay has published itself.
+"""
+
+import concurrent.futures
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+import urllib.request
+
+from proc import Supervisor
+
+OR_PORT = 9001
+DIR_PORT = 9030
+DNS_PORT = 5353
+INITIAL_S = 20          # interval of the first votes; more than UPLOAD_S + VOTE_S ever gets
+VOTE_S = 4              # V3AuthVoteDelay + V3AuthDistDelay, both at their minimum
+UPLOAD_S = 5            # what relays get to publish themselves before the first vote
+INTERVAL_S = 300        # then a new consensus every five minutes, each valid for three of these
+WAIT_S = 30             # for the first consensus
+
+
+class Node:
+    def __init__(self, root, name, role, ip):
+        self.name, self.role, self.ip, self.dir = name, role, ip, root / name
+        self.keys = self.dir / "keys"
+
+    def make_keys(self):
+        """What others must know before this node starts, and what takes it long to make."""
+        self.keys.mkdir(parents=True, exist_ok=True)
+        self.dir.chmod(0o700)
+        self.keys.chmod(0o700)
+        if self.role == "auth":
+            subprocess.run(
+                ["tor-gencert", "--create-identity-key", "-m", "12", "-a", f"{self.ip}:{DIR_PORT}",
+                 "--passphrase-fd", "0"],
+                cwd=self.keys, input=b"private test network\n", check=True, capture_output=True)
+        # A throw-away run of tor makes the relay keys and writes both fingerprints.
+        subprocess.run(
+            ["tor", "-f", os.devnull, "--ignore-missing-torrc", "--quiet", "--list-fingerprint",
+             "--ORPort", "1", "--Nickname", self.name, "--DirAuthority", "x 127.0.0.1:1 " + "f" * 40,
+             "--DataDirectory", str(self.dir)], check=True, capture_output=True)
+
+    def forget(self):
+        """Everything but the keys."""
+        for old in self.dir.iterdir():
+            if old != self.keys and not old.name.startswith("fingerprint"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    def fingerprint(self, kind=""):
+        return "".join((self.dir / f"fingerprint{kind}").read_text().split()[1:])
+
+    @property
+    def v3ident(self):
+        text = (self.keys / "authority_certificate").read_text()
+        return re.search(r"^fingerprint (\w+)", text, re.M)[1]
+
+
+class TorNet:
+    """The network.  `names` maps what the exits can resolve to addresses."""
+
+    def __init__(self, root, subnet, names, exits=3, relays=2):
+        if not shutil.which("tor"):
+            raise RuntimeError("the tests need C tor: apt-get install tor")
+        self.root, self.names, self.subnet = root, names, subnet
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        roles = ["auth"] + ["relay"] * relays + ["exit"] * exits
+        self.nodes = [Node(root, f"{role}{i}", role, f"{subnet}.{i + 1}") for i, role in enumerate(roles)]
+        self.sup = Supervisor(root / "logs")
+        self.asked = []                       # the names that exits looked up, in order
+        self._dns = None
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(Node.make_keys, self.nodes))
+
+    # ------------------------------------------------------------- facts
+
+    @property
+    def auth(self):
+        return self.nodes[0]
+
+    @property
+    def exits(self):
+        return {n.ip for n in self.nodes if n.role == "exit"}
+
+    @property
+    def relays(self):
+        """What a Tor client may dial: ("tcp", address, port) of every relay."""
+        return {("tcp", n.ip, OR_PORT) for n in self.nodes}
+
+    def arti_toml(self, directory):
+        """A configuration for arti-client, with its state in `directory`; the file."""
+        a = self.auth
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        path = directory / "arti.toml"
+        path.write_text(f"""\
+[storage]
+cache_dir = "{directory}/arti/cache"
+state_dir = "{directory}/arti/state"
+[storage.permissions]
+dangerously_trust_everyone = true     # the test's directory may lie below anything
+[tor_network]
+fallback_caches = [
+  {{ rsa_identity = "{a.fingerprint()}", ed_identity = "{a.fingerprint('-ed25519')}", orports = ["{a.ip}:{OR_PORT}"] }},
+]
+[tor_network.authorities]
+v3idents = ["{a.v3ident}"]
+[address_filter]
+allow_local_addrs = true
+allow_resolving_local_addrs = true
+[path_rules]
+ipv4_subnet_family_prefix = 33
+ipv6_subnet_family_prefix = 129
+[circuit_timing]
+# The default, 15 minutes, makes one early failed look-up of a service stick.
+hs_dir_requery_interval = "2 seconds"
+[override_net_params]
+# Arti learns circuit time-outs from the fastest builds it sees.  On loopback it
+# learns a few tens of milliseconds and then gives up on healthy circuits.
+cbtmintimeout = 3000
+# C tor's test networks use 24 voting intervals as the onion time period.
+hsdir_interval = {INTERVAL_S * 24 // 60}
+""")
+        return path
+
+    # ----------------------------------------------------------- actions
+
+    def start(self):
+        """Start (or start again, with the same keys) and wait until it is usable."""
+        if self._dns is None:
+            self._dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._dns.bind((self.auth.ip, DNS_PORT))
+            threading.Thread(target=self._serve_names, daemon=True).start()
+        for attempt in range(3):
+            offset = int(time.time() + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
+            for n in self.nodes:
+                (n.dir / "torrc").write_text(self._torrc(n, offset))
+                self.sup.spawn(n.name, ["tor", "-f", n.dir / "torrc", "--quiet"])
+            if self._wait_usable():
+                return self
+            # The first consensus came without some relay, and the next is
+            # minutes away: start over, with more time to publish.
+            evidence = [p.tail() for p in self.sup.procs]
+            self.kill()
+            for n in self.nodes:
+                n.forget()
+        raise AssertionError("no usable Tor network after three attempts\n"
+                             + "\n".join(evidence))
+
+    def kill(self):
+        """Every relay at once, without goodbye."""
+        for p in self.sup.procs:
+            p.popen.kill()
+        for p in self.sup.procs:
+            p.popen.wait(5)
+        self.sup.procs.clear()
+
+    def stop(self):
+        self.kill()
+        if self._dns:
+            self._dns.close()
+
+    def _torrc(self, node, offset):
+        d, a = node.dir, self.auth
+        exits = ",".join(sorted(self.exits))
+        guards = ",".join(n.ip for n in self.nodes if n.role != "exit")
+        lines = [
+            "TestingTorNetwork 1",
+            f"DirAuthority {a.name} orport={OR_PORT} v3ident={a.v3ident} {a.ip}:{DIR_PORT} {a.fingerprint()}",
+            f"DataDirectory {d}",
+            f"Log notice file {self.root}/logs/{node.name}.log",
+            "RunAsDaemon 0", "SocksPort 0", "SafeLogging 0", "ShutdownWaitLength 0",
+            "AddressDisableIPv6 1", "PathsNeededToBuildCircuits 0.25", "NumCPUs 1",
+            f"GeoIPFile {os.devnull}", f"GeoIPv6File {os.devnull}",      # half a second each
+            f"Nickname {node.name}", f"Address {node.ip}",
+            f"ORPort {node.ip}:{OR_PORT}", f"DirPort {node.ip}:{DIR_PORT}",
+            f"OutboundBindAddress {node.ip}",
+            "AssumeReachable 1", "ContactInfo test@example.invalid",
+            "ServerDNSDetectHijacking 0", "ServerDNSTestAddresses",
+        ]
+        if node.role == "auth":
+            lines += [
+                "AuthoritativeDirectory 1", "V3AuthoritativeDirectory 1",
+                f"TestingV3AuthInitialVotingInterval {INITIAL_S}",
+                f"TestingV3AuthVotingStartOffset {offset}",
+                "TestingV3AuthInitialVoteDelay 2", "TestingV3AuthInitialDistDelay 2",
+                f"V3AuthVotingInterval {INTERVAL_S}", "V3AuthVoteDelay 2", "V3AuthDistDelay 2",
+                "V3AuthNIntervalsValid 3",
+                "TestingAuthDirTimeToLearnReachability 0",
+                "TestingMinExitFlagThreshold 0", "TestingMinFastFlagThreshold 0",
+                f"TestingDirAuthVoteExit {exits}", "TestingDirAuthVoteExitIsStrict 1",
+                f"TestingDirAuthVoteGuard {guards}", "TestingDirAuthVoteGuardIsStrict 1",
+                "TestingDirAuthVoteHSDir *", "MinUptimeHidServDirectoryV2 0",
+                "AuthDirVoteStableGuaranteeMinUptime 0", "AuthDirVoteStableGuaranteeMTBF 0",
+                # No shared random value is ever published, so C tor and Arti both
+                # use the fall-back ring of directories from the first consensus on.
+                "AuthDirSharedRandomness 0",
+            ]
+        if node.role == "exit":
+            resolv = d / "resolv.conf"
+            # libevent, unlike the C library, accepts a port here.
+            resolv.write_text(f"nameserver {a.ip}:{DNS_PORT}\n")
+            lines += ["ExitRelay 1", "ExitPolicyRejectPrivate 0", "ExitPolicy accept *:*",
+                      # Else an exit refuses streams until its first consensus.
+                      "RefuseUnknownExits 0",
+                      f"ServerDNSResolvConfFile {resolv}", "ServerDNSSearchDomains 0"]
+        else:
+            lines += ["ExitRelay 0", "ExitPolicy reject *:*"]
+        return "\n".join(lines) + "\n"
+
+    def _wait_usable(self):
+        """Every node is listed as running and its microdescriptor can be had."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            for p in self.sup.procs:
+                if not p.alive():
+                    raise AssertionError(p.tail())
+            if self._consensus() is not None:
+                break
+            time.sleep(0.1)
+        end = time.monotonic() + 2             # microdescriptors may be a moment late
+        while time.monotonic() < end:
+            if self._consensus():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _consensus(self):
+        """None: there is none yet.  Else whether it is complete."""
+        url = f"http://{self.auth.ip}:{DIR_PORT}/tor/"
+        text = _fetch(url + "status-vote/current/consensus-microdesc")
+        if text is None:
+            return None
+        running = {m[1] for m in re.finditer(r"^r (\S+) .*\n(?:[^r].*\n)*?s .*\bRunning\b", text, re.M)}
+        if running != {n.name for n in self.nodes}:
+            return False
+        digests = re.findall(r"^m (\S+)$", text, re.M)
+        return bool(_fetch(url + "micro/d/" + "-".join(digests)))
+
+    def _serve_names(self):
+        """Answer A queries for the known names; NXDOMAIN for all others."""
+        while True:
+            try:
+                query, peer = self._dns.recvfrom(1500)
+            except OSError:
+                return
+            labels, i = [], 12
+            while i < len(query) and query[i]:
+                labels.append(query[i + 1:i + 1 + query[i]].decode("latin1"))
+                i += 1 + query[i]
+            name = ".".join(labels).lower()          # Tor sends rANdom case
+            self.asked.append(name)
+            kind, = struct.unpack("!H", query[i + 1:i + 3])
+            ip = self.names.get(name)
+            answer = b""
+            if ip and kind == 1:
+                answer = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(ip)
+            head = struct.pack("!HHHHH", 0x8180 if ip else 0x8183, 1, bool(answer), 0, 0)
+            self._dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
+
+
+def _fetch(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as r:
+            return r.read().decode()
+    except OSError:
+        return None
