@@ -79,6 +79,9 @@ pub enum DialError {
     /// Too slow.
     #[error("it did not answer in time")]
     TimedOut,
+    /// What Tor's exits say of most failures, a closed port among them.
+    #[error("the Tor exit relay could not connect to it, and did not say why")]
+    ExitFailed,
     /// Opened and lost at once.
     #[error("the connection was closed at once")]
     Closed,
@@ -138,6 +141,9 @@ impl DialError {
             Self::Unreachable | Self::TimedOut | Self::Closed => {
                 "kite tries again; if it persists, check that the frontend runs and is not firewalled"
             }
+            Self::ExitFailed => {
+                "check the port, and that the frontend runs; kite tries again through another exit"
+            }
             Self::ExitPolicy => {
                 "let the frontend listen on 443 or 80 too, or use its onion address"
             }
@@ -181,6 +187,7 @@ impl DialError {
             | Self::Unreachable
             | Self::TimedOut
             | Self::Closed
+            | Self::ExitFailed
             | Self::ExitPolicy
             | Self::Circuit(_)
             | Self::OnionDown

@@ -13,13 +13,16 @@ pub mod runtime;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arti_client::config::{CfgPath, TorClientConfigBuilder};
+use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
 use arti_client::{
     BootstrapBehavior, DataStream, ErrorKind, HasKind, IsolationToken, StreamPrefs, TorClient,
     TorClientConfig,
@@ -45,6 +48,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Longest wait between two attempts to bootstrap.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What one kite holds locked in Arti's state directory.
+const LOCK_FILE: &str = "kite.lock";
 
 /// Largest configuration file that is read, in bytes. A thousand bridge lines fit.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -195,13 +201,21 @@ pub struct Progress {
     pub blocked: Option<String>,
 }
 
-impl From<&arti_client::status::BootstrapStatus> for Progress {
-    fn from(status: &arti_client::status::BootstrapStatus) -> Self {
+impl From<&BootstrapStatus> for Progress {
+    fn from(status: &BootstrapStatus) -> Self {
+        let blocked = status.blocked();
+        let (text, blocked) = match blocked {
+            // Arti's word for a client that has not been told to begin.
+            Some(b) if matches!(b.kind(), BlockageKind::Disabled) => {
+                ("not started".to_owned(), None)
+            }
+            other => (status.to_string(), other.map(|b| b.to_string())),
+        };
         Self {
             fraction: status.as_frac(),
             ready: status.ready_for_traffic(),
-            text: status.to_string(),
-            blocked: status.blocked().map(|b| b.to_string()),
+            text,
+            blocked,
         }
     }
 }
@@ -210,6 +224,8 @@ impl From<&arti_client::status::BootstrapStatus> for Progress {
 pub struct Client {
     inner: Arc<TorClient<Guarded>>,
     ledger: Ledger,
+    /// Held open, and thereby locked, as long as there is a client.
+    _lock: File,
 }
 
 impl Client {
@@ -224,7 +240,8 @@ impl Client {
                 reason: "no rustls cryptography provider is installed".to_owned(),
             });
         }
-        let (config, rules) = configure(&settings)?;
+        let (config, rules, state_dir) = configure(&settings)?;
+        let lock = lock(&state_dir)?;
         let (runtime, gate, ledger) = runtime::guarded(rules).map_err(|e| TorError::Local {
             reason: e.to_string(),
         })?;
@@ -234,7 +251,11 @@ impl Client {
             .create_unbootstrapped()
             .map_err(|e| TorError::sort(&e))?;
         follow(&gate, &inner);
-        Ok(Self { inner, ledger })
+        Ok(Self {
+            inner,
+            ledger,
+            _lock: lock,
+        })
     }
 
     /// Brings Tor up, telling `progress` about each step.
@@ -261,8 +282,7 @@ impl Client {
                 }
             };
             let Err(error) = outcome else {
-                progress(self.progress());
-                return Ok(());
+                return self.until_ready(&mut events, progress).await;
             };
             if is_local(error.kind()) {
                 return Err(TorError::sort(&error));
@@ -278,6 +298,31 @@ impl Client {
             progress(now);
             sleep(wait.mul_f64(rand::rng().random_range(0.5..1.0))).await;
             wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// A directory from the cache makes Arti call itself bootstrapped before it has reached
+    /// any relay. Goes on until one has answered.
+    async fn until_ready(
+        &self,
+        events: &mut BootstrapEvents,
+        mut progress: impl FnMut(Progress) + Send,
+    ) -> Result<(), TorError> {
+        let mut now = self.progress();
+        loop {
+            let ready = now.ready;
+            progress(now);
+            if ready {
+                return Ok(());
+            }
+            now = match events.next().await {
+                Some(status) => Progress::from(&status),
+                None => {
+                    return Err(TorError::Local {
+                        reason: "Arti has stopped".to_owned(),
+                    });
+                }
+            };
         }
     }
 
@@ -328,8 +373,30 @@ fn follow(gate: &Gate, client: &Arc<TorClient<Guarded>>) {
     }));
 }
 
+/// Keeps other kites out of the directory. Arti would let a second process in, which could then
+/// neither keep its guards nor offer an onion service, and would say so in a log line only.
+fn lock(state_dir: &Path) -> Result<File, TorError> {
+    let local = |e: std::io::Error| TorError::Local {
+        reason: format!("{}: {e}", state_dir.display()),
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(local)?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(state_dir.join(LOCK_FILE)).map_err(local)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(TorError::InUse),
+        Err(TryLockError::Error(e)) => Err(local(e)),
+    }
+}
+
 /// Kite's defaults, the user's file over them, and what follows from both for the gate.
-fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules), TorError> {
+/// Also gives Arti's state directory.
+fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules, PathBuf), TorError> {
     let path = settings
         .config
         .clone()
@@ -386,7 +453,7 @@ fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules), TorErro
         None => base.join("state"),
     };
     let rules = rules(&config, &user, &state_dir).map_err(bad)?;
-    Ok((config, rules))
+    Ok((config, rules, state_dir))
 }
 
 fn read_config(path: &Path) -> Result<toml::Table, TorError> {
@@ -394,7 +461,7 @@ fn read_config(path: &Path) -> Result<toml::Table, TorError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let file = File::open(path).map_err(unreadable)?;
     let mut text = String::new();
     let size = file
         .take(MAX_CONFIG + 1)
@@ -531,7 +598,20 @@ mod tests {
 
     fn configured(text: &str) -> Result<(TorClientConfig, Rules), TorError> {
         let dir = tempfile::tempdir().expect("a directory");
-        configure(&settings(&dir, Some(text)))
+        configure(&settings(&dir, Some(text))).map(|(config, rules, _)| (config, rules))
+    }
+
+    /// Arti keeps the list to itself, but not from `Debug`.
+    fn long_lived(config: &TorClientConfig) -> BTreeSet<u16> {
+        let text = format!("{config:?}");
+        let list = text
+            .split("long_lived_ports: {")
+            .nth(1)
+            .and_then(|t| t.split('}').next());
+        list.expect("the list")
+            .split(", ")
+            .map(|p| p.parse().expect("a port"))
+            .collect()
     }
 
     fn refused(text: &str) -> String {
@@ -550,33 +630,22 @@ mod tests {
     #[test]
     fn defaults_know_the_public_network_and_the_frontends_ports() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (config, rules) = configure(&settings(&dir, None)).expect("defaults");
+        let (config, rules, state_dir) = configure(&settings(&dir, None)).expect("defaults");
         assert!(rules.fallbacks.len() > 100);
         assert!(rules.bridges.is_none() && rules.proxy.is_none() && rules.guards.is_empty());
-        let ports = format!("{config:?}");
-        let ports = ports
-            .split("long_lived_ports: {")
-            .nth(1)
-            .and_then(|t| t.split('}').next())
-            .expect("ports");
-        let ports: BTreeSet<u16> = ports
-            .split(", ")
-            .map(|p| p.parse().expect("port"))
-            .collect();
+        assert_eq!(state_dir, dir.path().join("kite/tor/state"));
         assert_eq!(
-            ports,
+            long_lived(&config),
             ARTI_LONG_LIVED.into_iter().chain([443, 8443]).collect()
         );
-        let plain = TorClientConfigBuilder::default()
+        let arti = TorClientConfigBuilder::default()
             .build()
             .expect("Arti's defaults");
-        let plain = format!("{plain:?}");
-        for port in ARTI_LONG_LIVED {
-            assert!(
-                plain.contains(&port.to_string()),
-                "ARTI_LONG_LIVED has drifted: {port}"
-            );
-        }
+        assert_eq!(
+            long_lived(&arti),
+            ARTI_LONG_LIVED.into(),
+            "Arti has changed its list"
+        );
     }
 
     #[test]
@@ -590,13 +659,7 @@ mod tests {
             text.contains("/elsewhere") && text.contains("kite/tor/cache"),
             "{text}"
         );
-        let ports = text
-            .split("long_lived_ports: {")
-            .nth(1)
-            .and_then(|t| t.split('}').next())
-            .expect("ports");
-        let ports: BTreeSet<&str> = ports.split(", ").collect();
-        assert_eq!(ports, ["80", "443", "8443"].into());
+        assert_eq!(long_lived(&config), [80, 443, 8443].into());
     }
 
     #[test]
@@ -693,15 +756,22 @@ mod tests {
             state_dir: dir.path().to_owned(),
             ..TorSettings::default()
         };
-        let client = Client::start(settings).expect("a client");
+        let client = Client::start(settings.clone()).expect("a client");
+        assert!(matches!(
+            Client::start(settings).err(),
+            Some(TorError::InUse)
+        ));
         assert!(!client.ready());
         let progress = client.progress();
-        assert!(progress.fraction == 0.0 && progress.blocked.is_some());
+        assert!(
+            progress.fraction == 0.0
+                && progress.text == "not started"
+                && progress.blocked.is_none()
+        );
         let error = client
             .connect("alice.example", 443, IsolationToken::new())
             .await
-            .err()
-            .expect("an error");
+            .expect_err("an error");
         assert_eq!(error.kind(), ErrorKind::BootstrapRequired);
         assert!(matches!(
             OnionService::launch(&client, "kite", 443).err(),

@@ -98,7 +98,9 @@ fn sort(kind: ErrorKind) -> DialError {
         K::RemoteConnectionRefused => DialError::Refused,
         K::RemoteNetworkFailed => DialError::Unreachable,
         K::RemoteNetworkTimeout | K::ExitTimeout => DialError::TimedOut,
-        K::RemoteStreamClosed | K::RemoteStreamReset | K::RemoteStreamError => DialError::Closed,
+        K::RemoteStreamClosed | K::RemoteStreamReset => DialError::Closed,
+        // The exit's reason was MISC, which C tor sends for a refused connection too.
+        K::RemoteStreamError => DialError::ExitFailed,
         K::ExitPolicyRejected | K::NoExit => DialError::ExitPolicy,
 
         K::OnionServiceNotFound => DialError::OnionNotFound,
@@ -138,7 +140,7 @@ fn sort(kind: ErrorKind) -> DialError {
         K::CircuitRefused | K::RelayTooBusy => DialError::Circuit("a relay declined"),
         K::NoPath => DialError::Circuit("no path through the known relays"),
         K::RelayIdMismatch | K::TorProtocolViolation | K::RemoteProtocolViolation => {
-            DialError::Circuit("a relay broke the rules")
+            DialError::Circuit("a relay reported an error or broke the rules")
         }
         K::ReactorShuttingDown | K::ArtiShuttingDown => DialError::Circuit("Tor is shutting down"),
         K::TransientFailure => DialError::Circuit("passing trouble"),
@@ -147,7 +149,7 @@ fn sort(kind: ErrorKind) -> DialError {
         | K::TorDocumentRejected
         | K::BadApiUsage
         | K::Internal
-        | K::Other => DialError::Circuit("an error inside Arti"),
+        | K::Other => DialError::Circuit("Arti gave no better reason"),
         _ => DialError::Circuit("an error that this version of kite does not know"),
     }
 }

@@ -63,8 +63,10 @@ def _line(pattern, **words):
 def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     return '"' + str(value) + '"'
 
 
@@ -112,11 +114,11 @@ class Frontend(_Role):
     def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned = ip, ports, owned or {}
-        text = _table("", listen=[f"{ip}:{p}" for p in ports], state_dir=self.state, log_peers=log_peers)
+        listen = [f"{ip}:{p}" for p in ports]
+        listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
+        text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers)
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite))
-        for port, kite in self.owned.items():
-            text += _table("[[ports]]", address=f"{ip}:{port}", kite=kite.name)
         self.file.write_text(text)
 
     def start(self, level="debug"):

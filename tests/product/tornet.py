@@ -93,6 +93,12 @@ class TorNet:
         return self.nodes[0]
 
     @property
+    def authority(self):
+        """The torrc line by which C tor knows this network."""
+        a = self.auth
+        return f"DirAuthority {a.name} orport={OR_PORT} v3ident={a.v3ident} {a.ip}:{DIR_PORT} {a.fingerprint()}"
+
+    @property
     def exits(self):
         return {n.ip for n in self.nodes if n.role == "exit"}
 
@@ -180,7 +186,7 @@ hsdir_interval = {INTERVAL_S * 24 // 60}
         guards = ",".join(n.ip for n in self.nodes if n.role != "exit")
         lines = [
             "TestingTorNetwork 1",
-            f"DirAuthority {a.name} orport={OR_PORT} v3ident={a.v3ident} {a.ip}:{DIR_PORT} {a.fingerprint()}",
+            self.authority,
             f"DataDirectory {d}",
             f"Log notice file {self.root}/logs/{node.name}.log",
             "RunAsDaemon 0", "SocksPort 0", "SafeLogging 0", "ShutdownWaitLength 0",

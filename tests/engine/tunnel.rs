@@ -1,0 +1,317 @@
+//! Two ends of a tunnel, joined by a pipe.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use kite::tunnel::buffer::Pool;
+use kite::tunnel::mux::{Liveness, OpenError, Settings, Side};
+use kite::tunnel::splice::{Broken, splice};
+use kite::tunnel::{Ended, Incoming, Tunnel, TunnelStream};
+use kite::wire::frame::Open;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+/// How the two ends know each other.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Kites,
+    Legacy,
+}
+
+fn settings(side: Side, kind: Kind) -> Settings {
+    Settings {
+        side,
+        kite: kind == Kind::Kites,
+        max_payload: if kind == Kind::Kites { 64 * 1024 } else { 1360 },
+        send_window: 256 * 1024,
+        recv_window: 256 * 1024,
+        max_streams: 100,
+        liveness: Liveness::DEFAULT,
+    }
+}
+
+/// A frontend's and a backend's end. `pipe` is the pipe's capacity in bytes.
+fn pair(kind: Kind, pipe: usize) -> (Tunnel, Tunnel) {
+    let (a, b) = duplex(pipe);
+    let start = |io, side| Tunnel::start(io, BytesMut::new(), settings(side, kind), Pool::new());
+    (start(a, Side::Frontend), start(b, Side::Backend))
+}
+
+fn visit() -> Open {
+    Open { proto: "http".into(), host: "kite.test".into(), ..Open::default() }
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
+
+/// Splices a stream with a pipe; the test holds the pipe's other end.
+fn attach(stream: TunnelStream) -> (DuplexStream, tokio::task::JoinHandle<Result<(), Broken>>) {
+    let (near, far) = duplex(16 * 1024);
+    let done = tokio::spawn(async move { splice(stream, far, VecDeque::new(), None).await.end });
+    (near, done)
+}
+
+/// Opens a stream and takes it at the other end: visitor's pipe, origin's pipe.
+async fn open(front: &Tunnel, back: &Tunnel, first: &[u8]) -> (DuplexStream, DuplexStream) {
+    let stream = front.open(visit(), Bytes::copy_from_slice(first)).unwrap();
+    let Incoming { open, stream: taken } = within("accepting", back.accept()).await.unwrap();
+    assert_eq!((open.proto.as_str(), open.host.as_str()), ("http", "kite.test"));
+    (attach(stream).0, attach(taken).0)
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn bytes_arrive_as_they_were_sent_both_ways_on_many_streams() {
+    for (kind, pipe) in [(Kind::Kites, 1 << 20), (Kind::Kites, 777), (Kind::Legacy, 64 * 1024), (Kind::Legacy, 100)] {
+        let (front, back) = pair(kind, pipe);
+        let mut tasks = Vec::new();
+        for i in 0..20 {
+            let first = noise(1000 + i, (i as usize * 531) % 9000);
+            let (visitor, origin) = open(&front, &back, &first).await;
+            for (end, seed, expected) in [(visitor, 1, 2), (origin, 2, 1)] {
+                let prefix = if seed == 2 { first.clone() } else { Vec::new() };
+                tasks.push(tokio::spawn(async move {
+                    let mine = noise(i * 10 + seed, 50_000 + i as usize * 7919);
+                    let theirs = noise(i * 10 + expected, 50_000 + i as usize * 7919);
+                    let (mut read, mut write) = tokio::io::split(end);
+                    let sending = async {
+                        let mut rng = StdRng::seed_from_u64(i);
+                        let mut rest = &mine[..];
+                        while !rest.is_empty() {
+                            let n = rng.random_range(1..=rest.len().min(5000));
+                            write.write_all(&rest[..n]).await.unwrap();
+                            rest = &rest[n..];
+                        }
+                        write.shutdown().await.unwrap();
+                    };
+                    let mut got = Vec::new();
+                    let (read, ()) = tokio::join!(read.read_to_end(&mut got), sending);
+                    read.unwrap();
+                    assert!(got == [prefix, theirs].concat(), "stream {i}: other bytes arrived");
+                }));
+            }
+        }
+        for task in tasks {
+            within("a transfer", task).await.unwrap();
+        }
+        within("forgetting the streams", async {
+            while front.streams() + back.streams() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn each_half_ends_on_its_own() {
+    for kind in [Kind::Kites, Kind::Legacy] {
+        let (front, back) = pair(kind, 4096);
+        let (mut visitor, mut origin) = open(&front, &back, b"question").await;
+        visitor.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        within("the origin's reading", origin.read_to_end(&mut got)).await.unwrap();
+        assert_eq!(got, b"question");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        origin.write_all(b"a late answer").await.unwrap();
+        origin.shutdown().await.unwrap();
+        got.clear();
+        within("the visitor's reading", visitor.read_to_end(&mut got)).await.unwrap();
+        assert_eq!(got, b"a late answer");
+
+        // And in the other order.
+        let (mut visitor, mut origin) = open(&front, &back, b"").await;
+        origin.shutdown().await.unwrap();
+        got.clear();
+        within("the visitor's reading", visitor.read_to_end(&mut got)).await.unwrap();
+        visitor.write_all(b"still talking").await.unwrap();
+        visitor.shutdown().await.unwrap();
+        within("the origin's reading", origin.read_to_end(&mut got)).await.unwrap();
+        assert_eq!(got, b"still talking");
+    }
+}
+
+#[tokio::test]
+async fn an_abort_is_no_orderly_end() {
+    let (front, back) = pair(Kind::Kites, 4096);
+    let stream = front.open(visit(), Bytes::from_static(b"part of")).unwrap();
+    let taken = within("accepting", back.accept()).await.unwrap().stream;
+    let (mut origin, done) = attach(taken);
+    let mut got = [0; 7];
+    within("reading", origin.read_exact(&mut got)).await.unwrap();
+    stream.abort();
+    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+}
+
+#[tokio::test]
+async fn a_dead_tunnel_breaks_its_streams_at_once() {
+    let (a, b) = duplex(4096);
+    let front = Tunnel::start(a, BytesMut::new(), settings(Side::Frontend, Kind::Kites), Pool::new());
+    let stream = front.open(visit(), Bytes::new()).unwrap();
+    let (_visitor, done) = attach(stream);
+    drop(b);
+    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+    assert!(front.is_closed());
+    assert!(matches!(front.open(visit(), Bytes::new()), Err(OpenError::Closing)));
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stalls_its_own_stream_alone() {
+    for kind in [Kind::Kites, Kind::Legacy] {
+        let (front, back) = pair(kind, 64 * 1024);
+        let (mut stalled_visitor, stalled_origin) = open(&front, &back, b"").await;
+        let stuck = tokio::spawn(async move {
+            let data = vec![7; 8 << 20];
+            stalled_visitor.write_all(&data).await
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (mut visitor, mut origin) = open(&front, &back, b"").await;
+        for _ in 0..50 {
+            visitor.write_all(b"ping").await.unwrap();
+            let mut got = [0; 4];
+            within("a ping beside a stalled stream", origin.read_exact(&mut got)).await.unwrap();
+        }
+        assert!(!stuck.is_finished(), "8 MB cannot have gone into a window of 256 KiB");
+        drop(stalled_origin);
+        within("the end of the stalled one", stuck).await.unwrap().unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_overruns_its_window_loses_the_stream_and_no_more() {
+    // The backend's end believes in a window four times as large as the frontend's promise.
+    let (a, b) = duplex(64 * 1024);
+    let small = Settings { recv_window: 64 * 1024, ..settings(Side::Frontend, Kind::Kites) };
+    let front = Tunnel::start(a, BytesMut::new(), small, Pool::new());
+    let back = Tunnel::start(b, BytesMut::new(), settings(Side::Backend, Kind::Kites), Pool::new());
+    let greedy = front.open(visit(), Bytes::new()).unwrap();
+    let taken = within("accepting", back.accept()).await.unwrap().stream;
+    let (mut origin, done) = attach(taken);
+    let _ = origin.write_all(&vec![1; 200 * 1024]).await;
+    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+    drop(greedy);
+    let (mut visitor, mut origin) = open(&front, &back, b"").await;
+    visitor.write_all(b"alive").await.unwrap();
+    let mut got = [0; 5];
+    within("another stream", origin.read_exact(&mut got)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_older_peer_that_overruns_holds_the_tunnel_up_for_a_moment_only() {
+    let (mut raw, b) = duplex(64 * 1024);
+    let back = Tunnel::start(b, BytesMut::new(), settings(Side::Backend, Kind::Legacy), Pool::new());
+    let mut out = BytesMut::new();
+    let sid = |n| kite::wire::Sid::new(n).unwrap();
+    kite::wire::frame::put_open(&mut out, sid(1), &visit(), b"first");
+    raw.write_all(&out).await.unwrap();
+    let _unread = within("accepting", back.accept()).await.unwrap();
+    let began = Instant::now();
+    let flood = async {
+        for _ in 0..100 {
+            out.clear();
+            kite::wire::frame::put_data(&mut out, sid(1), &[9; 16 * 1024]);
+            raw.write_all(&out).await.unwrap();
+        }
+        out.clear();
+        kite::wire::frame::put_open(&mut out, sid(2), &visit(), b"second");
+        raw.write_all(&out).await.unwrap();
+    };
+    within("the flood", flood).await;
+    within("the next stream", back.accept()).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(4), "the tunnel did not wait for the stream");
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_asked_and_then_given_up() {
+    let (a, mut raw) = duplex(4096);
+    let quick = Liveness::Ping { ask: Duration::from_millis(100), dead: Duration::from_millis(400) };
+    let front =
+        Tunnel::start(a, BytesMut::new(), Settings { liveness: quick, ..settings(Side::Frontend, Kind::Kites) }, Pool::new());
+    let began = Instant::now();
+    let why = within("giving up", front.ended()).await;
+    assert!(matches!(why, Ended::Mux(_)), "{why}");
+    assert!(began.elapsed() >= Duration::from_millis(400));
+    let mut said = Vec::new();
+    raw.read_to_end(&mut said).await.unwrap();
+    assert!(String::from_utf8_lossy(&said).contains("PING: 1"));
+}
+
+#[tokio::test]
+async fn an_answering_peer_stays() {
+    let (a, b) = duplex(4096);
+    let quick = Liveness::Ping { ask: Duration::from_millis(50), dead: Duration::from_millis(250) };
+    let start = |io, side| {
+        Tunnel::start(io, BytesMut::new(), Settings { liveness: quick, ..settings(side, Kind::Kites) }, Pool::new())
+    };
+    let (front, back) = (start(a, Side::Frontend), start(b, Side::Backend));
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(!front.is_closed() && !back.is_closed());
+    assert!(front.rtt().is_some() || back.rtt().is_some());
+}
+
+#[tokio::test]
+async fn only_so_many_streams_at_a_time() {
+    let (front, back) = pair(Kind::Kites, 64 * 1024);
+    let streams: Vec<_> = (0..100).map(|_| front.open(visit(), Bytes::new()).unwrap()).collect();
+    assert!(matches!(front.open(visit(), Bytes::new()), Err(OpenError::TooMany)));
+    drop(streams);
+    // Dropped streams are told to the peer, and make room.
+    within("room", async {
+        while front.streams() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    front.open(visit(), Bytes::new()).unwrap();
+    drop(back);
+}
+
+#[tokio::test]
+async fn a_closed_tunnel_still_sends_what_was_written() {
+    let (front, back) = pair(Kind::Kites, 1000);
+    let _stream = front.open(visit(), Bytes::from(vec![5; 5000])).unwrap();
+    let incoming = within("accepting", back.accept()).await;
+    let mut stream = incoming.unwrap().stream;
+    front.close("a test");
+    let mut got = 0;
+    while let Ok(Some(bytes)) = stream.read().await {
+        got += bytes.len();
+    }
+    assert_eq!(got, 5000);
+    assert!(matches!(within("the end", back.ended()).await, Ended::ByPeer));
+    assert!(matches!(within("the end", front.ended()).await, Ended::ByUs("a test")));
+}
+
+/// 300 one-byte writes on as many streams: an older peer must never find 150 frames
+/// in 50,393 bytes, or it dies (protocol page §6.1).
+#[tokio::test]
+async fn bursts_to_an_older_peer_are_spread() {
+    let (a, mut raw) = duplex(1 << 20);
+    let many = Settings { max_streams: 1000, ..settings(Side::Frontend, Kind::Legacy) };
+    let front = Tunnel::start(a, BytesMut::new(), many, Pool::new());
+    let streams: Vec<_> = (0..300).map(|_| front.open(visit(), Bytes::from_static(b"x")).unwrap()).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    front.close("enough");
+    drop(streams);
+    let mut said = BytesMut::new();
+    while raw.read_buf(&mut said).await.unwrap() > 0 {}
+    let mut decoder = kite::wire::Decoder::new(kite::wire::Limits::ESTABLISHED);
+    let total = said.len();
+    let mut ends = vec![0];
+    while decoder.decode(&mut said).unwrap().is_some() {
+        ends.push(total - said.len());
+    }
+    assert!(ends.len() > 600, "{} frames", ends.len());
+    for run in ends.windows(150) {
+        let (first, last) = (run[0], run[149]);
+        assert!(last - first > 50_393, "149 frames within {} bytes", last - first);
+    }
+}
