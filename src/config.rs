@@ -758,3 +758,6 @@ fn parse_origin(place: &str, text: &str, allowed: &[IpAddr]) -> Result<OriginAdd
         ConfigError::new(place, e, "give the node's own address, such as 127.0.0.1:49293; another machine's must be listed in allow_origin")
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,12 +158,19 @@ async fn perform(
     } else {
         None
     };
-    let address = match &tor {
-        Some(client) => offer_onion(client, &handle, out).await?,
-        None => pinned
-            .first()
-            .cloned()
-            .ok_or(DemoError::Broken("no address"))?,
+    // The service lives as long as its handle.
+    let (_service, address) = match &tor {
+        Some(client) => {
+            let (service, address) = offer_onion(client, &handle, out).await?;
+            (Some(service), address)
+        }
+        None => (
+            None,
+            pinned
+                .first()
+                .cloned()
+                .ok_or(DemoError::Broken("no address"))?,
+        ),
     };
     writeln!(out, "  frontend  visitors come to {public}, backends dial")?;
     writeln!(out, "            {address}")?;
@@ -258,7 +265,7 @@ async fn offer_onion(
     client: &Client,
     handle: &Handle,
     out: &mut (dyn Write + Send),
-) -> Result<String, DemoError> {
+) -> Result<(OnionService, String), DemoError> {
     let (service, conns) = OnionService::launch(client, "demo", ONION_PORT)
         .map_err(|e| start("onion service")(e.to_string()))?;
     writeln!(
@@ -266,26 +273,19 @@ async fn offer_onion(
         "  tor       ready; publishing the frontend as an onion service (this can take a minute)"
     )?;
     out.flush()?;
-    let address = format!("{}:{ONION_PORT}", service.address());
     let handle = handle.clone();
-    let published = service.wait_published(PUBLISH);
-    tokio::pin!(conns);
-    let serve = |conn| {
+    tokio::spawn(conns.for_each_concurrent(None, move |conn| {
         let handle = handle.clone();
-        tokio::spawn(async move { handle.enter(conn).await });
-    };
-    tokio::pin!(published);
-    loop {
-        tokio::select! {
-            ok = &mut published => {
-                if ok { break } else {
-                    return Err(DemoError::TimedOut { what: "the onion service was not published", within: PUBLISH });
-                }
-            }
-            Some(conn) = conns.next() => serve(conn),
-        }
+        async move { handle.enter(conn).await }
+    }));
+    if !service.wait_published(PUBLISH).await {
+        return Err(DemoError::TimedOut {
+            what: "the onion service was not published",
+            within: PUBLISH,
+        });
     }
-    Ok(address)
+    let address = format!("{}:{ONION_PORT}", service.address());
+    Ok((service, address))
 }
 
 /// The demo chooses its way out as a backend does: once, and by the same door.

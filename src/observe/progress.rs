@@ -21,8 +21,7 @@ impl Display {
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(STEPS), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("  Tor  {bar:24} {pos:>3}%  {wide_msg}")
-            {
+            if let Ok(style) = ProgressStyle::with_template("  Tor  {bar:24}  {wide_msg}") {
                 bar.set_style(style);
             }
             bar.enable_steady_tick(Duration::from_millis(250));
@@ -48,7 +47,7 @@ impl Display {
                 bar.set_message(text);
             }
             None => {
-                let line = format!("Tor {percent}%: {text}");
+                let line = format!("Tor: {text}");
                 if line != self.last {
                     if progress.blocked.is_some() {
                         tracing::warn!("{line}")

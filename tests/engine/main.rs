@@ -1,6 +1,14 @@
 //! The engine: both ends in one process, over real sockets and pipes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::disallowed_methods, reason = "tests listen and dial on loopback")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests listen and dial on loopback"
+)]
 
 mod roles;
 mod tunnel;

@@ -22,7 +22,10 @@ const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: TLS/1.0, PB/1.0\r\nConnection: Upgrade\r\n\r\n";
 
 fn foolscap_request(host: &str) -> Vec<u8> {
-    format!("GET /id/{TUB} HTTP/1.1\r\nHost: {host}\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n").into_bytes()
+    format!(
+        "GET /id/{TUB} HTTP/1.1\r\nHost: {host}\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n"
+    )
+    .into_bytes()
 }
 
 fn secret(text: &str) -> Secret {
@@ -40,9 +43,18 @@ struct Side {
 
 /// A frontend with a shared port and a port that belongs to [`NAME`].
 fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
-    let own = Listen { address: ([127, 0, 0, 1], 0).into(), kite: Some(NAME.parse().unwrap()) };
+    let own = Listen {
+        address: ([127, 0, 0, 1], 0).into(),
+        kite: Some(NAME.parse().unwrap()),
+    };
     let frontend = Frontend::new(FrontendConfig {
-        listen: vec![Listen { address: listen, kite: None }, own],
+        listen: vec![
+            Listen {
+                address: listen,
+                kite: None,
+            },
+            own,
+        ],
         kites: vec![Grant {
             pattern: "*.alice.example".parse().unwrap(),
             protocols: protocols.iter().copied().collect(),
@@ -58,11 +70,21 @@ fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
     let handle = frontend.handle();
     let (trigger, order) = shutdown::channel();
     let done = tokio::spawn(frontend.run(order));
-    Side { public: addrs[0], port_kite: addrs[1], address, handle, trigger, done }
+    Side {
+        public: addrs[0],
+        port_kite: addrs[1],
+        address,
+        handle,
+        trigger,
+        done,
+    }
 }
 
 fn dialer() -> Arc<dyn Dialer> {
-    let Ok(Egress::Direct(allowed)) = Egress::decide(EgressArgs { via_tor: false, tor: TorSettings::default() }) else {
+    let Ok(Egress::Direct(allowed)) = Egress::decide(EgressArgs {
+        via_tor: false,
+        tor: TorSettings::default(),
+    }) else {
         panic!("direct mode is what was asked for")
     };
     Arc::new(DirectDialer::new(allowed, TlsClient::new(None).unwrap()))
@@ -80,7 +102,10 @@ fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: &str
 /// A backend; dropping the trigger stops it.
 fn backend(address: &str, services: Vec<Service>) -> Trigger {
     let (trigger, order) = shutdown::channel();
-    let to = To { address: address.parse().unwrap(), kites: None };
+    let to = To {
+        address: address.parse().unwrap(),
+        kites: None,
+    };
     tokio::spawn(kite::backend::run(vec![to], services, dialer(), order));
     trigger
 }
@@ -127,7 +152,9 @@ async fn ask(to: SocketAddr, request: &[u8]) -> Vec<u8> {
     let mut conn = TcpStream::connect(to).await.unwrap();
     conn.write_all(request).await.unwrap();
     let mut got = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(10), conn.read_to_end(&mut got)).await.expect("an answer");
+    let _ = tokio::time::timeout(Duration::from_secs(10), conn.read_to_end(&mut got))
+        .await
+        .expect("an answer");
     got
 }
 
@@ -140,30 +167,57 @@ async fn foolscap_goes_through_and_nothing_else() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, visitors) = origin(SWITCHING).await;
-    let _back = backend(&front.address, vec![service(Protocol::Foolscap, NAME, origin, "right")]);
+    let _back = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, origin, "right")],
+    );
     until("the kite is up", || !front.handle.tunnels().is_empty()).await;
     assert_eq!(kites(&front.handle), ["http:bob.alice.example"]);
 
     let mut visitor = TcpStream::connect(front.public).await.unwrap();
-    visitor.write_all(&foolscap_request("BOB.alice.example.")).await.unwrap();
+    visitor
+        .write_all(&foolscap_request("BOB.alice.example."))
+        .await
+        .unwrap();
     let mut answer = vec![0; SWITCHING.len()];
     visitor.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, SWITCHING);
-    let records = [&[0x16, 3, 1, 0, 5][..], b"hello", &[0x17, 3, 3, 0, 3], b"abc"].concat();
+    let records = [
+        &[0x16, 3, 1, 0, 5][..],
+        b"hello",
+        &[0x17, 3, 3, 0, 3],
+        b"abc",
+    ]
+    .concat();
     visitor.write_all(&records).await.unwrap();
     visitor.shutdown().await.unwrap();
     let mut echoed = Vec::new();
     visitor.read_to_end(&mut echoed).await.unwrap();
-    assert_eq!(echoed, records, "the bytes after the upgrade came back as they were sent");
+    assert_eq!(
+        echoed, records,
+        "the bytes after the upgrade came back as they were sent"
+    );
     assert_eq!(visitors.load(Ordering::SeqCst), 1);
 
     // Nothing else reaches the origin, and everyone is told.
     let head = b"GET /uri HTTP/1.1\r\nHost: bob.alice.example\r\n\r\n";
     assert!(ask(front.public, head).await.starts_with(b"HTTP/1.1 403 "));
     let head = b"GET / HTTP/1.1\r\nHost: other.alice.example\r\n\r\n";
-    assert!(ask(front.public, head).await.starts_with(b"HTTP/1.1 503 Unavailable\r\n"));
-    assert!(ask(front.public, b"GET / HTTP/1.1\r\nA: b\r\n\r\n").await.starts_with(b"HTTP/1.1 400 "));
-    assert!(ask(front.public, b"SSH-2.0-x\r\n").await.starts_with(b"HTTP/1.1 400 "));
+    assert!(
+        ask(front.public, head)
+            .await
+            .starts_with(b"HTTP/1.1 503 Unavailable\r\n")
+    );
+    assert!(
+        ask(front.public, b"GET / HTTP/1.1\r\nA: b\r\n\r\n")
+            .await
+            .starts_with(b"HTTP/1.1 400 ")
+    );
+    assert!(
+        ask(front.public, b"SSH-2.0-x\r\n")
+            .await
+            .starts_with(b"HTTP/1.1 400 ")
+    );
     assert!(ask(front.public, b"\x05\x01\x00").await.is_empty());
     assert_eq!(visitors.load(Ordering::SeqCst), 1);
 }
@@ -173,13 +227,19 @@ async fn plaintext_after_the_upgrade_is_cut_off() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
-    let _back = backend(&front.address, vec![service(Protocol::Foolscap, NAME, origin, "right")]);
+    let _back = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, origin, "right")],
+    );
     until("the kite is up", || !front.handle.tunnels().is_empty()).await;
     let mut visitor = TcpStream::connect(front.public).await.unwrap();
     visitor.write_all(&foolscap_request(NAME)).await.unwrap();
     let mut answer = vec![0; SWITCHING.len()];
     visitor.read_exact(&mut answer).await.unwrap();
-    visitor.write_all(b"GET /uri/URI:DIR2 HTTP/1.1\r\n\r\n").await.unwrap();
+    visitor
+        .write_all(b"GET /uri/URI:DIR2 HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
     let mut rest = Vec::new();
     let end = visitor.read_to_end(&mut rest).await;
     assert!(end.is_err() && rest.is_empty(), "{end:?} {rest:?}");
@@ -187,7 +247,9 @@ async fn plaintext_after_the_upgrade_is_cut_off() {
 
 /// A ClientHello without a server name, as Tahoe's HTTPS protocol sends it.
 fn client_hello(name: Option<&str>) -> Vec<u8> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let roots = rustls::RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -196,10 +258,15 @@ fn client_hello(name: Option<&str>) -> Vec<u8> {
         .with_no_client_auth();
     let server = match name {
         Some(name) => name.to_owned().try_into().unwrap(),
-        None => rustls::pki_types::ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into()),
+        None => {
+            rustls::pki_types::ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into())
+        }
     };
     let mut hello = Vec::new();
-    rustls::ClientConnection::new(Arc::new(config), server).unwrap().write_tls(&mut hello).unwrap();
+    rustls::ClientConnection::new(Arc::new(config), server)
+        .unwrap()
+        .write_tls(&mut hello)
+        .unwrap();
     hello
 }
 
@@ -207,10 +274,16 @@ fn client_hello(name: Option<&str>) -> Vec<u8> {
 async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
     const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 0x31];
     let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Https, Protocol::TahoeHttps]);
+    let front = frontend(
+        state.path(),
+        any(),
+        &[Protocol::Https, Protocol::TahoeHttps],
+    );
     let (origin, visitors) = origin(b"").await;
-    let services =
-        vec![service(Protocol::TahoeHttps, NAME, origin, "right"), service(Protocol::Https, "eve.alice.example", origin, "right")];
+    let services = vec![
+        service(Protocol::TahoeHttps, NAME, origin, "right"),
+        service(Protocol::Https, "eve.alice.example", origin, "right"),
+    ];
     let _back = backend(&front.address, services);
     until("the kites are up", || kites(&front.handle).len() == 2).await;
 
@@ -218,7 +291,11 @@ async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
         (front.public, client_hello(None), false),
         (front.port_kite, client_hello(None), true),
         (front.public, client_hello(Some("eve.alice.example")), true),
-        (front.public, client_hello(Some("nobody.alice.example")), false),
+        (
+            front.public,
+            client_hello(Some("nobody.alice.example")),
+            false,
+        ),
     ] {
         let before = visitors.load(Ordering::SeqCst);
         let mut visitor = TcpStream::connect(to).await.unwrap();
@@ -230,7 +307,10 @@ async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
         let mut got = Vec::new();
         visitor.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, if passes { &hello } else { ALERT });
-        assert_eq!(visitors.load(Ordering::SeqCst) - before, usize::from(passes));
+        assert_eq!(
+            visitors.load(Ordering::SeqCst) - before,
+            usize::from(passes)
+        );
     }
 }
 
@@ -238,10 +318,21 @@ async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
 async fn a_dead_origin_is_said_at_once() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let _back = backend(&front.address, vec![service(Protocol::Foolscap, NAME, gone, "right")]);
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let _back = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, gone, "right")],
+    );
     until("the kite is up", || !front.handle.tunnels().is_empty()).await;
-    assert!(ask(front.public, &foolscap_request(NAME)).await.starts_with(b"HTTP/1.1 503 Unavailable\r\n"));
+    assert!(
+        ask(front.public, &foolscap_request(NAME))
+            .await
+            .starts_with(b"HTTP/1.1 503 Unavailable\r\n")
+    );
 }
 
 #[tokio::test]
@@ -249,9 +340,23 @@ async fn a_wrong_secret_or_a_foreign_name_flies_nothing() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
-    let _wrong = backend(&front.address, vec![service(Protocol::Foolscap, NAME, origin, "wrong")]);
-    let _foreign = backend(&front.address, vec![service(Protocol::Foolscap, "bob.carol.example", origin, "right")]);
-    let _proto = backend(&front.address, vec![service(Protocol::Http, "x.alice.example", origin, "wrong")]);
+    let _wrong = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, origin, "wrong")],
+    );
+    let _foreign = backend(
+        &front.address,
+        vec![service(
+            Protocol::Foolscap,
+            "bob.carol.example",
+            origin,
+            "right",
+        )],
+    );
+    let _proto = backend(
+        &front.address,
+        vec![service(Protocol::Http, "x.alice.example", origin, "wrong")],
+    );
     tokio::time::sleep(Duration::from_millis(800)).await;
     assert!(front.handle.tunnels().is_empty());
     // A refused kite beside a good one does not bring the good one down.
@@ -260,7 +365,10 @@ async fn a_wrong_secret_or_a_foreign_name_flies_nothing() {
         service(Protocol::Foolscap, "bob.carol.example", origin, "right"),
     ];
     let _good = backend(&front.address, both);
-    until("the good one flies", || kites(&front.handle) == ["http:bob.alice.example"]).await;
+    until("the good one flies", || {
+        kites(&front.handle) == ["http:bob.alice.example"]
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -271,7 +379,10 @@ async fn a_wrong_pin_is_told_nothing() {
     let pin = front.address.split_once('#').unwrap().1;
     let (origin, _) = origin(SWITCHING).await;
     let mixed = format!("{}#{pin}", liar.public);
-    let _back = backend(&mixed, vec![service(Protocol::Foolscap, NAME, origin, "right")]);
+    let _back = backend(
+        &mixed,
+        vec![service(Protocol::Foolscap, NAME, origin, "right")],
+    );
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(liar.handle.tunnels().is_empty());
 }
@@ -282,9 +393,15 @@ async fn a_second_backend_does_not_take_a_kite_away() {
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (first, first_visitors) = origin(SWITCHING).await;
     let (second, second_visitors) = origin(SWITCHING).await;
-    let one = backend(&front.address, vec![service(Protocol::Foolscap, NAME, first, "right")]);
+    let one = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, first, "right")],
+    );
     until("the kite is up", || !front.handle.tunnels().is_empty()).await;
-    let _two = backend(&front.address, vec![service(Protocol::Foolscap, NAME, second, "right")]);
+    let _two = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, second, "right")],
+    );
     tokio::time::sleep(Duration::from_millis(500)).await;
     let visit = async || {
         let mut visitor = TcpStream::connect(front.public).await.unwrap();
@@ -292,7 +409,13 @@ async fn a_second_backend_does_not_take_a_kite_away() {
         visitor.read_exact(&mut [0; 12]).await.unwrap();
     };
     visit().await;
-    assert_eq!((first_visitors.load(Ordering::SeqCst), second_visitors.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!(
+        (
+            first_visitors.load(Ordering::SeqCst),
+            second_visitors.load(Ordering::SeqCst)
+        ),
+        (1, 0)
+    );
     // When the first leaves, its name is free.
     one.stop();
     until("the first is gone", || front.handle.tunnels().is_empty()).await;
@@ -303,20 +426,30 @@ async fn a_restarted_frontend_is_found_again() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
-    let _back = backend(&front.address, vec![service(Protocol::Foolscap, NAME, origin, "right")]);
+    let _back = backend(
+        &front.address,
+        vec![service(Protocol::Foolscap, NAME, origin, "right")],
+    );
     until("the kite is up", || !front.handle.tunnels().is_empty()).await;
     front.trigger.stop();
     front.done.await.unwrap();
     // The same port and the same key: the pin still holds.
     let again = frontend(state.path(), front.public, &[Protocol::Foolscap]);
     assert_eq!(again.address, front.address);
-    until("the kite is up again", || !again.handle.tunnels().is_empty()).await;
+    until("the kite is up again", || {
+        !again.handle.tunnels().is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_ping_is_answered_as_pagekite_wants_it() {
     let state = tempfile::tempdir().unwrap();
     let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
-    let reply = ask(front.public, b"HEAD /ping HTTP/1.1\r\nHost: ping.pagekite\r\n\r\n").await;
+    let reply = ask(
+        front.public,
+        b"HEAD /ping HTTP/1.1\r\nHost: ping.pagekite\r\n\r\n",
+    )
+    .await;
     assert!(reply.starts_with(b"HTTP/1.1 503 Unavailable\r\nX-PageKite-UUID: "));
 }

@@ -40,11 +40,17 @@ fn pair(kind: Kind, pipe: usize) -> (Tunnel, Tunnel) {
 }
 
 fn visit() -> Open {
-    Open { proto: "http".into(), host: "kite.test".into(), ..Open::default() }
+    Open {
+        proto: "http".into(),
+        host: "kite.test".into(),
+        ..Open::default()
+    }
 }
 
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+    tokio::time::timeout(Duration::from_secs(20), work)
+        .await
+        .unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// Splices a stream with a pipe; the test holds the pipe's other end.
@@ -57,8 +63,14 @@ fn attach(stream: TunnelStream) -> (DuplexStream, tokio::task::JoinHandle<Result
 /// Opens a stream and takes it at the other end: visitor's pipe, origin's pipe.
 async fn open(front: &Tunnel, back: &Tunnel, first: &[u8]) -> (DuplexStream, DuplexStream) {
     let stream = front.open(visit(), Bytes::copy_from_slice(first)).unwrap();
-    let Incoming { open, stream: taken } = within("accepting", back.accept()).await.unwrap();
-    assert_eq!((open.proto.as_str(), open.host.as_str()), ("http", "kite.test"));
+    let Incoming {
+        open,
+        stream: taken,
+    } = within("accepting", back.accept()).await.unwrap();
+    assert_eq!(
+        (open.proto.as_str(), open.host.as_str()),
+        ("http", "kite.test")
+    );
     (attach(stream).0, attach(taken).0)
 }
 
@@ -70,7 +82,12 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn bytes_arrive_as_they_were_sent_both_ways_on_many_streams() {
-    for (kind, pipe) in [(Kind::Kites, 1 << 20), (Kind::Kites, 777), (Kind::Legacy, 64 * 1024), (Kind::Legacy, 100)] {
+    for (kind, pipe) in [
+        (Kind::Kites, 1 << 20),
+        (Kind::Kites, 777),
+        (Kind::Legacy, 64 * 1024),
+        (Kind::Legacy, 100),
+    ] {
         let (front, back) = pair(kind, pipe);
         let mut tasks = Vec::new();
         for i in 0..20 {
@@ -95,7 +112,10 @@ async fn bytes_arrive_as_they_were_sent_both_ways_on_many_streams() {
                     let mut got = Vec::new();
                     let (read, ()) = tokio::join!(read.read_to_end(&mut got), sending);
                     read.unwrap();
-                    assert!(got == [prefix, theirs].concat(), "stream {i}: other bytes arrived");
+                    assert!(
+                        got == [prefix, theirs].concat(),
+                        "stream {i}: other bytes arrived"
+                    );
                 }));
             }
         }
@@ -118,23 +138,31 @@ async fn each_half_ends_on_its_own() {
         let (mut visitor, mut origin) = open(&front, &back, b"question").await;
         visitor.shutdown().await.unwrap();
         let mut got = Vec::new();
-        within("the origin's reading", origin.read_to_end(&mut got)).await.unwrap();
+        within("the origin's reading", origin.read_to_end(&mut got))
+            .await
+            .unwrap();
         assert_eq!(got, b"question");
         tokio::time::sleep(Duration::from_millis(50)).await;
         origin.write_all(b"a late answer").await.unwrap();
         origin.shutdown().await.unwrap();
         got.clear();
-        within("the visitor's reading", visitor.read_to_end(&mut got)).await.unwrap();
+        within("the visitor's reading", visitor.read_to_end(&mut got))
+            .await
+            .unwrap();
         assert_eq!(got, b"a late answer");
 
         // And in the other order.
         let (mut visitor, mut origin) = open(&front, &back, b"").await;
         origin.shutdown().await.unwrap();
         got.clear();
-        within("the visitor's reading", visitor.read_to_end(&mut got)).await.unwrap();
+        within("the visitor's reading", visitor.read_to_end(&mut got))
+            .await
+            .unwrap();
         visitor.write_all(b"still talking").await.unwrap();
         visitor.shutdown().await.unwrap();
-        within("the origin's reading", origin.read_to_end(&mut got)).await.unwrap();
+        within("the origin's reading", origin.read_to_end(&mut got))
+            .await
+            .unwrap();
         assert_eq!(got, b"still talking");
     }
 }
@@ -146,21 +174,37 @@ async fn an_abort_is_no_orderly_end() {
     let taken = within("accepting", back.accept()).await.unwrap().stream;
     let (mut origin, done) = attach(taken);
     let mut got = [0; 7];
-    within("reading", origin.read_exact(&mut got)).await.unwrap();
+    within("reading", origin.read_exact(&mut got))
+        .await
+        .unwrap();
     stream.abort();
-    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+    assert!(matches!(
+        within("the splice's end", done).await.unwrap(),
+        Err(Broken::Tunnel)
+    ));
 }
 
 #[tokio::test]
 async fn a_dead_tunnel_breaks_its_streams_at_once() {
     let (a, b) = duplex(4096);
-    let front = Tunnel::start(a, BytesMut::new(), settings(Side::Frontend, Kind::Kites), Pool::new());
+    let front = Tunnel::start(
+        a,
+        BytesMut::new(),
+        settings(Side::Frontend, Kind::Kites),
+        Pool::new(),
+    );
     let stream = front.open(visit(), Bytes::new()).unwrap();
     let (_visitor, done) = attach(stream);
     drop(b);
-    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+    assert!(matches!(
+        within("the splice's end", done).await.unwrap(),
+        Err(Broken::Tunnel)
+    ));
     assert!(front.is_closed());
-    assert!(matches!(front.open(visit(), Bytes::new()), Err(OpenError::Closing)));
+    assert!(matches!(
+        front.open(visit(), Bytes::new()),
+        Err(OpenError::Closing)
+    ));
 }
 
 #[tokio::test]
@@ -177,11 +221,22 @@ async fn a_stalled_reader_stalls_its_own_stream_alone() {
         for _ in 0..50 {
             visitor.write_all(b"ping").await.unwrap();
             let mut got = [0; 4];
-            within("a ping beside a stalled stream", origin.read_exact(&mut got)).await.unwrap();
+            within(
+                "a ping beside a stalled stream",
+                origin.read_exact(&mut got),
+            )
+            .await
+            .unwrap();
         }
-        assert!(!stuck.is_finished(), "8 MB cannot have gone into a window of 256 KiB");
+        assert!(
+            !stuck.is_finished(),
+            "8 MB cannot have gone into a window of 256 KiB"
+        );
         drop(stalled_origin);
-        within("the end of the stalled one", stuck).await.unwrap().unwrap_err();
+        within("the end of the stalled one", stuck)
+            .await
+            .unwrap()
+            .unwrap_err();
     }
 }
 
@@ -189,25 +244,43 @@ async fn a_stalled_reader_stalls_its_own_stream_alone() {
 async fn a_peer_that_overruns_its_window_loses_the_stream_and_no_more() {
     // The backend's end believes in a window four times as large as the frontend's promise.
     let (a, b) = duplex(64 * 1024);
-    let small = Settings { recv_window: 64 * 1024, ..settings(Side::Frontend, Kind::Kites) };
+    let small = Settings {
+        recv_window: 64 * 1024,
+        ..settings(Side::Frontend, Kind::Kites)
+    };
     let front = Tunnel::start(a, BytesMut::new(), small, Pool::new());
-    let back = Tunnel::start(b, BytesMut::new(), settings(Side::Backend, Kind::Kites), Pool::new());
+    let back = Tunnel::start(
+        b,
+        BytesMut::new(),
+        settings(Side::Backend, Kind::Kites),
+        Pool::new(),
+    );
     let greedy = front.open(visit(), Bytes::new()).unwrap();
     let taken = within("accepting", back.accept()).await.unwrap().stream;
     let (mut origin, done) = attach(taken);
     let _ = origin.write_all(&vec![1; 200 * 1024]).await;
-    assert!(matches!(within("the splice's end", done).await.unwrap(), Err(Broken::Tunnel)));
+    assert!(matches!(
+        within("the splice's end", done).await.unwrap(),
+        Err(Broken::Tunnel)
+    ));
     drop(greedy);
     let (mut visitor, mut origin) = open(&front, &back, b"").await;
     visitor.write_all(b"alive").await.unwrap();
     let mut got = [0; 5];
-    within("another stream", origin.read_exact(&mut got)).await.unwrap();
+    within("another stream", origin.read_exact(&mut got))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn an_older_peer_that_overruns_holds_the_tunnel_up_for_a_moment_only() {
     let (mut raw, b) = duplex(64 * 1024);
-    let back = Tunnel::start(b, BytesMut::new(), settings(Side::Backend, Kind::Legacy), Pool::new());
+    let back = Tunnel::start(
+        b,
+        BytesMut::new(),
+        settings(Side::Backend, Kind::Legacy),
+        Pool::new(),
+    );
     let mut out = BytesMut::new();
     let sid = |n| kite::wire::Sid::new(n).unwrap();
     kite::wire::frame::put_open(&mut out, sid(1), &visit(), b"first");
@@ -226,15 +299,28 @@ async fn an_older_peer_that_overruns_holds_the_tunnel_up_for_a_moment_only() {
     };
     within("the flood", flood).await;
     within("the next stream", back.accept()).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(4), "the tunnel did not wait for the stream");
+    assert!(
+        began.elapsed() >= Duration::from_secs(4),
+        "the tunnel did not wait for the stream"
+    );
 }
 
 #[tokio::test]
 async fn a_silent_peer_is_asked_and_then_given_up() {
     let (a, mut raw) = duplex(4096);
-    let quick = Liveness::Ping { ask: Duration::from_millis(100), dead: Duration::from_millis(400) };
-    let front =
-        Tunnel::start(a, BytesMut::new(), Settings { liveness: quick, ..settings(Side::Frontend, Kind::Kites) }, Pool::new());
+    let quick = Liveness::Ping {
+        ask: Duration::from_millis(100),
+        dead: Duration::from_millis(400),
+    };
+    let front = Tunnel::start(
+        a,
+        BytesMut::new(),
+        Settings {
+            liveness: quick,
+            ..settings(Side::Frontend, Kind::Kites)
+        },
+        Pool::new(),
+    );
     let began = Instant::now();
     let why = within("giving up", front.ended()).await;
     assert!(matches!(why, Ended::Mux(_)), "{why}");
@@ -247,9 +333,20 @@ async fn a_silent_peer_is_asked_and_then_given_up() {
 #[tokio::test]
 async fn an_answering_peer_stays() {
     let (a, b) = duplex(4096);
-    let quick = Liveness::Ping { ask: Duration::from_millis(50), dead: Duration::from_millis(250) };
+    let quick = Liveness::Ping {
+        ask: Duration::from_millis(50),
+        dead: Duration::from_millis(250),
+    };
     let start = |io, side| {
-        Tunnel::start(io, BytesMut::new(), Settings { liveness: quick, ..settings(side, Kind::Kites) }, Pool::new())
+        Tunnel::start(
+            io,
+            BytesMut::new(),
+            Settings {
+                liveness: quick,
+                ..settings(side, Kind::Kites)
+            },
+            Pool::new(),
+        )
     };
     let (front, back) = (start(a, Side::Frontend), start(b, Side::Backend));
     tokio::time::sleep(Duration::from_millis(1000)).await;
@@ -260,8 +357,13 @@ async fn an_answering_peer_stays() {
 #[tokio::test]
 async fn only_so_many_streams_at_a_time() {
     let (front, back) = pair(Kind::Kites, 64 * 1024);
-    let streams: Vec<_> = (0..100).map(|_| front.open(visit(), Bytes::new()).unwrap()).collect();
-    assert!(matches!(front.open(visit(), Bytes::new()), Err(OpenError::TooMany)));
+    let streams: Vec<_> = (0..100)
+        .map(|_| front.open(visit(), Bytes::new()).unwrap())
+        .collect();
+    assert!(matches!(
+        front.open(visit(), Bytes::new()),
+        Err(OpenError::TooMany)
+    ));
     drop(streams);
     // Dropped streams are told to the peer, and make room.
     within("room", async {
@@ -286,8 +388,14 @@ async fn a_closed_tunnel_still_sends_what_was_written() {
         got += bytes.len();
     }
     assert_eq!(got, 5000);
-    assert!(matches!(within("the end", back.ended()).await, Ended::ByPeer));
-    assert!(matches!(within("the end", front.ended()).await, Ended::ByUs("a test")));
+    assert!(matches!(
+        within("the end", back.ended()).await,
+        Ended::ByPeer
+    ));
+    assert!(matches!(
+        within("the end", front.ended()).await,
+        Ended::ByUs("a test")
+    ));
 }
 
 /// 300 one-byte writes on as many streams: an older peer must never find 150 frames
@@ -295,9 +403,14 @@ async fn a_closed_tunnel_still_sends_what_was_written() {
 #[tokio::test]
 async fn bursts_to_an_older_peer_are_spread() {
     let (a, mut raw) = duplex(1 << 20);
-    let many = Settings { max_streams: 1000, ..settings(Side::Frontend, Kind::Legacy) };
+    let many = Settings {
+        max_streams: 1000,
+        ..settings(Side::Frontend, Kind::Legacy)
+    };
     let front = Tunnel::start(a, BytesMut::new(), many, Pool::new());
-    let streams: Vec<_> = (0..300).map(|_| front.open(visit(), Bytes::from_static(b"x")).unwrap()).collect();
+    let streams: Vec<_> = (0..300)
+        .map(|_| front.open(visit(), Bytes::from_static(b"x")).unwrap())
+        .collect();
     tokio::time::sleep(Duration::from_millis(200)).await;
     front.close("enough");
     drop(streams);
@@ -312,6 +425,10 @@ async fn bursts_to_an_older_peer_are_spread() {
     assert!(ends.len() > 600, "{} frames", ends.len());
     for run in ends.windows(150) {
         let (first, last) = (run[0], run[149]);
-        assert!(last - first > 50_393, "149 frames within {} bytes", last - first);
+        assert!(
+            last - first > 50_393,
+            "149 frames within {} bytes",
+            last - first
+        );
     }
 }

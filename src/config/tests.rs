@@ -1,0 +1,253 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A directory with a secret that only its owner can read.
+fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "bob.secret", "hunter2\n");
+    fs::set_permissions(
+        dir.path().join("bob.secret"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    dir
+}
+
+fn write(dir: &tempfile::TempDir, name: &str, text: &str) {
+    fs::write(dir.path().join(name), text).unwrap();
+}
+
+fn frontend(dir: &tempfile::TempDir, text: &str) -> Result<FrontendConfig> {
+    write(dir, "frontend.toml", text);
+    let config = Some(dir.path().join("frontend.toml"));
+    FrontendConfig::with_secret(
+        &FrontendArgs {
+            config,
+            ..FrontendArgs::default()
+        },
+        None,
+    )
+}
+
+fn backend(dir: &tempfile::TempDir, text: &str) -> Result<BackendConfig> {
+    write(dir, "backend.toml", text);
+    let config = Some(dir.path().join("backend.toml"));
+    BackendConfig::with_secret(
+        &BackendArgs {
+            config,
+            ..BackendArgs::default()
+        },
+        None,
+    )
+}
+
+const FRONTEND: &str = r#"
+listen = ["0.0.0.0:80", { address = "[::]:8443", kite = "bob.alice.example" }]
+state_dir = "state"
+[[kites]]
+name = "*.alice.example"
+protocols = ["foolscap", "tahoe-https"]
+secret_file = "bob.secret"
+"#;
+
+const BACKEND: &str = r#"
+state_dir = "state"
+[tor]
+enabled = true
+config = "arti.toml"
+[[frontends]]
+address = "alice.example:443"
+kites = ["bob.alice.example"]
+[[kites]]
+name = "bob.alice.example"
+origin = "127.0.0.1:49293"
+secret_file = "bob.secret"
+"#;
+
+#[test]
+fn a_frontends_file_is_read() {
+    let dir = place();
+    let config = frontend(&dir, FRONTEND).unwrap();
+    assert_eq!(config.listen[1].address, "[::]:8443".parse().unwrap());
+    assert_eq!(
+        config.listen[1].kite,
+        Some("bob.alice.example".parse().unwrap())
+    );
+    assert_eq!(config.kites[0].secret, Secret::new(b"hunter2").unwrap());
+    assert_eq!(config.state_dir, dir.path().join("state"));
+    // The table form is the same list.
+    let tables = FRONTEND.replace(
+        "listen = [\"0.0.0.0:80\", { address = \"[::]:8443\", kite = \"bob.alice.example\" }]\nstate_dir = \"state\"",
+        "state_dir = \"state\"\n[[listen]]\naddress = \"0.0.0.0:80\"\n[[listen]]\naddress = \"[::]:8443\"\nkite = \"bob.alice.example\"",
+    );
+    assert_eq!(frontend(&dir, &tables).unwrap().listen, config.listen);
+}
+
+#[test]
+fn a_backends_file_is_read() {
+    let dir = place();
+    let config = backend(&dir, BACKEND).unwrap();
+    assert!(config.tor.enabled);
+    assert_eq!(config.tor.config, Some(dir.path().join("arti.toml")));
+    assert_eq!(config.services[0].protocol, Protocol::Foolscap);
+    assert_eq!(config.frontends[0].kites.as_ref().map(Vec::len), Some(1));
+}
+
+#[test]
+fn flags_replace_the_files_keys() {
+    let dir = place();
+    write(&dir, "frontend.toml", FRONTEND);
+    let args = FrontendArgs {
+        config: Some(dir.path().join("frontend.toml")),
+        listen: vec!["127.0.0.1:9=x.bob.example".into()],
+        domain: vec!["*.bob.example".into()],
+        ..FrontendArgs::default()
+    };
+    let config = FrontendConfig::with_secret(&args, Some("from the environment")).unwrap();
+    assert_eq!(config.listen.len(), 1);
+    assert_eq!(
+        config.kites[0].protocols,
+        BTreeSet::from([Protocol::Foolscap])
+    );
+    assert_eq!(
+        config.kites[0].secret,
+        Secret::new(b"from the environment").unwrap()
+    );
+}
+
+#[test]
+fn each_mistake_names_its_place_and_its_remedy() {
+    let dir = place();
+    write(&dir, "open.secret", "x");
+    fs::set_permissions(
+        dir.path().join("open.secret"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
+    write(&dir, "empty.secret", "\n");
+    fs::set_permissions(
+        dir.path().join("empty.secret"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    for (from, to, place, remedy) in [
+        ("state_dir", "stat_dir", "stat_dir", "keys"),
+        ("0.0.0.0:80", "0.0.0.0", "listen[0]", "0.0.0.0:443"),
+        (
+            "*.alice.example",
+            "*.alice..example",
+            "kites[0].name",
+            "DNS name",
+        ),
+        (
+            "\"foolscap\",",
+            "\"foolscrap\",",
+            "kites[0].protocols",
+            "correct",
+        ),
+        ("bob.secret", "none.secret", "none.secret", "chmod 600"),
+        ("bob.secret", "open.secret", "open.secret", "chmod 600"),
+        (
+            "bob.secret",
+            "empty.secret",
+            "empty.secret",
+            "put the secret",
+        ),
+        (
+            "kite = \"bob.alice.example\"",
+            "kite = \"bob.carol.example\"",
+            "listen",
+            "covers",
+        ),
+        (
+            "kite = \"bob.alice.example\"",
+            "kite = \"*.alice.example\"",
+            "listen[1]",
+            "one kite",
+        ),
+    ] {
+        let text = FRONTEND.replace(from, to);
+        assert_ne!(text, FRONTEND);
+        let error = frontend(&dir, &text).unwrap_err().to_string();
+        assert!(
+            error.contains("frontend.toml") && error.contains(place) && error.contains(remedy),
+            "{error}"
+        );
+    }
+    for (from, to, place, remedy) in [
+        (
+            "alice.example:443\"",
+            "alice.example\"",
+            "frontends[0]",
+            "port",
+        ),
+        (
+            "127.0.0.1:49293",
+            "localhost:49293",
+            "kites[0].origin",
+            "127.0.0.1:49293",
+        ),
+        (
+            "127.0.0.1:49293",
+            "10.0.0.5:49293",
+            "kites[0].origin",
+            "allow_origin",
+        ),
+        (
+            "enabled = true",
+            "enabled = false",
+            "tor.config",
+            "--via-tor",
+        ),
+        (
+            "kites = [\"bob.alice.example\"]",
+            "kites = [\"eve.alice.example\"]",
+            "frontends",
+            "correct the name",
+        ),
+        ("[[frontends]]", "[[frontend]]", "frontend", "keys"),
+        ("\"127.0.0.1:49293\"", "49293", "origin", "keys"),
+    ] {
+        let text = BACKEND.replace(from, to);
+        assert_ne!(text, BACKEND);
+        let error = backend(&dir, &text).unwrap_err().to_string();
+        assert!(
+            error.contains("backend.toml") && error.contains(place) && error.contains(remedy),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_onion_frontend_needs_tor() {
+    let onion = format!("{}d.onion:443", "a".repeat(55));
+    let args = BackendArgs {
+        frontend: vec![onion],
+        services: vec!["foolscap:bob.alice.example:127.0.0.1:1".into()],
+        ..BackendArgs::default()
+    };
+    let error = BackendConfig::with_secret(&args, Some("s"))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("--via-tor"), "{error}");
+}
+
+#[test]
+fn a_listed_origin_is_taken() {
+    let dir = place();
+    let text = BACKEND.replace("127.0.0.1:49293", "10.0.0.5:49293");
+    let text = format!("allow_origin = [\"10.0.0.5\"]\n{text}");
+    assert_eq!(
+        backend(&dir, &text).unwrap().services[0].origin.to_string(),
+        "10.0.0.5:49293"
+    );
+}
+
+#[test]
+fn no_secret_ever_shows_in_an_error() {
+    let dir = place();
+    let error = format!("{:?}", frontend(&dir, FRONTEND).unwrap());
+    assert!(!error.contains("hunter2"));
+}
