@@ -11,6 +11,7 @@
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod backend;
 pub mod cli;

@@ -151,11 +151,11 @@ impl Guard {
 }
 
 impl Inspect for Guard {
-    fn from_visitor(&mut self, bytes: &[u8]) -> Result<(), Objection> {
+    fn visitor_said(&mut self, bytes: &[u8]) -> Result<(), Objection> {
         Self::answer(self.0.from_visitor(bytes))
     }
 
-    fn from_origin(&mut self, bytes: &[u8]) -> Result<(), Objection> {
+    fn origin_said(&mut self, bytes: &[u8]) -> Result<(), Objection> {
         Self::answer(self.0.from_origin(bytes))
     }
 

@@ -25,9 +25,9 @@ pub trait Local: AsyncRead + AsyncWrite + Unpin {
 /// Looks at the bytes that pass, and may object. It cannot change them.
 pub trait Inspect {
     /// Bytes from the visitor, each once and in order.
-    fn from_visitor(&mut self, bytes: &[u8]) -> Result<(), Objection>;
+    fn visitor_said(&mut self, bytes: &[u8]) -> Result<(), Objection>;
     /// Bytes from the origin, each once and in order.
-    fn from_origin(&mut self, bytes: &[u8]) -> Result<(), Objection>;
+    fn origin_said(&mut self, bytes: &[u8]) -> Result<(), Objection>;
     /// Nothing will be objected to any more.
     fn is_open(&self) -> bool;
 }
@@ -161,7 +161,7 @@ impl<L: Local> Join<L> {
                         if let Some(inspect) = &mut self.inspect {
                             self.pieces
                                 .iter()
-                                .try_for_each(|piece| inspect.from_visitor(piece))?;
+                                .try_for_each(|piece| inspect.visitor_said(piece))?;
                         }
                         if half == Half::Ended {
                             self.inbound = Inbound::Ending;
@@ -225,7 +225,7 @@ impl<L: Local> Join<L> {
                 Poll::Ready(Ok(())) if n > 0 => {
                     buffer.filled(n);
                     if let Some(inspect) = &mut self.inspect {
-                        inspect.from_origin(buffer.as_slice())?;
+                        inspect.origin_said(buffer.as_slice())?;
                     }
                     self.to_tunnel += n as u64;
                     let pool = self.stream.pool().clone();
