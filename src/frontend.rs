@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::net::{TcpListener, TcpStream};
+
 use tokio::sync::Semaphore;
 
 pub mod auth;
@@ -18,7 +18,7 @@ mod visitor;
 use crate::config::{FrontendConfig, Listen};
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
-use crate::listen;
+use crate::listen::{self, TcpListener, TcpStream};
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;

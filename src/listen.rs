@@ -4,7 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
+
+/// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
+pub use tokio::net::{TcpListener, TcpStream};
 
 use crate::tunnel::splice::Local;
 

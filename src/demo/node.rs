@@ -98,7 +98,7 @@ impl Node {
 
 /// Serves one visitor. Bytes received in all, or `None` if it was refused.
 async fn serve(
-    conn: tokio::net::TcpStream,
+    conn: listen::TcpStream,
     acceptor: TlsAcceptor,
     tub: &str,
     message: &str,

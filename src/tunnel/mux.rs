@@ -33,8 +33,9 @@ pub const MAX_INBOX_TOTAL: usize = 64 * 1024 * 1024;
 pub const OVERRUN: usize = 512 * 1024;
 /// How long a tunnel waits for such a stream before it is ended.
 pub const OVERRUN_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes in flight to an older peer that acknowledges (libpagekite does so every 16 KB).
-pub const LEGACY_WINDOW: u64 = 256 * 1024;
+/// Bytes in flight to an older peer. pagekite.py keeps to this itself (§7.5), and a
+/// pagekite.py frontend cuts a visitor off for whom it has to hold much more.
+pub const LEGACY_WINDOW: u64 = 48 * 1024;
 /// An older peer hears of progress at least this often: pagekite.py stalls at 48 KB (§7.5).
 pub const LEGACY_ACK_STEP: u64 = 16 * 1024;
 /// Data for streams that do not exist is answered for this many at a time.
@@ -601,8 +602,12 @@ impl Mux {
     }
 
     fn send_limit(&self) -> SendLimit {
+        // Every known frontend acknowledges. Among the old backends upagekite does not,
+        // and then TCP alone holds us back until a first acknowledgement has come.
+        let acknowledges =
+            self.settings.kite || self.peer_acks || self.settings.side == Side::Backend;
         SendLimit {
-            window: (self.settings.kite || self.peer_acks).then_some(self.settings.send_window),
+            window: acknowledges.then_some(self.settings.send_window),
             max_payload: self.settings.max_payload,
         }
     }

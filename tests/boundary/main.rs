@@ -430,10 +430,9 @@ fn a_lifted_ban_is_seen() {
     ] {
         assert_eq!(exceptions("src/dial/direct.rs", bad).len(), 1, "{bad}");
     }
-    let in_tests = format!(
-        "fn f() {{}}\n\n#[cfg(test)]\n#[allow(clippy::disallowed_methods)]\nmod tests {{\n}}\n"
-    );
-    assert!(exceptions("src/backend.rs", &in_tests).is_empty());
+    let in_tests =
+        "fn f() {}\n\n#[cfg(test)]\n#[allow(clippy::disallowed_methods)]\nmod tests {\n}\n";
+    assert!(exceptions("src/backend.rs", in_tests).is_empty());
 }
 
 #[test]

@@ -125,8 +125,6 @@ class Machine:
 class Island:
     """The island itself, where a test can do without a hidden machine."""
 
-    address = "127.0.0.1"
-
     @contextlib.contextmanager
     def inside(self):
         yield self
@@ -199,9 +197,6 @@ class Cable:
     def dials(self, since=0):
         """The distinct (protocol, address, port) since then."""
         return set(self._seen[since:])
-
-    def count(self, since=0):
-        return len(self._seen) - since
 
     def close(self):
         self._open = False

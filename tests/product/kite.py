@@ -189,9 +189,3 @@ class Backend(_Role):
 
     def wait_tor(self, timeout=TOR_S):
         self.proc.wait_log(TOR_READY, timeout)
-
-
-def wait_flying(backend, kite, frontend, **more):
-    """Both ends say that the kite is up."""
-    backend.wait_up(kite, frontend.ip, **more)
-    frontend.wait_up(kite)

@@ -5,7 +5,7 @@ A pair is named FRONTEND-BACKEND.  `kite-tor-kite` has the tunnel in Tor.
 
 from conftest import DAVE
 from island import Island
-from kite import Backend, Frontend, Kite
+from kite import Backend, Frontend
 from pagekite_peer import PagekiteBackend, PagekiteFrontend
 from proc import wait_until
 from traffic import Visitor

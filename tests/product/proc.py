@@ -107,10 +107,6 @@ class Proc:
             self.popen.kill()
         self.popen.wait(5)
 
-    def rss_mib(self):
-        m = re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{self.pid}/status").read_text())
-        return int(m[1]) // 1024
-
     def tail(self, lines=30):
         state = "running" if self.alive() else f"ended with {self.popen.returncode}"
         body = "\n".join(self.text().splitlines()[-lines:])

@@ -52,7 +52,9 @@ class Lab:
                 kites.append(Kite(protocol, name, origin.address))
         if kind == "pagekite-kite":              # what its frontend cannot tell apart
             kites = [k for k in kites if k.wire == "http"]
-        owned = {OWN_PORT: k for k in kites if k.protocol == "tahoe-https" and kind in ("kite-kite", TOR)}
+        owned = {}
+        if kind in ("kite-kite", TOR):
+            owned[OWN_PORT] = kites[-1]
         self.pair = Pair(kind, sup, new_address(), kites, owned, machine, rawheaders=True,
                          tornet=request.getfixturevalue("tornet") if kind == TOR else None)
 

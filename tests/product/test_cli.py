@@ -42,12 +42,16 @@ def test_usage_errors(kite, secret):
     assert "--no-such-flag" in refused("frontend", "--no-such-flag")
     assert "frontend" in refused("backend", "--secret-file", secret, "foolscap:a.b.example:127.0.0.1:1")
     assert "KITENAME" in refused("backend", "--secret-file", secret, *frontend)
-    for service in ("foolscap:a.b.example", "gopher:a.b.example:127.0.0.1:1", "foolscap:a b:127.0.0.1:1",
-                    "foolscap:a.b.example:127.0.0.1:99999", "foolscap:a.b.example:storage.example:1"):
-        assert service in refused("backend", "--secret-file", secret, *frontend, service)
-    for address in ("alice.example", "alice.example:443#sha256:short", "alice.example:443#md5:abc", "http://alice:80"):
-        assert address in refused("backend", "--secret-file", secret, "--frontend", address,
-                                  "foolscap:a.b.example:127.0.0.1:1")
+    for service, wrong in (("foolscap:a.b.example", "foolscap:a.b.example"), ("gopher:a.b.example:127.0.0.1:1", "gopher"),
+                           ("foolscap:a b:127.0.0.1:1", "a b"),
+                           ("foolscap:a.b.example:127.0.0.1:99999", "127.0.0.1:99999"),
+                           ("foolscap:a.b.example:storage.example:1", "storage.example:1")):
+        said = refused("backend", "--secret-file", secret, *frontend, service)
+        assert "SERVICE" in said and wrong in said
+    for address, wrong in (("alice.example", "port"), ("alice.example:443#sha256:short", "pin"),
+                           ("alice.example:443#md5:abc", "pin"), ("http://alice:80", "http://")):
+        said = refused("backend", "--secret-file", secret, "--frontend", address, "foolscap:a.b.example:127.0.0.1:1")
+        assert "--frontend" in said and wrong in said
 
 
 KITES = '[[kites]]\nname = "a.b.example"\nprotocol = "foolscap"\norigin = "127.0.0.1:1"\nsecret_file = "good.secret"\n'

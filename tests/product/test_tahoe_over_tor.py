@@ -58,7 +58,7 @@ class World:
 
         *self.nodes, self.client = in_parallel(*(make_node(i) for i in range(NODES)), make_client)
         self.taps, self.backends, self.kites = [], [], []
-        for i, (machine, node) in enumerate(zip(self.machines, self.nodes)):
+        for i, (machine, node) in enumerate(zip(self.machines, self.nodes, strict=True)):
             node.run()
             self.taps.append(Tap(machine, node.target))
             undo(self.taps[-1].close)
@@ -138,7 +138,7 @@ def test_a_frontend_dies_and_returns(world):
     alice, carol = world.frontends["alice"], world.frontends["carol"]
     since = world.marks()
     alice.kill()
-    for backend, mark in zip(world.backends, since):
+    for backend, mark in zip(world.backends, since, strict=True):
         backend.wait_line(LOST, "alice.example", since=mark, timeout=60)
         backend.wait_line(RETRY, "alice.example", since=mark, timeout=60)
     world.client.wait_connected(NODES, by("carol"))
@@ -146,7 +146,7 @@ def test_a_frontend_dies_and_returns(world):
 
     since = world.marks()
     alice.start()
-    for backend, mark in zip(world.backends, since):
+    for backend, mark in zip(world.backends, since, strict=True):
         backend.wait_line(CONNECTED, "alice.example", since=mark, timeout=120)
     world.wait_flying("alice", since=since)
 

@@ -1,0 +1,171 @@
+//! Keys and certificates on disk: who may read them, and how a new key gets there.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
+
+/// Name of the frontend's own key in its state directory.
+pub const KEY_FILE: &str = "frontend-key.pem";
+
+/// Largest certificate or key file that is read, in bytes. A system's whole bundle of roots has about 220 KiB.
+const MAX_PEM: u64 = 4 << 20;
+
+/// Why a key or certificate file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub struct FileError {
+    /// The file or directory in question.
+    pub path: PathBuf,
+    /// What is wrong with it, and what to do.
+    pub problem: FileProblem,
+}
+
+/// What is wrong with a key or certificate file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileProblem {
+    /// The system says no.
+    #[error("{0}")]
+    Io(io::Error),
+    /// Others could have read, or replaced, the key.
+    #[error("others may read or change it (mode {mode:03o}); run chmod {wanted} on it")]
+    Permissions {
+        /// What it is.
+        mode: u32,
+        /// What to make of it.
+        wanted: &'static str,
+    },
+    /// Not a plain file.
+    #[error("it is no regular file")]
+    NotAFile,
+    /// Over the limit.
+    #[error("it is too large for a key or certificate")]
+    TooLarge,
+    /// Not what it should be. A key is never replaced silently: backends have pinned it.
+    #[error(
+        "it holds no usable {what}; restore it from a backup, or move it away to begin with a new one"
+    )]
+    Corrupt {
+        /// "private key" or "certificate".
+        what: &'static str,
+    },
+    /// The certificate is for another key, or for an algorithm we lack.
+    #[error("certificate and key do not fit together: {0}")]
+    Mismatch(String),
+}
+
+/// Who may read a key file.
+#[derive(Clone, Copy)]
+pub(super) enum Secrecy {
+    OwnerOnly,
+    OwnerAndGroup,
+}
+
+impl Secrecy {
+    /// The mode bits that must not be set, and the mode to recommend.
+    fn rule(self) -> (u32, &'static str) {
+        match self {
+            Self::OwnerOnly => (0o077, "600"),
+            Self::OwnerAndGroup => (0o037, "640"),
+        }
+    }
+}
+
+pub(super) fn fail(path: &Path, problem: FileProblem) -> FileError {
+    FileError {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+/// Reads an opened file up to [`MAX_PEM`].
+fn read_bounded(file: &fs::File, path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    // Room for all of it from the start: a vector that grows leaves copies of the key behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(16 << 10));
+    let read = file.take(MAX_PEM + 1).read_to_end(&mut bytes);
+    match read.map_err(|e| fail(path, FileProblem::Io(e)))? {
+        n if n as u64 > MAX_PEM => Err(fail(path, FileProblem::TooLarge)),
+        _ => Ok(bytes),
+    }
+}
+
+/// Reads a key after looking at who else could have.
+pub(super) fn read_secret(path: &Path, secrecy: Secrecy) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let file = fs::File::open(path).map_err(|e| fail(path, FileProblem::Io(e)))?;
+    // Asked of the open file, so that it cannot be exchanged in between.
+    let meta = file
+        .metadata()
+        .map_err(|e| fail(path, FileProblem::Io(e)))?;
+    if !meta.is_file() {
+        return Err(fail(path, FileProblem::NotAFile));
+    }
+    let (forbidden, wanted) = secrecy.rule();
+    let mode = meta.mode() & 0o777;
+    if mode & forbidden != 0 {
+        return Err(fail(path, FileProblem::Permissions { mode, wanted }));
+    }
+    read_bounded(&file, path)
+}
+
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let file = fs::File::open(path).map_err(|e| fail(path, FileProblem::Io(e)))?;
+    let pem = read_bounded(&file, path)?;
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certs {
+        Ok(certs) if !certs.is_empty() => Ok(certs),
+        _ => Err(fail(
+            path,
+            FileProblem::Corrupt {
+                what: "certificate",
+            },
+        )),
+    }
+}
+
+/// Makes a P-256 key and puts it in place whole or not at all.
+pub(super) fn create_key(dir: &Path, path: &Path) -> Result<(), FileError> {
+    let io = |e: io::Error| fail(path, FileProblem::Io(e));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| fail(dir, FileProblem::Io(e)))?;
+    let mode = fs::metadata(dir)
+        .map_err(|e| fail(dir, FileProblem::Io(e)))?
+        .permissions()
+        .mode()
+        & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(fail(
+            dir,
+            FileProblem::Permissions {
+                mode,
+                wanted: "700",
+            },
+        ));
+    }
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+        .map_err(|e| fail(path, FileProblem::Mismatch(e.to_string())))?;
+    let pem = Zeroizing::new(key.serialize_pem());
+    let draft = dir.join(format!(".{KEY_FILE}.{}", std::process::id()));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .and_then(|mut file| {
+            file.write_all(pem.as_bytes())?;
+            file.sync_all()
+        });
+    // A link, unlike a rename, does not replace the key of a process that was faster.
+    let placed = written.and_then(|()| match fs::hard_link(&draft, path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    });
+    let _ = fs::remove_file(&draft);
+    placed.map_err(io)
+}

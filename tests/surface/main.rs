@@ -1,0 +1,268 @@
+//! What a user reads must be true: the man pages are those of the command line, the
+//! README's files load, its tables name every flag, and what the documents point to is there.
+//!
+//! `KITE_UPDATE=1 cargo test --test surface` writes the man pages anew.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use kite::cli::{BackendArgs, Cli, FrontendArgs};
+use kite::config::{BackendConfig, FrontendConfig};
+
+/// Words that only make sense where kite was written, or that send readers elsewhere.
+const FORBIDDEN: &[&str] = &[
+    "../shared",
+    "shared/docs",
+    "../transcripts",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The files of a directory with this ending, by their names from the root.
+fn files(dir: &str, ending: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(root().join(dir))
+        .unwrap_or_else(|e| panic!("{dir}: {e}"))
+        .map(|entry| Path::new(dir).join(entry.unwrap().file_name()))
+        .filter(|path| path.extension().is_some_and(|e| e == ending))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Everything that is written for readers.
+fn documents() -> Vec<PathBuf> {
+    [
+        "README.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .chain(files("docs", "md"))
+    .chain(files("docs/man", "1"))
+    .chain(files("examples", "rs"))
+    .collect()
+}
+
+// ------------------------------------------------------------------ man pages
+
+#[test]
+fn the_man_pages_are_those_of_the_command_line() {
+    let new = tempfile::tempdir().unwrap();
+    clap_mangen::generate_to(Cli::command(), new.path()).unwrap();
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(new.path()).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let text = fs::read_to_string(entry.path()).unwrap();
+        let kept = root().join("docs/man").join(&name);
+        if std::env::var_os("KITE_UPDATE").is_some() {
+            fs::write(&kept, &text).unwrap();
+        }
+        assert!(
+            fs::read_to_string(&kept).is_ok_and(|old| old == text),
+            "docs/man/{name} is out of date; run: KITE_UPDATE=1 cargo test --test surface"
+        );
+        names.insert(PathBuf::from("docs/man").join(name));
+    }
+    let kept: BTreeSet<PathBuf> = files("docs/man", "1").into_iter().collect();
+    assert_eq!(kept, names, "there is a page too many, or too few");
+}
+
+// --------------------------------------------------------------------- README
+
+/// The fenced blocks of a language in a text.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    text.split(fence.as_str())
+        .skip(1)
+        .map(|rest| rest.split("\n```").next().unwrap())
+        .collect()
+}
+
+/// Puts a configuration, and the secrets that it names, into a directory of its own.
+fn lay_out(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let table: toml::Table = text.parse().unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let kites = table.get("kites").and_then(|v| v.as_array()).cloned();
+    for kite in kites.unwrap_or_default() {
+        let Some(secret) = kite.get("secret_file").and_then(|v| v.as_str()) else {
+            continue;
+        };
+        let path = dir.join(secret);
+        fs::write(&path, "a secret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let path = dir.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn the_readmes_files_load() {
+    let readme = read("README.md");
+    let mut loaded = BTreeMap::from([("frontend.toml", 0), ("backend.toml", 0)]);
+    for block in blocks(&readme, "toml") {
+        let marked = |name: &str| block.lines().next().is_some_and(|l| l.contains(name));
+        let dir = tempfile::tempdir().unwrap();
+        let problem = if marked("frontend.toml") {
+            *loaded.get_mut("frontend.toml").unwrap() += 1;
+            let config = Some(lay_out(dir.path(), "frontend.toml", block));
+            FrontendConfig::load(&FrontendArgs {
+                config,
+                ..FrontendArgs::default()
+            })
+            .err()
+        } else if marked("backend.toml") {
+            *loaded.get_mut("backend.toml").unwrap() += 1;
+            let config = Some(lay_out(dir.path(), "backend.toml", block));
+            BackendConfig::load(&BackendArgs {
+                config,
+                ..BackendArgs::default()
+            })
+            .err()
+        } else {
+            panic!(
+                "its first line must say whether it is a frontend.toml or a backend.toml:\n{block}"
+            );
+        };
+        assert!(problem.is_none(), "{}\n{block}", problem.unwrap());
+    }
+    assert!(loaded.values().all(|&n| n >= 2), "{loaded:?}");
+}
+
+/// The flags that the command line has, by command. What every command has is left out.
+fn flags() -> BTreeMap<String, BTreeSet<String>> {
+    let mut all = BTreeMap::new();
+    for command in Cli::command().get_subcommands() {
+        let long = command.get_arguments().filter_map(|arg| arg.get_long());
+        all.insert(
+            command.get_name().to_owned(),
+            long.map(str::to_owned).collect(),
+        );
+    }
+    all
+}
+
+/// The flags that a section `### kite COMMAND` of the README has in the first column of its table.
+fn documented(readme: &str, command: &str) -> BTreeSet<String> {
+    let section = readme
+        .split("\n### ")
+        .find(|s| s.starts_with(&format!("`kite {command}`")))
+        .unwrap_or_else(|| panic!("README.md has no section '### `kite {command}`'"));
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `--"))
+        .filter_map(|rest| rest.split([' ', '`']).next())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_readmes_tables_have_every_flag_and_no_other() {
+    let readme = read("README.md");
+    for (command, flags) in flags() {
+        assert_eq!(documented(&readme, &command), flags, "kite {command}");
+    }
+    for arg in Cli::command()
+        .get_arguments()
+        .filter(|a| a.get_long() == Some("log"))
+    {
+        let variable = arg.get_env().unwrap().to_str().unwrap();
+        assert!(readme.contains("`--log ") && readme.contains(variable));
+    }
+}
+
+#[test]
+fn the_readmes_tables_have_every_variable() {
+    let readme = read("README.md");
+    let commands = Cli::command();
+    let variables = commands
+        .get_subcommands()
+        .flat_map(|c| c.get_arguments())
+        .filter_map(|arg| arg.get_env());
+    for variable in variables
+        .map(|v| v.to_str().unwrap())
+        .chain([kite::config::SECRET_VARIABLE])
+    {
+        assert!(readme.contains(&format!("`{variable}`")), "{variable}");
+    }
+}
+
+// ------------------------------------------------------------------ documents
+
+#[test]
+fn the_documents_stand_alone() {
+    for path in documents() {
+        let text = read(&path);
+        for word in FORBIDDEN {
+            assert!(!text.contains(word), "{} mentions {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn what_the_documents_link_to_is_there() {
+    for path in documents()
+        .into_iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "md"))
+    {
+        let text = read(&path);
+        let dir = path.parent().unwrap();
+        for link in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
+            let file = link.split('#').next().unwrap();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            assert!(
+                root().join(dir).join(file).exists(),
+                "{} links to {link}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// A document names a test as `file::name`; both must be there.
+#[test]
+fn the_tests_that_the_documents_name_are_there() {
+    let mut named = 0;
+    for path in documents() {
+        let text = read(&path);
+        let spans = text.split('`').skip(1).step_by(2);
+        let tests = spans.filter_map(|span| span.split_once("::"));
+        for (file, name) in tests.filter(|(file, _)| file.ends_with(".rs") || file.ends_with(".py"))
+        {
+            let there = fs::read_to_string(root().join(file)).is_ok_and(|source| {
+                source.contains(&format!("fn {name}(")) || source.contains(&format!("def {name}("))
+            });
+            assert!(there, "{}: {file}::{name} is not there", path.display());
+            named += 1;
+        }
+    }
+    assert!(
+        named > 20,
+        "only {named} tests were named: has the spelling changed?"
+    );
+}
