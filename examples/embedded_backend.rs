@@ -1,8 +1,6 @@
 //! A frontend and a backend inside a program of your own, in direct mode: all on
 //! loopback, with a pinned key on the tunnel hop, as `kite demo` does it.
-//!
-//! Both are configured by the types behind the command line, so what a flag means
-//! is decided in one place. With `via_tor: true` the backend would use Tor alone.
+//! Both are configured as on the command line. With `via_tor: true` Tor would be used.
 //!
 //! Run it: `cargo run --example embedded_backend`
 
@@ -12,10 +10,10 @@ use std::time::Duration;
 use kite::cli::{BackendArgs, FrontendArgs};
 use kite::config::{BackendConfig, FrontendConfig};
 use kite::dial::{OriginAddr, OriginDialer};
-use kite::frontend::Frontend;
-use kite::{listen, run, shutdown};
+use kite::frontend::{Frontend, Handle};
+use kite::listen::{self, TcpListener};
+use kite::{run, shutdown};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 const NAME: &str = "web.bob.example";
 
@@ -30,7 +28,7 @@ async fn origin(listener: TcpListener) {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (trigger, order) = shutdown::channel();
+    let (_trigger, order) = shutdown::channel();
     let state = tempfile::tempdir()?;
     let secret = state.path().join("bob.secret");
     std::fs::write(&secret, "forty-two random letters would be better")?;
@@ -59,19 +57,23 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         state_dir: Some(state.path().join("backend")),
         ..BackendArgs::default()
     })?;
-    tokio::spawn(run::backend(config, |_| {}, order));
+    tokio::select! {
+        ended = run::backend(config, |_| {}, order) => ended?,
+        answer = visit(&public, &handle) => println!("through {}:\n{}", pinned.join(", "), answer?),
+    }
+    Ok(())
+}
+
+/// A visitor, once the kite flies. Any HTTP client would do.
+async fn visit(public: &str, handle: &Handle) -> Result<String, Box<dyn std::error::Error>> {
     while handle.tunnels().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-
-    // A visitor. Any HTTP client would do.
-    let to = OriginAddr::parse(&public, false)?;
+    let to = OriginAddr::parse(public, false)?;
     let mut visitor = OriginDialer::new().dial(&to).await?;
-    let request = format!("GET / HTTP/1.0\r\nHost: {NAME}\r\n\r\n");
-    visitor.write_all(request.as_bytes()).await?;
+    let ask = format!("GET / HTTP/1.0\r\nHost: {NAME}\r\n\r\n");
+    visitor.write_all(ask.as_bytes()).await?;
     let mut answer = String::new();
     visitor.read_to_string(&mut answer).await?;
-    println!("{NAME} through {}:\n{answer}", pinned.join(", "));
-    trigger.stop();
-    Ok(())
+    Ok(answer)
 }

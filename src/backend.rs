@@ -40,8 +40,10 @@ pub const LIVED: Duration = Duration::from_secs(30);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open streams may go on after the order to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
-/// Payload of a frame to a frontend of unknown kind, in bytes (protocol page §6.5).
-const LEGACY_PAYLOAD: usize = 16 * 1024;
+/// Payload of a frame to a frontend of unknown kind, in bytes: what pagekite.py's own
+/// backend sends at most (protocol page §6.5). Its frontend passes no more on at once,
+/// holds back what is over, and then cuts off a visitor who has half-closed.
+const LEGACY_PAYLOAD: usize = 16 * 1024 - 128;
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 4 * 1024;
 
@@ -130,6 +132,7 @@ impl Link {
     async fn keep(mut self, shutdown: Shutdown) {
         let mut wait = RETRY_FIRST;
         loop {
+            let mut refused = false;
             let attempt = tokio::select! {
                 attempt = self.connect() => attempt,
                 () = shutdown.requested() => return,
@@ -146,9 +149,7 @@ impl Link {
                 }
                 Err(e) => {
                     tracing::warn!("frontend {}: {e}", self.address);
-                    if matches!(e, LinkError::AllRefused) {
-                        wait = wait.max(RETRY_MAX);
-                    }
+                    refused = matches!(e, LinkError::AllRefused);
                 }
             }
             // Jitter keeps backends from returning in step, and frontends from linking
@@ -163,12 +164,7 @@ impl Link {
                 () = tokio::time::sleep(pause) => {}
                 () = shutdown.requested() => return,
             }
-            let cap = if wait > RETRY_MAX {
-                RETRY_REFUSED
-            } else {
-                RETRY_MAX
-            };
-            wait = (wait * 2).min(cap);
+            wait = (wait * 2).min(if refused { RETRY_REFUSED } else { RETRY_MAX });
         }
     }
 
@@ -310,6 +306,7 @@ impl Link {
                 },
                 Some(_) = streams.join_next() => {}
                 () = shutdown.requested() => {
+                    tracing::info!("frontend {}: stopping, {} open streams", self.address, tunnel.streams());
                     let rest = async { while streams.join_next().await.is_some() {} };
                     let _ = tokio::time::timeout(DRAIN, rest).await;
                     tunnel.close("the backend stops");

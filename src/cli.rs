@@ -32,7 +32,7 @@ pub enum Command {
     Demo(DemoArgs),
 }
 
-/// Flags of `kite frontend`. Each has a key of the same name in the file.
+/// Flags of `kite frontend`. Each has a key in the file, which README.md lists.
 #[derive(Debug, Default, Args)]
 pub struct FrontendArgs {
     /// TOML file to read; flags given here replace its keys
@@ -71,7 +71,7 @@ pub struct FrontendArgs {
     pub log_peers: bool,
 }
 
-/// Flags of `kite backend`. Each has a key in the file.
+/// Flags of `kite backend`. Each has a key in the file, which README.md lists.
 #[derive(Debug, Default, Args)]
 pub struct BackendArgs {
     /// TOML file to read; flags given here replace its keys

@@ -249,7 +249,7 @@ impl Source {
             ConfigError::new(
                 &shown,
                 e.trim_end(),
-                "see `kite help` and the examples in README.md for the keys",
+                "README.md lists the keys, with examples",
             )
         })?;
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();

@@ -150,7 +150,7 @@ impl DialError {
             Self::Circuit(_) => {
                 "kite tries again on another circuit; nothing to do unless it persists"
             }
-            Self::NotBootstrapped => "wait for Tor to start; `kite status` shows how far it is",
+            Self::NotBootstrapped => "wait for Tor to start; the log says how far it is",
             Self::TorUnreachable => {
                 "check this machine's network; if Tor is blocked here, configure bridges in Tor's configuration"
             }

@@ -33,6 +33,8 @@ fn page(status: u16) -> Vec<u8> {
             "Forbidden",
             "This name carries storage traffic only, nothing that a browser shows.",
         ),
+        404 => ("Not Found", "There is no such node here."),
+        421 => ("Misdirected Request", "This request is for another name."),
         431 => (
             "Request Header Fields Too Large",
             "The head of the request is too long.",

@@ -28,7 +28,6 @@ use arti_client::{
     TorClientConfig,
 };
 use futures::StreamExt;
-use rand::Rng;
 use serde::Deserialize;
 use tokio::time::sleep;
 use tor_dircommon::fallback::FallbackList;
@@ -42,6 +41,7 @@ pub use self::relays::Peer;
 use self::relays::{Bridges, Rules};
 pub use self::runtime::{DialReport, Refusal};
 use self::runtime::{Gate, Guarded, Ledger};
+use crate::random::jitter;
 
 /// First wait after a failed bootstrap. Arti has tried many relays by then.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -296,7 +296,7 @@ impl Client {
             let mut now = self.progress();
             now.blocked.get_or_insert(reason);
             progress(now);
-            sleep(wait.mul_f64(rand::rng().random_range(0.5..1.0))).await;
+            sleep(jitter(wait)).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
     }

@@ -34,7 +34,8 @@ pub const KITE_MUX: &str = "KiteMux1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
-pub const MUX_WINDOW_KB: std::ops::RangeInclusive<u32> = 16..=64 * 1024;
+/// A visitor's first flight is sent without asking, and must fit into the smallest.
+pub const MUX_WINDOW_KB: std::ops::RangeInclusive<u32> = 64..=64 * 1024;
 
 /// What [`KITE_MUX`] agreed on: the wishes of the peer, within bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -422,8 +423,8 @@ mod tests {
             frame: *MUX_FRAME.end(),
         };
         assert_eq!(with("4294967295", "4294967295"), Some(most));
-        assert_eq!((with("15", "1024"), with("16", "1023")), (None, None));
-        assert!(with("16", "1024").is_some());
+        assert_eq!((with("63", "1024"), with("64", "1023")), (None, None));
+        assert!(with("64", "1024").is_some());
     }
 
     #[test]
