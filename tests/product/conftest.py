@@ -8,6 +8,7 @@ import pytest
 import island
 import pagekite_peer
 from kite import binary
+from lone import LoneMachine
 from proc import Supervisor
 from tornet import TorNet
 
@@ -74,6 +75,20 @@ def machine():
 
     def make():
         made.append(island.Machine(next(_machines)))
+        return made[-1]
+
+    yield make
+    for m in made:
+        m.close()
+
+
+@pytest.fixture
+def lone_machine(tmp_path):
+    """Makes machines that are alone with a world that answers everything; given the names that it knows."""
+    made = []
+
+    def make(names):
+        made.append(LoneMachine(100 + next(_machines), names, tmp_path))
         return made[-1]
 
     yield make

@@ -84,19 +84,33 @@ class Machine:
         finally:
             _call("setns", self._home, CLONE_NEWNET)
         _ip(f"link add {self.cable} type veth peer name up0 netns /proc/{os.getpid()}/fd/{self._ns}",
+            *self._silent(self.cable),
             f"addr add {self.gateway}/30 dev {self.cable}",
             f"link set {self.cable} up")
         with self.inside():
             _ip("link set lo up",
+                *self._silent("up0"),
                 f"addr add {self.address}/30 dev up0",
                 "link set up0 up",
                 f"route add default via {self.gateway}")
         if IPV6:                        # so that a dial over IPv6 is seen as well
-            _ip(f"addr add fd77:{number}::1/64 dev {self.cable} nodad")
-            with self.inside():
-                _ip(f"addr add fd77:{number}::2/64 dev up0 nodad",
-                    f"-6 route add default via fd77:{number}::1")
+            self._add_ipv6(number)
         self.log = Cable(self.cable)
+
+    def _add_ipv6(self, number):
+        _ip(f"addr add fd77:{number}::1/64 dev {self.cable} nodad")
+        with self.inside():
+            _ip(f"addr add fd77:{number}::2/64 dev up0 nodad",
+                f"-6 route add default via fd77:{number}::1")
+
+    @staticmethod
+    def _silent(interface):
+        """The kernel asks nothing by itself there: no router, no name for itself."""
+        return [f"link set {interface} addrgenmode none"] if IPV6 else []
+
+    def command(self, argv):
+        """How a program is started here."""
+        return argv
 
     @contextlib.contextmanager
     def inside(self):
@@ -124,6 +138,9 @@ class Machine:
 
 class Island:
     """The island itself, where a test can do without a hidden machine."""
+
+    def command(self, argv):
+        return argv
 
     @contextlib.contextmanager
     def inside(self):

@@ -9,6 +9,8 @@ import re
 import secrets
 import shutil
 
+from proc import wait_until
+
 READY_S = 15           # a frontend listens, a direct backend is connected
 TOR_S = 90             # a backend has bootstrapped and is connected through Tor
 
@@ -186,6 +188,12 @@ class Backend(_Role):
 
     def wait_line(self, pattern, via="", since=0, timeout=READY_S):
         return self.proc.wait_log(_line(pattern, via=via), timeout, since)
+
+    def wait_tries(self, number, via, since=0, timeout=60):
+        """It has tried to reach a frontend in vain so many times."""
+        pattern = _line(RETRY, via=via)
+        wait_until(lambda: len(re.findall(pattern, self.proc.text(since))) >= number, timeout,
+                   lambda: f"{number} tries to reach {via}\n{self.proc.tail()}")
 
     def wait_tor(self, timeout=TOR_S):
         self.proc.wait_log(TOR_READY, timeout)

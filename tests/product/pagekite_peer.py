@@ -58,11 +58,12 @@ class PagekiteFrontend:
 
 
 class PagekiteBackend:
-    """Serves its kites at one frontend, in the clear."""
+    """Serves its kites at one frontend, in the clear; `reach` are other flags that say which and how."""
 
-    def __init__(self, sup, name, frontend, kites, machine=None, rawheaders=False):
+    def __init__(self, sup, name, frontend, kites, machine=None, rawheaders=False, reach=None):
         self.sup, self.name, self.machine = sup, name, machine
-        self.argv = [*_flags(sup, name), f"--frontend={frontend.visitors[0]}:{frontend.visitors[1]}", "--new"]
+        reach = reach or [f"--frontend={frontend.visitors[0]}:{frontend.visitors[1]}", "--new"]
+        self.argv = [*_flags(sup, name), *reach]
         for k in kites:
             self.argv.append(f"--service_on={k.wire}:{k.name}:{k.origin}:{k.secret}")
             if rawheaders:

@@ -46,9 +46,10 @@ class Proc:
         self.name, self.argv, self.log = name, [str(a) for a in argv], pathlib.Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.start_of_log = self.log.stat().st_size if self.log.exists() else 0
-        with open(self.log, "ab") as out, (machine or Island()).inside():
+        machine = machine or Island()
+        with open(self.log, "ab") as out, machine.inside():
             self.popen = subprocess.Popen(
-                self.argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=cwd,
+                machine.command(self.argv), stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=cwd,
                 env={**os.environ, **(env or {})}, start_new_session=True,
                 preexec_fn=_die_with_parent)
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import ALICE, new_address
 from flights import HERE, Flight
 from island import IPV6, Island
+from lone import NAME_SERVER, readable, strangers
 from traffic import Origin, Recorder, Stream, random_bytes
 
 DIAL = """
@@ -33,6 +34,57 @@ def test_the_cable_sees_every_dial(machine):
     seen = hidden.log.dials()
     assert {("tcp", "10.77.1.1", 443), ("tcp", "192.0.2.1", 9001), ("udp", "192.0.2.53", 53)} <= seen
     assert not IPV6 or any(kind == "ipv6" and ip == "2001:db8::1" for kind, ip, _ in seen)
+
+
+LEAK = """
+import socket
+for leak in (lambda: socket.create_connection(("{frontend}", 443), timeout=3).sendall(b"hello"),
+             lambda: socket.create_connection(("198.51.100.7", 31337), timeout=3).sendall(b"hello"),
+             lambda: socket.create_connection(("leaky.example", 443), timeout=5),
+             lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", ("198.51.100.8", 4000)),
+             lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+                 .sendto(bytes.fromhex("0800f7ff00000000"), ("198.51.100.9", 0)),
+             lambda: socket.create_connection(("2001:db8::1", 443), timeout=1)):
+    try:
+        leak()
+    except OSError as e:
+        print(e)
+"""
+
+
+def test_the_record_sees_a_program_that_leaks(lone_machine, sup):
+    """One direct dial to a frontend, one to the world, one look-up, one datagram, one ping, one dial over IPv6, beside
+    an honest dial to a relay: each is reported, and nothing else is.  What can be answered succeeds."""
+    ip, relay = new_address(), ("tcp", new_address(), 9001)
+    hidden = lone_machine({"leaky.example": ip})
+    with Island().listen((ip, 443)) as frontend, Island().listen(relay[1:]):
+        hidden.connect(relay[1:]).close()
+        assert not strangers(hidden.packets(), hidden.own | {relay})
+
+        since = hidden.record.mark()
+        leak = sup.spawn("leak", [sys.executable, "-c", LEAK.format(frontend=ip)], machine=hidden)
+        assert leak.wait(20) == 0
+        seen = strangers(hidden.packets(since), hidden.own | {relay})
+        print(readable(seen))
+        assert frontend.accept()[1][0] == hidden.address == frontend.accept()[1][0]
+    assert seen.keys() - {("ipv6/6", "2001:db8::1", 0)} == {
+        ("tcp", ip, 443), ("tcp", "198.51.100.7", 31337), ("udp", NAME_SERVER, 53), ("udp", "198.51.100.8", 4000),
+        ("icmp", "198.51.100.9", 0)}
+    assert not IPV6 or ("ipv6/6", "2001:db8::1", 0) in seen
+    assert hidden.world.asked and set(hidden.world.asked) == {"leaky.example"}
+    assert hidden.world.accepted == [("198.51.100.7", 31337)]
+    assert seen["tcp", "198.51.100.7", 31337] >= 3                # accepted: the greeting was sent as well
+
+
+def test_the_record_says_when_it_missed_something(lone_machine):
+    """A record with too small a buffer is no proof, and fails as one."""
+    hidden = lone_machine({})
+    with hidden.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+        hidden.record.buffer(1)
+        for _ in range(5000):
+            flood.sendto(bytes(1000), (hidden.gateway, 9))
+    with pytest.raises(AssertionError, match="the record"):
+        hidden.packets()
 
 
 def test_the_cable_ignores_what_is_answered(machine):
@@ -125,14 +177,7 @@ def test_pagekite_is_real(sup):
 
 def test_a_host_behind_tor_sees_an_exit(tornet, sup):
     """A stock Tor client gets through this network, by a name that only exits know, and shows an exit's address."""
-    torrc = sup.directory / "torrc"
-    torrc.write_text(f"""TestingTorNetwork 1
-{tornet.authority}
-DataDirectory {sup.directory}/tor
-SocksPort 127.0.0.1:9050
-ClientRejectInternalAddresses 0
-""")
-    sup.spawn("client", ["tor", "-f", torrc]).wait_log("Bootstrapped 100%", 30)
+    tornet.client(sup, ("127.0.0.1", 9050))
     with Island().listen((ALICE, 80)) as host, Stream(socket.create_connection(("127.0.0.1", 9050), timeout=5)) as socks:
         socks.send(b"\x05\x01\x00")
         assert socks.read(2) == b"\x05\x00"

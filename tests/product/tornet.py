@@ -180,6 +180,17 @@ hsdir_interval = {INTERVAL_S * 24 // 60}
         if self._dns:
             self._dns.close()
 
+    def client(self, sup, socks):
+        """A stock Tor client whose SOCKS port is at (address, port); it is ready when this returns."""
+        torrc = sup.directory / "torrc"
+        torrc.write_text(f"""TestingTorNetwork 1
+{self.authority}
+DataDirectory {sup.directory}/tor
+SocksPort {socks[0]}:{socks[1]}
+ClientRejectInternalAddresses 0
+""")
+        sup.spawn("client", ["tor", "-f", torrc]).wait_log("Bootstrapped 100%", 30)
+
     def _torrc(self, node, offset):
         d, a = node.dir, self.auth
         exits = ",".join(sorted(self.exits))
