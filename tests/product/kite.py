@@ -87,9 +87,9 @@ class _Role:
         self.state = self.dir / "state"
         self.proc = None
 
-    def spawn(self, machine=None, level="debug"):
+    def spawn(self, machine=None, level="debug", env=None):
         self.proc = self.sup.spawn(self.name, [binary(), self.role, "--config", self.file],
-                                   machine=machine, cwd=self.dir, env={"KITE_LOG": level},
+                                   machine=machine, cwd=self.dir, env={"KITE_LOG": level, **(env or {})},
                                    log=self.dir / "log")
         return self.proc
 
@@ -159,26 +159,28 @@ class Frontend(_Role):
 class Backend(_Role):
     """`kite backend`, perhaps on a hidden machine.
 
-    `frontends` are addresses; `via_tor` is an arti.toml.
+    `frontends` are addresses; `via_tor` is an arti.toml.  `share` gives each frontend one kite of its own,
+    in the order of both.
     """
 
     role = "backend"
 
-    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None):
+    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None):
         super().__init__(sup, name)
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
+        self.env = env
         text = _table("", state_dir=self.state)
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor)
-        for address in frontends:
-            text += _table("[[frontends]]", address=address)
+        for i, address in enumerate(frontends):
+            text += _table("[[frontends]]", address=address, **({"kites": [kites[i].name]} if share else {}))
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
                            secret_file=self.secret(kite))
         self.file.write_text(text)
 
     def start(self):
-        self.spawn(self.machine)
+        self.spawn(self.machine, env=self.env)
         return self
 
     def wait_up(self, kite, via, since=0, timeout=None):

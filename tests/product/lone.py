@@ -11,15 +11,17 @@ Its programs have an /etc/resolv.conf of their own that leads into that world, s
 resolver is a packet, and is answered, for the frontends' names with their true addresses.
 
 `Record` writes down *every* frame that comes out of both cables, data and acknowledgements as well, and knows
-whether the kernel dropped any.  `strangers` is the checker: what in it was not for a relay.
+whether the kernel dropped any.  `Story` is the judge: it says what in a phase was not for a relay.
 """
 
 import collections
+import contextlib
 import os
 import select
 import socket
 import struct
 import threading
+import time
 
 from island import IPV6, Machine, _ip
 from proc import wait_until
@@ -89,6 +91,24 @@ class LoneMachine(Machine):
         super().close()
 
 
+class Story:
+    """What a machine sent, told in phases; each is judged at its end."""
+
+    def __init__(self, machine, allowed):
+        self.machine, self.allowed = machine, allowed | machine.own
+
+    @contextlib.contextmanager
+    def phase(self, name, quiet=False):
+        """Strangers in it are an error, and so is silence; in a `quiet` one, anything."""
+        since, start = self.machine.record.mark(), time.monotonic()
+        yield
+        packets = self.machine.packets(since)
+        bad = strangers(packets, self.allowed)
+        print(f"{name:45} {time.monotonic() - start:5.1f} s {len(packets):6} packets, {bad.total()} to strangers")
+        assert not bad, f"{name}: the machine sent to strangers\n{readable(bad)}"
+        assert bool(packets) != quiet, f"{name}: the machine sent {len(packets)} packets"
+
+
 class Record:
     """Every frame that comes in at these interfaces; `answerers` maps each to a World, or None."""
 
@@ -100,7 +120,7 @@ class Record:
         self.seen, self._marks = [], set()
         self._socks = {}
         for interface, answerer in answerers.items():
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)       # deaf until it is bound
             sock.setsockopt(self.SOL_PACKET, self.IGNORE_OUTGOING, 1)
             sock.bind((interface, 3))
             sock.setblocking(False)
@@ -145,10 +165,14 @@ class Record:
             want.append(token)
             with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sock:
                 sock.sendto(token + bytes(44), (uplink, self.MARK, 0, 0, b"\xff" * 6))
-        wait_until(lambda: self._marks.issuperset(want), 10, "the record sees what is sent", every=0.01)
+        wait_until(lambda: self._complete(want), 10, "the record sees what is sent", every=0.01)
+
+    def _complete(self, marks):
+        done = self._marks.issuperset(marks)
         for sock in self._socks:
             _, dropped = struct.unpack("II", sock.getsockopt(self.SOL_PACKET, self.STATISTICS, 8))
             assert not dropped, f"the record missed {dropped} packets"
+        return done
 
     def close(self):
         self._open = False

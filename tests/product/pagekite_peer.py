@@ -60,8 +60,8 @@ class PagekiteFrontend:
 class PagekiteBackend:
     """Serves its kites at one frontend, in the clear; `reach` are other flags that say which and how."""
 
-    def __init__(self, sup, name, frontend, kites, machine=None, rawheaders=False, reach=None):
-        self.sup, self.name, self.machine = sup, name, machine
+    def __init__(self, sup, name, frontend, kites, machine=None, rawheaders=False, reach=None, env=None):
+        self.sup, self.name, self.machine, self.env = sup, name, machine, env
         reach = reach or [f"--frontend={frontend.visitors[0]}:{frontend.visitors[1]}", "--new"]
         self.argv = [*_flags(sup, name), *reach]
         for k in kites:
@@ -70,5 +70,9 @@ class PagekiteBackend:
                 self.argv.append(f"--service_cfg={k.name}/80:rawheaders:True")
 
     def start(self):
-        self.proc = self.sup.spawn(self.name, self.argv, machine=self.machine)
+        self.proc = self.sup.spawn(self.name, self.argv, machine=self.machine, env=self.env)
         return self
+
+    def said(self):
+        """Its log, and what it wrote where a user would see it."""
+        return (self.sup.directory / f"{self.name}-pagekite.log").read_text() + self.proc.text()

@@ -10,7 +10,7 @@ import pytest
 from conftest import ALICE, new_address
 from flights import HERE, Flight
 from island import IPV6, Island
-from lone import NAME_SERVER, readable, strangers
+from lone import NAME_SERVER, Story, strangers
 from traffic import Origin, Recorder, Stream, random_bytes
 
 DIAL = """
@@ -57,23 +57,35 @@ def test_the_record_sees_a_program_that_leaks(lone_machine, sup):
     an honest dial to a relay: each is reported, and nothing else is.  What can be answered succeeds."""
     ip, relay = new_address(), ("tcp", new_address(), 9001)
     hidden = lone_machine({"leaky.example": ip})
+    story = Story(hidden, {relay})
     with Island().listen((ip, 443)) as frontend, Island().listen(relay[1:]):
-        hidden.connect(relay[1:]).close()
-        assert not strangers(hidden.packets(), hidden.own | {relay})
-
+        with story.phase("honest"):
+            hidden.connect(relay[1:]).close()
         since = hidden.record.mark()
-        leak = sup.spawn("leak", [sys.executable, "-c", LEAK.format(frontend=ip)], machine=hidden)
-        assert leak.wait(20) == 0
-        seen = strangers(hidden.packets(since), hidden.own | {relay})
-        print(readable(seen))
+        with pytest.raises(AssertionError, match="sent to strangers") as report, story.phase("leaky"):
+            hidden.connect(relay[1:]).close()
+            assert sup.spawn("leak", [sys.executable, "-c", LEAK.format(frontend=ip)], machine=hidden).wait(20) == 0
         assert frontend.accept()[1][0] == hidden.address == frontend.accept()[1][0]
-    assert seen.keys() - {("ipv6/6", "2001:db8::1", 0)} == {
-        ("tcp", ip, 443), ("tcp", "198.51.100.7", 31337), ("udp", NAME_SERVER, 53), ("udp", "198.51.100.8", 4000),
-        ("icmp", "198.51.100.9", 0)}
-    assert not IPV6 or ("ipv6/6", "2001:db8::1", 0) in seen
-    assert hidden.world.asked and set(hidden.world.asked) == {"leaky.example"}
+    expected = {("tcp", ip, 443), ("tcp", "198.51.100.7", 31337), ("udp", NAME_SERVER, 53),
+                ("udp", "198.51.100.8", 4000), ("icmp", "198.51.100.9", 0)}
+    if IPV6:
+        expected.add(("ipv6/6", "2001:db8::1", 0))
+    seen = strangers(hidden.packets(since), story.allowed)
+    assert seen.keys() == expected
+    assert all(f"{kind} {address}" in str(report.value) for kind, address, _ in expected)
+    assert set(hidden.world.asked) == {"leaky.example"}
     assert hidden.world.accepted == [("198.51.100.7", 31337)]
     assert seen["tcp", "198.51.100.7", 31337] >= 3                # accepted: the greeting was sent as well
+
+
+def test_the_judge_does_not_take_silence_for_honesty(lone_machine):
+    """A phase in which nothing is seen has shown nothing; and where silence is due, one packet breaks it."""
+    hidden = lone_machine({})
+    story = Story(hidden, {("tcp", "192.0.2.1", 9001)})
+    with pytest.raises(AssertionError, match="0 packets"), story.phase("nothing happens"):
+        pass
+    with pytest.raises(AssertionError, match="packets"), story.phase("somebody talks", quiet=True):
+        hidden.connect(("192.0.2.1", 9001)).close()
 
 
 def test_the_record_says_when_it_missed_something(lone_machine):
@@ -83,7 +95,7 @@ def test_the_record_says_when_it_missed_something(lone_machine):
         hidden.record.buffer(1)
         for _ in range(5000):
             flood.sendto(bytes(1000), (hidden.gateway, 9))
-    with pytest.raises(AssertionError, match="the record"):
+    with pytest.raises(AssertionError, match="the record missed"):
         hidden.packets()
 
 
