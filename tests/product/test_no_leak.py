@@ -10,6 +10,7 @@ To see the reports:  tests/run product -k no_leak -rP
 """
 
 import collections
+import concurrent.futures
 import time
 
 import pytest
@@ -20,13 +21,15 @@ from kite import CONNECTED, LOST, RETRY, Backend, Frontend, Kite
 from lone import NAME_SERVER, Story, readable, strangers
 from pagekite_peer import PagekiteBackend
 from proc import wait_until
-from tornet import TorNet
+from tornet import Circuits, TorNet
+from traffic import HttpOrigin, Visitor
 
 SUBNET = "10.77.21"
 ALICE, CAROL = new_address(), new_address()
 NAMES = {"alice.example": ALICE}
 NOWHERE = "nowhere.example"              # no exit can resolve it; the system's resolver would get an answer
 SIZE = 500_000
+CELL = 498                               # bytes of a stream in one of Tor's cells
 WATCH_S = 5                              # without Tor: time enough for several tries to find another way
 
 
@@ -142,20 +145,34 @@ def test_relays_and_nobody_else(kite, sup, net, lone_machine):
 
 
 def test_each_frontend_has_circuits_of_its_own(kite, sup, net, machine):
-    """The tunnels to 24 frontends (names of one address) do not all come out of the same exit, of three.
-    Independent tunnels would, once in 94 billion runs (in 8 million, were only two of the exits ever chosen)."""
-    number, ip = 24, new_address()
-    kites = [Kite("http", f"k{i}.bob.example", "127.0.0.1:1", "of all of them") for i in range(number)]
+    """Through each of twelve frontends comes an upload of 200 KB, all at once; the exits see twelve circuits that carry
+    so much, and none that carries more.  (The frontends are twelve names of one address and port.)"""
+    number, size, ip, hidden = 12, 200_000, new_address(), machine()
+    least = size // CELL
     net.names.update({f"f{i}.example": ip for i in range(number)})
-    frontend = Frontend(sup, "frontend", ip, [Kite("http", "*.bob.example", None, "of all of them")]).start()
-    backend = Backend(sup, "backend", [frontend.pinned(f"f{i}.example") for i in range(number)], kites,
-                      machine=machine(), via_tor=net.arti_toml(sup.directory / "arti"), share=True).start()
-    for i, service in enumerate(kites):
-        backend.wait_up(service, f"f{i}.example")
-    peers = collections.Counter(frontend.tunnel_peers())
-    print(f"tunnels by exit: {dict(peers)}")
-    assert peers.total() >= number and peers.keys() <= net.exits
-    assert len(peers) > 1
+    with HttpOrigin(hidden) as web, Circuits(net) as circuits:
+        kites = [Kite("http", f"k{i}.bob.example", web.address, "of all of them") for i in range(number)]
+        frontend = Frontend(sup, "frontend", ip, [Kite("http", "*.bob.example", None, "of all of them")]).start()
+        backend = Backend(sup, "backend", [frontend.pinned(f"f{i}.example") for i in range(number)], kites,
+                          machine=hidden, via_tor=net.arti_toml(sup.directory / "arti"), share=True).start()
+        for i, service in enumerate(kites):
+            backend.wait_up(service, f"f{i}.example")
+        with concurrent.futures.ThreadPoolExecutor(number) as pool:
+            for done in [pool.submit(Visitor(frontend.visitors, k.name).upload, 1, size) for k in kites]:
+                done.result()
+        busy = []
+
+        def counted():
+            """An exit tells its counts once a second."""
+            busy[:] = sorted(n for n in circuits.cells().values() if n > least // 2)
+            return sum(busy) >= number * least and busy[0] >= least
+
+        wait_until(counted, 10, lambda: f"every upload was counted: {busy}")
+        print(f"{number} uploads of at least {least} cells; cells of busy circuits: {busy}; "
+              f"tunnels by exit: {dict(collections.Counter(frontend.tunnel_peers()))}")
+    assert len(busy) == number
+    assert busy[-1] < 2 * least
+    assert set(frontend.tunnel_peers()) <= net.exits
 
 
 def test_what_pagekite_leaks(kite, sup, net, lone_machine):

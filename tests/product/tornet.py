@@ -10,7 +10,9 @@ is measured, and the voting clock is shifted so that the first vote comes just
 after every relay has published itself.
 """
 
+import collections
 import concurrent.futures
+import contextlib
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from proc import Supervisor
 OR_PORT = 9001
 DIR_PORT = 9030
 DNS_PORT = 5353
+CONTROL_PORT = 9051     # of exits
 INITIAL_S = 20          # interval of the first votes; more than UPLOAD_S + VOTE_S ever gets
 VOTE_S = 4              # V3AuthVoteDelay + V3AuthDistDelay, both at their minimum
 UPLOAD_S = 5            # what relays get to publish themselves before the first vote
@@ -234,6 +237,7 @@ ClientRejectInternalAddresses 0
             lines += ["ExitRelay 1", "ExitPolicyRejectPrivate 0", "ExitPolicy accept *:*",
                       # Else an exit refuses streams until its first consensus.
                       "RefuseUnknownExits 0",
+                      f"ControlPort {node.ip}:{CONTROL_PORT}", "CookieAuthentication 1",
                       f"ServerDNSResolvConfFile {resolv}", "ServerDNSSearchDomains 0"]
         else:
             lines += ["ExitRelay 0", "ExitPolicy reject *:*"]
@@ -288,6 +292,53 @@ ClientRejectInternalAddresses 0
                 answer = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(ip)
             head = struct.pack("!HHHHH", 0x8180 if ip else 0x8183, 1, bool(answer), 0, 0)
             self._dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
+
+
+class Circuits:
+    """Which circuits carry what, as the exits of a network say themselves.
+
+    Within the block, `cells()` maps (exit, connection, circuit) to how many data cells went to the client that way,
+    for the circuits that end there and were made within the block.
+    """
+
+    def __init__(self, net):
+        self._cells, self._others = collections.Counter(), set()
+        self._socks = []
+        for node in net.nodes:
+            if node.role == "exit":
+                sock = socket.create_connection((node.ip, CONTROL_PORT), timeout=5)
+                cookie = (node.dir / "control_auth_cookie").read_bytes().hex()
+                sock.sendall(f"AUTHENTICATE {cookie}\r\nSETEVENTS CELL_STATS\r\n".encode())
+                self._socks.append(sock)
+                threading.Thread(target=self._listen, args=(node.ip, sock), daemon=True).start()
+        # They tell their counts once a second, and at first what they have kept of circuits from before.
+        time.sleep(2.5)
+        self._others.update(self._cells)
+
+    def _listen(self, exit_, sock):
+        sock.settimeout(None)
+        with contextlib.suppress(OSError), sock.makefile() as lines:
+            for line in lines:
+                said = dict(word.split("=", 1) for word in line.split() if "=" in word)
+                if "InboundQueue" not in said:
+                    continue
+                circuit = (exit_, said["InboundConn"], said["InboundQueue"])
+                sent = dict(kind.split(":") for kind in said.get("InboundRemoved", "").split(",") if kind)
+                self._cells[circuit] += int(sent.get("relay", 0))
+                if "OutboundQueue" in said:                  # it goes on to another relay
+                    self._others.add(circuit)
+
+    def cells(self):
+        return {circuit: n for circuit, n in self._cells.copy().items() if circuit not in self._others}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for sock in self._socks:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
 
 def _fetch(url):
