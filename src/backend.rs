@@ -16,16 +16,16 @@ pub mod probe;
 mod stream;
 
 use crate::config::{Frontend, Service};
-use crate::dial::{BoxConn, DialError, Dialer, FrontendAddr, Trust};
+use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Trust};
 use crate::random::{jitter, random_hex};
 use crate::shutdown::Shutdown;
 use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
 use crate::tunnel::mux::{LEGACY_WINDOW, Liveness, MAX_STREAMS, RECV_WINDOW_KB, Settings, Side};
 use crate::tunnel::{Ended, Tunnel};
-use crate::wire::KiteId;
 use crate::wire::handshake::{
-    BackendHandshake, HandshakeError, Options, RefusalKind, Step, Verdict, Wanted,
+    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
 };
+use crate::wire::{Binding, KiteId};
 
 /// The first wait before a frontend is dialled again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -170,8 +170,8 @@ impl Link {
 
     /// One attempt at a tunnel.
     async fn connect(&mut self) -> Result<Flight, LinkError> {
-        let mut conn = self.dialer.dial(&self.address).await?;
-        let handshake = self.shake_hands(&mut conn);
+        let Dialled { mut conn, binding } = self.dialer.dial(&self.address).await?;
+        let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?);
         let (buf, verdict, redialled) =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(done) => done?,
@@ -192,6 +192,7 @@ impl Link {
     async fn shake_hands(
         &self,
         conn: &mut BoxConn,
+        proof: ProofPolicy,
     ) -> Result<(BytesMut, Box<Verdict>, Option<BoxConn>), LinkError> {
         let wanted = self.services.iter().map(|s| Wanted {
             proto: s.protocol.on_wire().to_owned(),
@@ -204,6 +205,7 @@ impl Link {
             window_kb: RECV_WINDOW_KB,
             frame: BUFFER_PAYLOAD as u32,
             offer_mux: true,
+            proof,
         };
         let (mut machine, request) =
             BackendHandshake::new(wanted.collect(), options, || random_hex(8));
@@ -217,7 +219,7 @@ impl Link {
                 Step::Send(bytes) => send(conn, &bytes).await?,
                 Step::Redial(request) => {
                     let _ = conn.shutdown().await;
-                    let mut next = self.dialer.dial(&self.address).await?;
+                    let mut next = self.dialer.dial(&self.address).await?.conn;
                     send(&mut next, &request).await?;
                     redialled = Some(next);
                     buf.clear();
@@ -229,6 +231,18 @@ impl Link {
                     }
                 }
             }
+        }
+    }
+
+    /// A pin is a key that only a kite frontend prints, so one that has no proof is an
+    /// impostor or a relic. Behind a certificate, or an onion name, may be an old program.
+    fn proof_policy(&self, binding: Option<Binding>) -> Result<ProofPolicy, HandshakeError> {
+        match (self.address.trust(), binding) {
+            (Trust::Pin(_), Some(binding)) => Ok(ProofPolicy::Demand(binding)),
+            // A pinned session is TLS 1.3 and always has one; if not, nothing is said there.
+            (Trust::Pin(_), None) => Err(HandshakeError::NoProof),
+            (Trust::Roots | Trust::Onion, Some(binding)) => Ok(ProofPolicy::Offer(binding)),
+            (Trust::Roots | Trust::Onion | Trust::Plain, _) => Ok(ProofPolicy::Off),
         }
     }
 
@@ -268,6 +282,13 @@ impl Link {
                 self.shown(id)
             );
         }
+        if !verdict.proven && !verdict.flying.is_empty() && *address.trust() != Trust::Plain {
+            tracing::warn!(
+                "frontend {address}: it does not prove that it knows the secret, and can use our answer at \
+                 another frontend (an old program, or kite behind another's TLS or Tor); give each frontend \
+                 its own secret, or pin the key that kite prints there"
+            );
+        }
         if !verdict.challenged && !verdict.flying.is_empty() && *address.trust() == Trust::Plain {
             tracing::warn!(
                 "frontend {address}: it asked for no proof of the secret; it may be anybody"
@@ -280,10 +301,7 @@ impl Link {
 
     /// A kite as the operator wrote it: by its own protocol, not the wire's.
     fn shown(&self, id: &KiteId) -> String {
-        let ours = self
-            .services
-            .iter()
-            .find(|s| s.name.as_str() == id.name && s.protocol.on_wire() == id.proto);
+        let ours = self.services.iter().find(|s| flies_as(s, id));
         format!(
             "{}:{}",
             ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
@@ -295,12 +313,20 @@ impl Link {
     async fn fly(&mut self, flight: Flight, shutdown: &Shutdown) -> std::ops::ControlFlow<()> {
         let Flight { tunnel, verdict } = flight;
         let started = Instant::now();
+        // A kite that was refused here is none of this frontend's business.
+        let flown: Arc<Vec<Service>> = Arc::new(
+            self.services
+                .iter()
+                .filter(|s| verdict.flying.iter().any(|id| flies_as(s, id)))
+                .cloned()
+                .collect(),
+        );
         let mut streams = JoinSet::new();
         loop {
             tokio::select! {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
-                        streams.spawn(stream::serve(incoming, self.services.clone()));
+                        streams.spawn(stream::serve(incoming, flown.clone()));
                     }
                     None => break,
                 },
@@ -338,6 +364,10 @@ impl Link {
         );
         std::ops::ControlFlow::Continue(())
     }
+}
+
+fn flies_as(service: &Service, id: &KiteId) -> bool {
+    service.name.as_str() == id.name && service.protocol.on_wire() == id.proto
 }
 
 async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {

@@ -273,10 +273,10 @@ async fn offer_onion(
         "  tor       ready; publishing the frontend as an onion service (this can take a minute)"
     )?;
     out.flush()?;
-    let handle = handle.clone();
+    let (handle, name) = (handle.clone(), service.address().to_owned());
     tokio::spawn(conns.for_each_concurrent(None, move |conn| {
-        let handle = handle.clone();
-        async move { handle.enter(conn).await }
+        let (handle, name) = (handle.clone(), name.clone());
+        async move { handle.enter(conn, &name).await }
     }));
     if !service.wait_published(PUBLISH).await {
         return Err(DemoError::TimedOut {

@@ -26,7 +26,8 @@ pub use self::egress::{DirectAllowed, Egress, EgressArgs, EgressError};
 pub use self::origin::{OriginConn, OriginDialer, OriginError};
 pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, Trust};
 pub use self::tor::TorDialer;
-use crate::tls::{TlsClient, TlsError};
+use crate::tls::{self, TlsClient, TlsError};
+use crate::wire::Binding;
 
 /// Longest wait for a direct TCP connection, look-up included.
 pub const DIRECT_DIAL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,6 +50,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Conn for T {}
 /// Any [`Conn`], on the heap.
 pub type BoxConn = Box<dyn Conn>;
 
+/// A connection to a frontend, and what a proof on it is bound to: its TLS session, the
+/// onion service's name, or nothing for `plain://`.
+pub struct Dialled {
+    /// The connection.
+    pub conn: BoxConn,
+    /// What makes it itself.
+    pub binding: Option<Binding>,
+}
+
 /// Opens connections to frontends.
 #[async_trait]
 pub trait Dialer: Send + Sync + 'static {
@@ -58,7 +68,7 @@ pub trait Dialer: Send + Sync + 'static {
     /// Takes at most [`TOR_DIAL_TIMEOUT`] or [`DIRECT_DIAL_TIMEOUT`], plus
     /// [`crate::tls::TLS_TIMEOUT`]. Each call tries once; trying again, and how
     /// soon, is the caller's affair. Dropping the future gives up.
-    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError>;
+    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError>;
 
     /// "Tor" or "direct", for logs and status.
     fn describe(&self) -> &'static str;
@@ -210,11 +220,17 @@ impl DialError {
 
 /// Does to a fresh connection what the address demands. The one place where trust is decided,
 /// whichever dialer opened the connection.
-async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<BoxConn, DialError> {
-    match to.trust() {
-        Trust::Roots | Trust::Pin(_) => Ok(Box::new(tls.secure(conn, to).await?)),
-        Trust::Onion | Trust::Plain => Ok(Box::new(conn)),
-    }
+async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<Dialled, DialError> {
+    let (conn, binding): (BoxConn, _) = match to.trust() {
+        Trust::Roots | Trust::Pin(_) => {
+            let conn = tls.secure(conn, to).await?;
+            let binding = tls::binding(conn.get_ref().1);
+            (Box::new(conn), binding)
+        }
+        Trust::Onion => (Box::new(conn), Some(Binding::onion(to.host()))),
+        Trust::Plain => (Box::new(conn), None),
+    };
+    Ok(Dialled { conn, binding })
 }
 
 /// Small writes leave at once, and a peer that vanished is noticed.

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-
 use tokio::sync::Semaphore;
 
 pub mod auth;
@@ -22,6 +20,7 @@ use crate::listen::{self, TcpListener, TcpStream};
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
+use crate::wire::Binding;
 use auth::Judge;
 use registry::{Registry, TunnelView};
 
@@ -192,13 +191,16 @@ impl Frontend {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Serves one connection that did not come through a listening socket, such as an
-    /// onion service's. It must be a backend's.
-    pub async fn enter(&self, conn: BoxConn) {
+    /// Serves one connection that did not come through a listening socket but through the
+    /// onion service of this name. It must be a backend's.
+    ///
+    /// The name must be the one the backend dialled: proofs are bound to it.
+    pub async fn enter(&self, conn: BoxConn, onion: &str) {
         let Ok(_slot) = self.0.slots.clone().acquire_owned().await else {
             return;
         };
-        visitor::serve_inner(&self.0, conn, BytesMut::new(), ONION_PEER).await;
+        let binding = Some(Binding::onion(onion));
+        visitor::serve_inner(&self.0, conn, binding, ONION_PEER).await;
     }
 
     /// The tunnels that are up.

@@ -42,6 +42,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 use crate::dial::target::{FrontendAddr, Trust};
+use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
 /// The protocol that a tunnel's client hello offers (RFC 7301). Visitors never do.
 pub const TUNNEL_ALPN: &[u8] = b"x-pagekite/1";
@@ -265,6 +266,17 @@ impl TlsClient {
             None => Arc::clone(&self.roots),
         }))
     }
+}
+
+/// What a proof on this session is bound to; the other end has the same.
+///
+/// TLS 1.3 only: an older session's exporter is its own only under conditions.
+pub fn binding<Data>(session: &rustls::ConnectionCommon<Data>) -> Option<Binding> {
+    if session.protocol_version() != Some(rustls::ProtocolVersion::TLSv1_3) {
+        return None;
+    }
+    let exporter = session.export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None);
+    exporter.ok().map(Binding::Tls)
 }
 
 fn pin_of(to: &FrontendAddr) -> Option<Pin> {
@@ -499,7 +511,7 @@ impl TlsServer {
     /// Takes a tunnel's handshake, within [`TLS_TIMEOUT`].
     ///
     /// A client that offers protocols must offer [`TUNNEL_ALPN`]; one that offers none, such as
-    /// pagekite.py, is welcome. The exporter is at `stream.get_ref().1`.
+    /// pagekite.py, is welcome. [`binding`] wants `stream.get_ref().1`.
     pub async fn accept<S>(&self, conn: S) -> Result<server::TlsStream<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -628,6 +640,25 @@ mod tests {
             })
         );
         assert!(s.is_err());
+    }
+
+    #[tokio::test]
+    async fn both_ends_of_a_session_have_its_binding_and_no_other_session_has_it() {
+        let d = dir();
+        let server = TlsServer::load_or_create(d.path()).expect("a new key");
+        let client = TlsClient::new(None).expect("roots");
+        let to = format!("a.example:443#{}", server.pin());
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let (c, s) = meet(&server, &client, &to).await;
+            let ours = binding(c.expect("client").get_ref().1).expect("a binding");
+            assert_eq!(
+                Some(&ours),
+                binding(s.expect("server").get_ref().1).as_ref()
+            );
+            assert!(!seen.contains(&ours));
+            seen.push(ours);
+        }
     }
 
     #[tokio::test]

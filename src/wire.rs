@@ -7,7 +7,7 @@
 //! which `tests/fixtures/pagekite` holds the bytes.
 //!
 //! * [`handshake`]: who flies which kite, and the proof of it. [`lines`] is its text.
-//! * [`sign`]: the signatures inside.
+//! * [`sign`]: the signatures inside. [`proof`]: what two kites have instead.
 //! * [`frame`]: everything after the handshake. [`chunk`] is its envelope.
 
 use std::fmt;
@@ -17,6 +17,7 @@ pub mod frame;
 pub mod handshake;
 mod heads;
 pub mod lines;
+pub mod proof;
 mod service;
 pub mod sign;
 
@@ -24,6 +25,7 @@ pub use chunk::{Limits, MAX_FRAME};
 pub use frame::{Control, Decoder, Eof, Frame, FrameError, HEADROOM, Open, PingText, StreamFrame};
 pub use handshake::{BackendHandshake, HandshakeError, Step, Verdict};
 pub use lines::{KiteId, Lines, LinesError, ServiceLine};
+pub use proof::Binding;
 
 /// A stream's number within one tunnel: 0 … 99,999,999.
 ///

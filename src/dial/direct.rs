@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{
-    BoxConn, DIRECT_DIAL_TIMEOUT, DialError, Dialer, DirectAllowed, FrontendAddr, prove, tune,
+    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, prove, tune,
 };
 use crate::tls::TlsClient;
 
@@ -33,7 +33,7 @@ impl DirectDialer {
 
 #[async_trait]
 impl Dialer for DirectDialer {
-    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
         if to.is_onion() {
             return Err(DialError::NeedsTor);
         }
@@ -96,7 +96,7 @@ fn sort(error: &io::Error) -> DialError {
 #[allow(clippy::disallowed_methods, reason = "tests listen on loopback")]
 mod tests {
     use super::*;
-    use crate::dial::{Egress, EgressArgs};
+    use crate::dial::{BoxConn, Egress, EgressArgs};
     use crate::tls::{TlsError, TlsServer};
     use crate::tor::TorSettings;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -120,7 +120,8 @@ mod tests {
     }
 
     async fn dial(text: &str) -> Result<BoxConn, DialError> {
-        dialer().dial(&text.parse().expect("address")).await
+        let dialled = dialer().dial(&text.parse().expect("address")).await?;
+        Ok(dialled.conn)
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use arti_client::{ErrorKind, HasKind, IsolationToken};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::{BoxConn, DialError, Dialer, FrontendAddr, TOR_DIAL_TIMEOUT, prove};
+use super::{DialError, Dialer, Dialled, FrontendAddr, TOR_DIAL_TIMEOUT, prove};
 use crate::tls::TlsClient;
 use crate::tor::Client;
 
@@ -57,7 +57,7 @@ impl TorDialer {
         map.insert(place(to), IsolationToken::new());
     }
 
-    async fn attempt(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+    async fn attempt(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
         let isolation = self.isolation_of(to);
         let stream = timeout(
             TOR_DIAL_TIMEOUT,
@@ -76,7 +76,7 @@ fn place(to: &FrontendAddr) -> Place {
 
 #[async_trait]
 impl Dialer for TorDialer {
-    async fn dial(&self, to: &FrontendAddr) -> Result<BoxConn, DialError> {
+    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
         let result = self.attempt(to).await;
         if result.as_ref().is_err_and(DialError::blames_path) {
             self.move_on(to);

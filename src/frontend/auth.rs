@@ -3,7 +3,9 @@
 use crate::config::Grant;
 use crate::kite::{KiteName, Protocol};
 use crate::wire::handshake::{Check, check};
-use crate::wire::{Lines, ServiceLine};
+use crate::wire::lines::Proof;
+use crate::wire::proof::{self, Prover};
+use crate::wire::{Binding, Lines, ServiceLine};
 
 use super::registry::Terms;
 use crate::random::random_hex;
@@ -18,8 +20,9 @@ pub struct Judge {
 
 /// What is decided about one service line.
 pub enum Judgement {
-    /// The backend has proved that it may; for these uses.
-    Proven(Terms),
+    /// The backend has proved that it may; for these uses. With our own proof that we know
+    /// the secret, where one was agreed.
+    Proven(Terms, Option<Proof>),
     /// It must sign this challenge first.
     Challenge(String),
     /// It may not, for this reason (protocol page §3.3).
@@ -37,8 +40,9 @@ impl Judge {
     }
 
     /// Judges one line. Everyone is challenged first, known or not, so that a name
-    /// cannot be probed without an answer to a challenge.
-    pub fn judge(&self, line: &ServiceLine, now_unix: u64) -> Judgement {
+    /// cannot be probed without an answer to a challenge. With a `binding` that answer must be
+    /// a proof (protocol page §21.3), and PageKite's signature counts for nothing.
+    pub fn judge(&self, line: &ServiceLine, now_unix: u64, binding: Option<&Binding>) -> Judgement {
         if line.fsalt.is_empty() {
             return Judgement::Challenge(line.challenge(
                 &self.process_secret,
@@ -58,6 +62,7 @@ impl Judge {
         };
         let mut verdict = Judgement::Refused("unauthorized");
         let mut terms = Terms::new();
+        let mut ours = None;
         for grant in self.grants.iter().filter(|g| g.pattern.covers(&name)) {
             let uses: Terms = grant
                 .protocols
@@ -65,9 +70,16 @@ impl Judge {
                 .copied()
                 .filter(|p| carries(*p, proto))
                 .collect();
-            match check(line, grant.secret.expose(), &self.process_secret, now_unix) {
+            let secret = grant.secret.expose();
+            match check(line, secret, &self.process_secret, now_unix, binding) {
                 Check::Good if uses.is_empty() => verdict = Judgement::Refused("proto"),
-                Check::Good => terms.extend(uses),
+                Check::Good => {
+                    terms.extend(uses);
+                    ours = binding.and_then(|binding| {
+                        let id = line.kite_id();
+                        proof::prove(secret, Prover::Frontend, &id, &line.fsalt, binding)
+                    });
+                }
                 Check::BadSignature if matches!(verdict, Judgement::Refused("proto")) => {}
                 Check::BadSignature => verdict = Judgement::Refused("signature"),
                 Check::StaleChallenge | Check::NeedsChallenge => {}
@@ -76,7 +88,7 @@ impl Judge {
         if terms.is_empty() {
             verdict
         } else {
-            Judgement::Proven(terms)
+            Judgement::Proven(terms, ours.map(Proof))
         }
     }
 
@@ -147,7 +159,7 @@ mod tests {
             bsalt: "b".repeat(36),
         };
         let first = ServiceLine::signed(&id, "", secret, "0123abcd");
-        let Judgement::Challenge(fsalt) = judge.judge(&first, NOW) else {
+        let Judgement::Challenge(fsalt) = judge.judge(&first, NOW, None) else {
             panic!("not challenged")
         };
         assert_eq!(fsalt.len(), 36);
@@ -157,8 +169,9 @@ mod tests {
     #[test]
     fn a_grant_gives_its_own_uses() {
         let judge = judge();
-        let terms = |name, secret| match judge.judge(&line(&judge, "http", name, secret), NOW) {
-            Judgement::Proven(terms) => terms.into_iter().collect::<Vec<_>>(),
+        let terms = |name, secret| match judge.judge(&line(&judge, "http", name, secret), NOW, None)
+        {
+            Judgement::Proven(terms, _) => terms.into_iter().collect::<Vec<_>>(),
             _ => vec![],
         };
         assert_eq!(terms("carol.alice.example", b"first"), [Protocol::Foolscap]);
@@ -169,9 +182,11 @@ mod tests {
     #[test]
     fn refusals_say_why() {
         let judge = judge();
-        let why = |proto, name, secret: &[u8]| match judge
-            .judge(&line(&judge, proto, name, secret), NOW)
-        {
+        let why = |proto, name, secret: &[u8]| match judge.judge(
+            &line(&judge, proto, name, secret),
+            NOW,
+            None,
+        ) {
             Judgement::Refused(why) => why,
             _ => "not refused",
         };
@@ -188,16 +203,16 @@ mod tests {
         let judge = judge();
         let good = line(&judge, "http", "bob.alice.example", b"second");
         assert!(matches!(
-            judge.judge(&good, NOW + 599),
-            Judgement::Proven(_)
+            judge.judge(&good, NOW + 599, None),
+            Judgement::Proven(..)
         ));
         assert!(matches!(
-            judge.judge(&good, NOW + 1300),
+            judge.judge(&good, NOW + 1300, None),
             Judgement::Refused("unauthorized")
         ));
         let other = super::tests::judge();
         assert!(matches!(
-            other.judge(&good, NOW),
+            other.judge(&good, NOW, None),
             Judgement::Refused("unauthorized")
         ));
     }

@@ -14,8 +14,10 @@ use crate::tunnel::Tunnel;
 use crate::tunnel::buffer::BUFFER_PAYLOAD;
 use crate::tunnel::mux::{LEGACY_WINDOW, Liveness, MAX_STREAMS, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
-use crate::wire::handshake::{ADD_KITES, KITE_MUX, MuxParams, Request, UNAVAILABLE, put_answer};
-use crate::wire::{KiteId, Limits, Lines, ServiceLine};
+use crate::wire::handshake::{
+    ADD_KITES, KITE_MUX, KITE_PROOF, MuxParams, Request, UNAVAILABLE, put_answer,
+};
+use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
 /// How long a backend may take from its request to its proof; pagekite.py's frontend
 /// waits about as long.
@@ -30,6 +32,7 @@ const READ: usize = 4 * 1024;
 pub(super) async fn serve(
     shared: &Shared,
     mut conn: BoxConn,
+    binding: Option<Binding>,
     mut first: BytesMut,
     head_len: usize,
     peer: &str,
@@ -47,6 +50,7 @@ pub(super) async fn serve(
         shared,
         peer,
         session: &session,
+        binding: binding.filter(|_| request.lines.has_proof()),
     };
     let proof = registration.prove(&mut conn, &mut first, &request.lines);
     let proven = tokio::time::timeout(PROOF_TIMEOUT, proof).await;
@@ -68,6 +72,8 @@ struct Registration<'a> {
     shared: &'a Shared,
     peer: &'a str,
     session: &'a str,
+    /// Set if proofs are agreed: what they are bound to.
+    binding: Option<Binding>,
 }
 
 impl Registration<'_> {
@@ -87,6 +93,9 @@ impl Registration<'_> {
             answer.features.push(KITE_MUX.to_owned());
             answer.window_kb = Some(RECV_WINDOW_KB);
             answer.frame = Some(BUFFER_PAYLOAD as u32);
+        }
+        if self.binding.is_some() {
+            answer.features.push(KITE_PROOF.to_owned());
         }
         answer.features.push(ADD_KITES.to_owned());
         self.shared.judge.capabilities(&mut answer);
@@ -120,15 +129,20 @@ impl Registration<'_> {
             .map_or(0, |d| d.as_secs());
         for line in services {
             let id = line.kite_id();
-            match self.shared.judge.judge(line, now) {
+            match self.shared.judge.judge(line, now, self.binding.as_ref()) {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
-                Judgement::Proven(terms) => {
+                Judgement::Proven(terms, proof) => {
                     match self
                         .shared
                         .registry
                         .claim(&id, terms, self.claimant(), replace)
                     {
-                        Claim::Granted | Claim::Held => verdict.ok.push(id),
+                        Claim::Granted | Claim::Held => {
+                            verdict
+                                .proofs
+                                .extend(proof.map(|proof| (id.clone(), proof)));
+                            verdict.ok.push(id);
+                        }
                         Claim::Duplicate => self.refuse(id, "another tunnel flies it", |id| {
                             verdict.duplicate.push(id)
                         }),

@@ -16,7 +16,9 @@ use crate::dial::BoxConn;
 use crate::kite::{KiteName, Protocol};
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
+use crate::tls;
 use crate::tunnel::splice::splice;
+use crate::wire::Binding;
 use crate::wire::frame::Open;
 
 /// How long a visitor may take until it is clear what it wants. Over Tor, a first
@@ -44,7 +46,10 @@ pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
                 inner: conn,
             };
             match shared.tls.accept(conn).await {
-                Ok(conn) => serve_inner(shared, Box::new(conn), BytesMut::new(), &peer).await,
+                Ok(conn) => {
+                    let binding = tls::binding(conn.get_ref().1);
+                    serve_inner(shared, Box::new(conn), binding, &peer).await;
+                }
                 Err(e) => tracing::debug!(%peer, "TLS for a tunnel failed: {e}"),
             }
             return;
@@ -52,7 +57,7 @@ pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
         Visitor::Tls(hello) => route_tls(shared, &hello, &door),
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
-                return register::serve(shared, Box::new(conn), first, head.len, &peer).await;
+                return register::serve(shared, Box::new(conn), None, first, head.len, &peer).await;
             }
             HttpKind::Ping => return refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
             HttpKind::Connect { ref host, port } => {
@@ -82,9 +87,10 @@ pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
 pub(super) async fn serve_inner(
     shared: &Shared,
     mut conn: BoxConn,
-    mut first: BytesMut,
+    binding: Option<Binding>,
     peer: &str,
 ) {
+    let mut first = BytesMut::new();
     let head = match read_first(&mut conn, &mut first).await {
         First::Visitor(Visitor::Http(head)) => head,
         First::Visitor(Visitor::Tls(_)) => {
@@ -94,7 +100,7 @@ pub(super) async fn serve_inner(
         First::Gone => return,
     };
     match head.kind {
-        HttpKind::Tunnel => register::serve(shared, conn, first, head.len, peer).await,
+        HttpKind::Tunnel => register::serve(shared, conn, binding, first, head.len, peer).await,
         HttpKind::Ping => refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
         _ => refuse(conn, Voice::Http(503)).await,
     }

@@ -34,10 +34,11 @@ impl Limits {
         max_head: 64 * 1024,
         allow_compressed: true,
     };
-    /// Before the first kite is proven: enough for 64 service lines, and no more.
+    /// Before the first kite is proven: enough for 64 service lines of the usual size, or
+    /// for the verdict on them with its proofs, and no more.
     pub const UNPROVEN: Limits = Limits {
-        max_frame: 16 * 1024,
-        max_head: 16 * 1024,
+        max_frame: 32 * 1024,
+        max_head: 32 * 1024,
         allow_compressed: false,
     };
 }

@@ -20,13 +20,16 @@ use bytes::BytesMut;
 
 use super::chunk::Limits;
 use super::frame::{Control, Decoder, Frame, FrameError, put_kites};
+use super::proof::{self, Binding, Prover};
 use super::sign;
 use crate::kite::{KiteName, Secret};
 
 pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
-pub use super::lines::{ADD_KITES, KITE_MUX, KiteId, Lines, LinesError, MuxParams, ServiceLine};
+pub use super::lines::{
+    ADD_KITES, KITE_MUX, KITE_PROOF, KiteId, Lines, LinesError, MuxParams, Proof, ServiceLine,
+};
 
 /// What a frontend thinks of a service line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +46,13 @@ pub enum Check {
 }
 
 /// Judges a service line: first its challenge, then its signature (protocol page §5.1).
+/// With a `binding` a proof is demanded in the signature's place: [`KITE_PROOF`] is in force.
 pub fn check(
     line: &ServiceLine,
     kite_secret: &[u8],
     process_secret: &[u8],
     now_unix: u64,
+    binding: Option<&Binding>,
 ) -> Check {
     if line.fsalt.is_empty() {
         return Check::NeedsChallenge;
@@ -63,7 +68,18 @@ pub fn check(
     if !ours {
         return Check::StaleChallenge;
     }
-    if sign::verify(kite_secret, &line.payload(), &line.signature, now_unix) {
+    let fits = match binding {
+        None => sign::verify(kite_secret, &line.payload(), &line.signature, now_unix),
+        Some(binding) => proof::verify(
+            kite_secret,
+            Prover::Backend,
+            &line.kite_id(),
+            &line.fsalt,
+            binding,
+            &line.signature,
+        ),
+    };
+    if fits {
         Check::Good
     } else {
         Check::BadSignature
@@ -106,6 +122,30 @@ pub struct Options {
     pub frame: u32,
     /// Offer [`KITE_MUX`].
     pub offer_mux: bool,
+    /// Offer or demand [`KITE_PROOF`].
+    pub proof: ProofPolicy,
+}
+
+/// What a backend wants of [`KITE_PROOF`].
+#[derive(Debug, Clone, Default)]
+pub enum ProofPolicy {
+    /// Nothing: the connection has nothing to bind a proof to.
+    #[default]
+    Off,
+    /// Use it if the frontend has it.
+    Offer(Binding),
+    /// Refuse a frontend that has it not. No signature of PageKite's leaves then, not even
+    /// the first, which would let its reader test guesses of the secret.
+    Demand(Binding),
+}
+
+impl ProofPolicy {
+    fn binding(&self) -> Option<&Binding> {
+        match self {
+            Self::Off => None,
+            Self::Offer(binding) | Self::Demand(binding) => Some(binding),
+        }
+    }
 }
 
 /// What to do now.
@@ -142,6 +182,9 @@ pub struct Verdict {
     pub session_id: Option<String>,
     /// What the frontend is able to do.
     pub peer: PeerParams,
+    /// [`KITE_PROOF`] was in force: both ends have proved to know the secret of every flying
+    /// kite, to each other and to nobody else.
+    pub proven: bool,
     /// The frontend's message of the day, if it is not empty.
     pub motd: Option<String>,
     /// KB, days and connections left, if the frontend counts them.
@@ -285,9 +328,10 @@ impl BackendHandshake {
             let lines = match &mut self.state {
                 State::Over => return Err(HandshakeError::Over),
                 State::Asked | State::AskedAgain => {
-                    return Ok(
-                        parse_answer(buf)?.map_or(Step::NeedMore, |answer| self.answered(answer))
-                    );
+                    return match parse_answer(buf)? {
+                        Some(answer) => self.answered(answer),
+                        None => Ok(Step::NeedMore),
+                    };
                 }
                 State::Signed(decoder) => next_lines(decoder, buf)?,
             };
@@ -295,20 +339,25 @@ impl BackendHandshake {
                 return Ok(Step::NeedMore);
             };
             let judged = has_verdict(&lines);
-            self.learn(lines);
+            self.learn(lines)?;
             if judged {
                 return Ok(self.done());
             }
         }
     }
 
-    fn answered(&mut self, answer: Lines) -> Step {
+    fn answered(&mut self, answer: Lines) -> Result<Step, HandshakeError> {
         let first_round = matches!(self.state, State::Asked);
         let in_tunnel = answer.has_feature(ADD_KITES);
-        self.learn(answer);
+        self.verdict.proven =
+            first_round && self.options.proof.binding().is_some() && answer.has_proof();
+        if !self.verdict.proven && matches!(self.options.proof, ProofPolicy::Demand(_)) {
+            return Err(HandshakeError::NoProof);
+        }
+        self.learn(answer)?;
         let open = |e: &Entry| matches!(e.fate, Fate::Open) && e.fsalt.is_some();
         if !first_round || !self.entries.iter().any(open) {
-            return self.done();
+            return Ok(self.done());
         }
         if in_tunnel {
             self.state = State::Signed(Decoder::new(Limits::UNPROVEN));
@@ -320,7 +369,7 @@ impl BackendHandshake {
                     ..Lines::default()
                 },
             );
-            return Step::Send(out);
+            return Ok(Step::Send(out));
         }
         // What flies already falls with this connection and is asked for again. The
         // first connection is ours, so it may be replaced whatever the options say;
@@ -339,11 +388,36 @@ impl BackendHandshake {
             .clone()
             .or(self.options.replace.take());
         self.state = State::AskedAgain;
-        Step::Redial(self.request())
+        // Another connection, with another binding, to a frontend that has no proof.
+        self.options.proof = ProofPolicy::Off;
+        Ok(Step::Redial(self.request()))
+    }
+
+    /// Is this OK worth anything? With [`KITE_PROOF`] only if the frontend proves beside it
+    /// that it knows the secret too.
+    fn believe(&self, id: &KiteId, proofs: &[(KiteId, Proof)]) -> bool {
+        let Some(binding) = self.options.proof.binding().filter(|_| self.verdict.proven) else {
+            return true;
+        };
+        // What we did not ask for is passed over by `learn`.
+        self.entries.iter().filter(|e| e.id == *id).all(|entry| {
+            let secret = entry.wanted.secret.expose();
+            let fsalt = entry.fsalt.as_deref().unwrap_or_default();
+            proofs.iter().any(|(of, Proof(proof))| {
+                of == id && proof::verify(secret, Prover::Frontend, id, fsalt, binding, proof)
+            })
+        })
     }
 
     /// Notes all that the lines say.
-    fn learn(&mut self, lines: Lines) {
+    fn learn(&mut self, lines: Lines) -> Result<(), HandshakeError> {
+        // No honest frontend says OK without its proof: nothing else that it says counts.
+        if let Some(id) = lines.ok.iter().find(|id| !self.believe(id, &lines.proofs)) {
+            return Err(HandshakeError::BadProof(format!(
+                "{}:{}",
+                id.proto, id.name
+            )));
+        }
         let Self {
             entries, verdict, ..
         } = self;
@@ -399,12 +473,15 @@ impl BackendHandshake {
                 *old = new;
             }
         }
+        Ok(())
     }
 
     /// Everything that is not refused, signed for the round we are in.
     fn services(&mut self) -> Vec<ServiceLine> {
         let in_tunnel = matches!(self.state, State::Signed(_));
         let tokens = &mut self.tokens;
+        let proof = &self.options.proof;
+        let agreed = proof.binding().filter(|_| self.verdict.proven);
         self.entries
             .iter()
             // What flies must not be asked for again, or it falls (protocol page §3.8);
@@ -413,7 +490,14 @@ impl BackendHandshake {
             .filter(|e| matches!(e.fate, Fate::Open) && (!in_tunnel || e.fsalt.is_some()))
             .map(|e| {
                 let fsalt = e.fsalt.as_deref().unwrap_or_default();
-                ServiceLine::signed(&e.id, fsalt, e.wanted.secret.expose(), &tokens())
+                let secret = e.wanted.secret.expose();
+                match (agreed, proof) {
+                    (Some(binding), _) => ServiceLine::proven(&e.id, fsalt, secret, binding),
+                    (None, ProofPolicy::Demand(_)) => {
+                        ServiceLine::unsigned(&e.id, fsalt, filler(tokens))
+                    }
+                    (None, _) => ServiceLine::signed(&e.id, fsalt, secret, &tokens()),
+                }
             })
             .collect()
     }
@@ -425,6 +509,9 @@ impl BackendHandshake {
             services: self.services(),
             ..Lines::default()
         };
+        if self.options.proof.binding().is_some() {
+            lines.features.push(KITE_PROOF.to_owned());
+        }
         if self.options.offer_mux {
             lines.features.push(KITE_MUX.to_owned());
             lines.window_kb = Some(self.options.window_kb);
@@ -458,9 +545,17 @@ impl BackendHandshake {
             }
         }
         verdict.challenged &= !verdict.flying.is_empty();
+        verdict.proven &= !verdict.flying.is_empty();
         verdict.tls_ended.retain(|id| verdict.flying.contains(id));
         Step::Done(Box::new(verdict))
     }
+}
+
+/// What looks like a signature: random digits in its length.
+fn filler(tokens: &mut dyn FnMut() -> String) -> String {
+    let digits = (0..sign::SIGNATURE_LEN.div_ceil(8)).map(|_| tokens());
+    let digits: String = digits.collect();
+    digits.chars().take(sign::SIGNATURE_LEN).collect()
 }
 
 /// The lines of the next frame that has any. Other frames have nothing to say

@@ -40,6 +40,19 @@ pub enum HandshakeError {
     /// The peer's fault: a broken frame before the verdict.
     #[error("before the verdict came {0}")]
     Frame(#[from] FrameError),
+    /// A frontend that must have [`super::lines::KITE_PROOF`] does not say it.
+    #[error(
+        "the frontend does not offer {}, which one with a pinned key must: it runs an old program \
+         or is not what it was; install the same kite there",
+        super::lines::KITE_PROOF
+    )]
+    NoProof,
+    /// A frontend says OK and cannot prove that it knows the secret.
+    #[error(
+        "the frontend says that {0} flies, but did not prove that it knows the secret; \
+         somebody may pose as it"
+    )]
+    BadProof(String),
     /// Our bug: a step after the last one.
     #[error("the handshake is over already")]
     Over,

@@ -31,6 +31,9 @@ pub const ADD_KITES: &str = "AddKites";
 /// Our extension: both ends keep per-stream windows that they tell each other,
 /// and read each other's `Abort` (protocol page §15).
 pub const KITE_MUX: &str = "KiteMux1";
+/// Our extension: [`super::proof`] instead of SHA-1, both ways (protocol page §21.3).
+/// In force only together with [`ADD_KITES`]: proof and challenge share a connection.
+pub const KITE_PROOF: &str = "KiteProof1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
@@ -76,6 +79,8 @@ pub struct Lines {
     pub ok: Vec<KiteId>,
     /// Those among them whose TLS the frontend ends itself.
     pub ssl_ok: Vec<KiteId>,
+    /// The frontend's proofs for kites that fly; see [`KITE_PROOF`].
+    pub proofs: Vec<(KiteId, Proof)>,
     /// Kites that are refused, and why, if that was said.
     pub invalid: Vec<(KiteId, Option<String>)>,
     /// Kites that another tunnel serves already.
@@ -94,6 +99,16 @@ pub struct Lines {
     pub ips_per_sec: Option<String>,
     /// KB left.
     pub quota: Option<i64>,
+}
+
+/// A proof's text. `Debug` leaves it out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proof(pub String);
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof(…)")
+    }
 }
 
 /// Is this header name one of PageKite's?
@@ -127,6 +142,7 @@ impl Lines {
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
             b"-ssl-ok" => push("SSL-OK", &mut self.ssl_ok, id("SSL-OK", value)?)?,
+            b"-proof" => push("Proof", &mut self.proofs, proof(value)?)?,
             b"-invalid" => self.refuse(id("Invalid", value)?, None)?,
             b"-invalid-why" => {
                 let (kite, why) = reason(value)?;
@@ -175,6 +191,9 @@ impl Lines {
         }
         each!("-OK", self.ok);
         each!("-SSL-OK", self.ssl_ok);
+        for (kite, Proof(proof)) in &self.proofs {
+            line("-Proof", &format_args!("{kite}:{proof}"));
+        }
         for (kite, why) in &self.invalid {
             line("-Invalid", kite);
             if let Some(why) = why {
@@ -199,6 +218,11 @@ impl Lines {
     /// Was this very word among the features? Words match exactly (protocol page §3.1).
     pub fn has_feature(&self, feature: &str) -> bool {
         self.features.iter().any(|f| f == feature)
+    }
+
+    /// Does this peer have [`KITE_PROOF`], and take it where the challenge came from?
+    pub fn has_proof(&self) -> bool {
+        self.has_feature(KITE_PROOF) && self.has_feature(ADD_KITES)
     }
 
     /// What the peer wants from [`KITE_MUX`]; in force only if both ends said the word.
@@ -240,6 +264,15 @@ fn challenge(value: &[u8]) -> Result<(KiteId, String), LinesError> {
         return Err(LinesError::Form("SignThis"));
     }
     Ok((kite_id("SignThis", [proto, name, bsalt])?, fsalt.to_owned()))
+}
+
+/// `proto:name:bsalt:proof`.
+fn proof(value: &[u8]) -> Result<(KiteId, Proof), LinesError> {
+    let [proto, name, bsalt, proof] = fields("Proof", value)?;
+    Ok((
+        kite_id("Proof", [proto, name, bsalt])?,
+        Proof(proof.to_owned()),
+    ))
 }
 
 /// `proto:name:bsalt;reason`, perhaps with more behind a second semicolon.

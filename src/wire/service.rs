@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::lines::MAX_LINES;
+use super::proof::{self, Binding, Prover};
 use super::sign::{sign, sign_dated};
 
 /// Longest `proto` or `proto-port`, in bytes.
@@ -55,7 +56,7 @@ pub struct ServiceLine {
     pub bsalt: String,
     /// The frontend's challenge, or nothing in the first round.
     pub fsalt: String,
-    /// See [`super::sign`].
+    /// See [`super::sign`]; between two kites see [`super::proof`].
     pub signature: String,
 }
 
@@ -63,16 +64,28 @@ impl ServiceLine {
     /// The line for a kite, signed over `fsalt` (empty in the first round).
     /// `token` is at least eight random hex digits.
     pub fn signed(id: &KiteId, fsalt: &str, secret: &[u8], token: &str) -> Self {
+        let mut line = Self::unsigned(id, fsalt, String::new());
+        line.signature = sign(secret, &line.payload(), token);
+        line
+    }
+
+    /// The line for a kite with a proof in the place of its signature.
+    pub fn proven(id: &KiteId, fsalt: &str, secret: &[u8], binding: &Binding) -> Self {
+        let proof = proof::prove(secret, Prover::Backend, id, fsalt, binding);
+        Self::unsigned(id, fsalt, proof.unwrap_or_default())
+    }
+
+    /// The line for a kite that says nothing of the secret. Old frontends do not look at
+    /// the first signature either (protocol page §3.2).
+    pub fn unsigned(id: &KiteId, fsalt: &str, filler: String) -> Self {
         let KiteId { proto, name, bsalt } = id.clone();
-        let mut line = Self {
+        Self {
             proto,
             name,
             bsalt,
             fsalt: fsalt.to_owned(),
-            signature: String::new(),
-        };
-        line.signature = sign(secret, &line.payload(), token);
-        line
+            signature: filler,
+        }
     }
 
     /// Exactly five fields; the first three are not empty.

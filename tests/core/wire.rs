@@ -247,13 +247,13 @@ fn nothing_private_gets_into_a_log() {
         open: Some(Box::new(open)),
         ..data(sid(1), "content")
     };
-    let line = "X-PageKite: http:k:b:tfsalt:proof\r\n";
+    let line = "X-PageKite: http:k:b:tfsalt:s1gned\r\n";
     let text = format!("{frame:?} {:?}", control(&format!("NOOP: 1\r\n{line}")));
     assert!(
         text.contains("7 bytes") && text.contains("http:k:b"),
         "{text}"
     );
-    for private in ["content", "192.0.2.1", "tfsalt", "proof"] {
+    for private in ["content", "192.0.2.1", "tfsalt", "s1gned"] {
         assert!(!text.contains(private), "{private} in {text}");
     }
 }
@@ -366,10 +366,10 @@ fn empty_and_huge_frames_are_refused_before_they_come() {
     assert_eq!(decode(b"100000\r\n"), Ok(None));
     let max = Limits::UNPROVEN.max_frame;
     assert_eq!(
-        decode_with(Limits::UNPROVEN, b"4001\r\n"),
-        Err(FrameError::TooLarge { size: 0x4001, max })
+        decode_with(Limits::UNPROVEN, b"8001\r\n"),
+        Err(FrameError::TooLarge { size: 0x8001, max })
     );
-    assert_eq!(decode_with(Limits::UNPROVEN, b"4000\r\n"), Ok(None));
+    assert_eq!(decode_with(Limits::UNPROVEN, b"8000\r\n"), Ok(None));
     assert_eq!(
         decode_with(Limits::UNPROVEN, b"5Z5\r\n"),
         Err(FrameError::Compressed)

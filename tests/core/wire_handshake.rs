@@ -6,13 +6,14 @@ use bytes::BytesMut;
 use kite::kite::Secret;
 use kite::wire::frame::{put_data, put_kites, put_ping};
 use kite::wire::handshake::{
-    ADD_KITES, Check, FORBIDDEN, KITE_MUX, MAX_HEAD, MuxParams, Options, RefusalKind, Request,
-    UNAVAILABLE, Wanted, check, parse_answer, put_answer,
+    ADD_KITES, Check, FORBIDDEN, KITE_MUX, KITE_PROOF, MAX_HEAD, MuxParams, Options, Proof,
+    ProofPolicy, RefusalKind, Request, UNAVAILABLE, Wanted, check, parse_answer, put_answer,
 };
 use kite::wire::lines::MAX_LINES;
+use kite::wire::proof::{self, Prover};
 use kite::wire::{
-    BackendHandshake, Control, Decoder, Frame, HandshakeError, KiteId, Limits, Lines, PingText,
-    ServiceLine, Sid, Step, Verdict, sign,
+    BackendHandshake, Binding, Control, Decoder, Frame, HandshakeError, KiteId, Limits, Lines,
+    PingText, ServiceLine, Sid, Step, Verdict, sign,
 };
 
 use crate::transcripts::{Connection, connection};
@@ -250,7 +251,7 @@ fn judge(services: &[ServiceLine], secret: &str, now: u64) -> Lines {
     };
     for service in services {
         let id = service.kite_id();
-        match check(service, secret.as_bytes(), PROCESS_SECRET, now) {
+        match check(service, secret.as_bytes(), PROCESS_SECRET, now, None) {
             Check::Good => lines.ok.push(id),
             Check::NeedsChallenge => {
                 lines
@@ -285,6 +286,7 @@ fn our_backend_and_our_frontend_agree_in_the_tunnel() {
         window_kb: 512,
         frame: 16_384,
         replace: Some("old-1".into()),
+        ..Options::default()
     };
     let kites = [
         ("https", "*.alice.test", "one"),
@@ -471,7 +473,7 @@ fn the_frontend_judges_challenge_and_signature() {
         bsalt: "b".into(),
     };
     let signed = |fsalt: &str, secret: &[u8]| ServiceLine::signed(&kite, fsalt, secret, "deadbeef");
-    let judge = |line: &ServiceLine, now| check(line, b"s", PROCESS_SECRET, now);
+    let judge = |line: &ServiceLine, now| check(line, b"s", PROCESS_SECRET, now, None);
 
     let first = signed("", b"wrong");
     assert_eq!(
@@ -652,4 +654,191 @@ fn sixty_four_kites_fit_into_one_handshake() {
         panic!()
     };
     assert_eq!(verdict.flying.len(), 64);
+}
+
+/// Our own frontend's judgement where proofs are agreed.
+fn judge_bound(services: &[ServiceLine], secret: &str, binding: &Binding) -> Lines {
+    let mut lines = Lines::default();
+    for service in services {
+        let (id, secret) = (service.kite_id(), secret.as_bytes());
+        match check(service, secret, PROCESS_SECRET, NOW, Some(binding)) {
+            Check::Good => {
+                let proof = proof::prove(secret, Prover::Frontend, &id, &service.fsalt, binding);
+                lines.proofs.push((id.clone(), Proof(proof.unwrap())));
+                lines.ok.push(id);
+            }
+            Check::NeedsChallenge => {
+                lines.features = vec![ADD_KITES.into(), KITE_PROOF.into()];
+                let fsalt = service.challenge(PROCESS_SECRET, "0badcafe", NOW);
+                lines.sign_this.push((id, fsalt));
+            }
+            Check::StaleChallenge | Check::BadSignature => lines.invalid.push((id, None)),
+        }
+    }
+    lines
+}
+
+fn demanding(binding: &Binding) -> Options {
+    Options {
+        proof: ProofPolicy::Demand(binding.clone()),
+        ..Options::default()
+    }
+}
+
+#[test]
+fn two_kites_prove_themselves_to_each_other() {
+    let binding = Binding::Tls([7; 32]);
+    // Sixty-four of them, with their proofs, in one frame each way.
+    let names: Vec<String> = (0..64)
+        .map(|n| format!("storage-node-{n}.a-longer-name.alice.example"))
+        .collect();
+    let kites = names
+        .iter()
+        .map(|name| wanted("https", name, "s", &"5".repeat(36)))
+        .collect();
+    let (mut machine, request) =
+        BackendHandshake::new(kites, demanding(&binding), || "deadbeef".into());
+    let asked = Request::parse(&request).unwrap().lines;
+    assert!(asked.has_proof());
+    for line in &asked.services {
+        assert_eq!(line.signature, "deadbeef".repeat(5)[..36], "only a filler");
+    }
+    let mut buf = answer(&judge_bound(&asked.services, "s", &binding));
+    let Step::Send(sent) = machine.step(&mut buf).unwrap() else {
+        panic!("no proof")
+    };
+    let mut decoder = Decoder::new(Limits::UNPROVEN);
+    assert!(decoder.decode(&mut sent.clone()).unwrap().is_some());
+    let proven = services_in_frames(&sent);
+    // The proof is no signature for one who asks for that, and the other way round.
+    for line in &proven {
+        let old = check(line, b"s", PROCESS_SECRET, NOW, None);
+        assert_eq!(old, Check::BadSignature);
+        let signed = ServiceLine::signed(&line.kite_id(), &line.fsalt, b"s", "deadbeef");
+        let new = check(&signed, b"s", PROCESS_SECRET, NOW, Some(&binding));
+        assert_eq!(new, Check::BadSignature);
+    }
+    put_kites(&mut buf, &judge_bound(&proven, "s", &binding));
+    let Step::Done(verdict) = machine.step(&mut buf).unwrap() else {
+        panic!("no verdict")
+    };
+    assert_eq!(verdict.flying.len(), 64);
+    assert!(verdict.proven && verdict.challenged);
+}
+
+#[test]
+fn an_ok_without_its_proof_ends_the_handshake() {
+    let binding = Binding::Tls([7; 32]);
+    type Spoil = fn(&mut Lines);
+    let spoils: [Spoil; 4] = [
+        |lines| lines.proofs.clear(),
+        |lines| lines.proofs[0].1.0.replace_range(..1, "*"),
+        |lines| lines.proofs[0].0.name = "b.test".into(),
+        |lines| {
+            let ours = lines.proofs[1].1.clone();
+            lines.proofs[0].1 = ours;
+        },
+    ];
+    for spoil in spoils {
+        let two = [("http", "a.test", "s"), ("http", "c.test", "s")];
+        let (mut machine, request) = ours(demanding(&binding), &two);
+        let asked = Request::parse(&request).unwrap().lines;
+        let mut buf = answer(&judge_bound(&asked.services, "s", &binding));
+        let Step::Send(sent) = machine.step(&mut buf).unwrap() else {
+            panic!("no proof")
+        };
+        let mut verdict = judge_bound(&services_in_frames(&sent), "s", &binding);
+        spoil(&mut verdict);
+        put_kites(&mut buf, &verdict);
+        assert_eq!(
+            machine.step(&mut buf).unwrap_err(),
+            HandshakeError::BadProof("http:a.test".into())
+        );
+    }
+    // A refusal needs no proof.
+    let (mut machine, request) = ours(demanding(&binding), &[("http", "a.test", "s")]);
+    let asked = Request::parse(&request).unwrap().lines;
+    let mut buf = answer(&judge_bound(&asked.services, "s", &binding));
+    let Step::Send(sent) = machine.step(&mut buf).unwrap() else {
+        panic!("no proof")
+    };
+    let other = judge_bound(&services_in_frames(&sent), "another", &binding);
+    put_kites(&mut buf, &other);
+    let Step::Done(verdict) = machine.step(&mut buf).unwrap() else {
+        panic!("no verdict")
+    };
+    assert!(verdict.flying.is_empty() && verdict.refused.len() == 1 && !verdict.proven);
+}
+
+#[test]
+fn the_proof_is_demanded_or_offered_or_neither() {
+    let binding = Binding::Tls([7; 32]);
+    let kites = [("http", "a.test", "s")];
+    // An old frontend: in the tunnel, and by reconnecting.
+    for features in [
+        vec![ADD_KITES.to_owned()],
+        vec![],
+        vec![KITE_PROOF.to_owned()],
+    ] {
+        let in_tunnel = features.iter().any(|f| f == ADD_KITES);
+        let old = |request: &[u8]| {
+            let asked = Request::parse(request).unwrap().lines;
+            let mut head = judge(&asked.services, "s", NOW);
+            head.features.clone_from(&features);
+            answer(&head)
+        };
+        let (mut machine, request) = ours(demanding(&binding), &kites);
+        assert_eq!(
+            machine.step(&mut old(&request)).unwrap_err(),
+            HandshakeError::NoProof
+        );
+        let offering = Options {
+            proof: ProofPolicy::Offer(binding.clone()),
+            ..Options::default()
+        };
+        let (mut machine, request) = ours(offering, &kites);
+        assert!(Request::parse(&request).unwrap().lines.has_proof());
+        let signed = match machine.step(&mut old(&request)).unwrap() {
+            Step::Send(frame) => services_in_frames(&frame),
+            Step::Redial(request) => {
+                let again = Request::parse(&request).unwrap().lines;
+                assert!(!again.has_proof());
+                again.services
+            }
+            step => panic!("{step:?}"),
+        };
+        let verdict = judge(&signed, "s", NOW);
+        assert_eq!(verdict.ok.len(), 1);
+        let mut buf = BytesMut::new();
+        if in_tunnel {
+            put_kites(&mut buf, &verdict);
+        } else {
+            buf = answer(&verdict);
+        }
+        let Step::Done(verdict) = machine.step(&mut buf).unwrap() else {
+            panic!("no verdict")
+        };
+        assert!(verdict.flying.len() == 1 && !verdict.proven);
+    }
+    let (_, request) = ours(Options::default(), &kites);
+    assert!(!Request::parse(&request).unwrap().lines.has_proof());
+}
+
+#[test]
+fn no_proof_gets_into_a_log() {
+    let binding = Binding::Tls([7; 32]);
+    let kite = KiteId {
+        proto: "http".into(),
+        name: "a.test".into(),
+        bsalt: "b".into(),
+    };
+    let line = ServiceLine::proven(&kite, "t0", b"s", &binding);
+    let proof = proof::prove(b"s", Prover::Frontend, &kite, "t0", &binding).unwrap();
+    let lines = Lines {
+        services: vec![line.clone()],
+        proofs: vec![(kite, Proof(proof.clone()))],
+        ..Lines::default()
+    };
+    let shown = format!("{lines:?}");
+    assert!(!shown.contains(&line.signature) && !shown.contains(&proof));
 }

@@ -10,5 +10,6 @@
     reason = "tests listen and dial on loopback"
 )]
 
+mod attacks;
 mod roles;
 mod tunnel;

@@ -16,9 +16,9 @@ use kite::tor::TorSettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const NAME: &str = "bob.alice.example";
+pub const NAME: &str = "bob.alice.example";
 const TUB: &str = "rznjxrmn666ovyilykucaws7ap26djwf";
-const SWITCHING: &[u8] =
+pub const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: TLS/1.0, PB/1.0\r\nConnection: Upgrade\r\n\r\n";
 
 fn foolscap_request(host: &str) -> Vec<u8> {
@@ -28,21 +28,21 @@ fn foolscap_request(host: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-fn secret(text: &str) -> Secret {
+pub fn secret(text: &str) -> Secret {
     Secret::new(text.as_bytes()).unwrap()
 }
 
-struct Side {
-    public: SocketAddr,
+pub struct Side {
+    pub public: SocketAddr,
     port_kite: SocketAddr,
-    address: String,
-    handle: Handle,
+    pub address: String,
+    pub handle: Handle,
     trigger: Trigger,
     done: tokio::task::JoinHandle<()>,
 }
 
 /// A frontend with a shared port and a port that belongs to [`NAME`].
-fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
+pub fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
     let own = Listen {
         address: ([127, 0, 0, 1], 0).into(),
         kite: Some(NAME.parse().unwrap()),
@@ -80,7 +80,7 @@ fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
     }
 }
 
-fn dialer() -> Arc<dyn Dialer> {
+pub fn dialer() -> Arc<dyn Dialer> {
     let Ok(Egress::Direct(allowed)) = Egress::decide(EgressArgs {
         via_tor: false,
         tor: TorSettings::default(),
@@ -90,7 +90,7 @@ fn dialer() -> Arc<dyn Dialer> {
     Arc::new(DirectDialer::new(allowed, TlsClient::new(None).unwrap()))
 }
 
-fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: &str) -> Service {
+pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: &str) -> Service {
     Service {
         protocol,
         name: name.parse().unwrap(),
@@ -100,7 +100,7 @@ fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: &str
 }
 
 /// A backend; dropping the trigger stops it.
-fn backend(address: &str, services: Vec<Service>) -> Trigger {
+pub fn backend(address: &str, services: Vec<Service>) -> Trigger {
     let (trigger, order) = shutdown::channel();
     let to = To {
         address: address.parse().unwrap(),
@@ -110,7 +110,7 @@ fn backend(address: &str, services: Vec<Service>) -> Trigger {
     trigger
 }
 
-async fn until(what: &str, ready: impl Fn() -> bool) {
+pub async fn until(what: &str, ready: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), async {
         while !ready() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -120,12 +120,12 @@ async fn until(what: &str, ready: impl Fn() -> bool) {
     .unwrap_or_else(|_| panic!("it never came to this: {what}"));
 }
 
-fn kites(handle: &Handle) -> Vec<String> {
+pub fn kites(handle: &Handle) -> Vec<String> {
     handle.tunnels().into_iter().flat_map(|t| t.kites).collect()
 }
 
 /// An origin that counts its visitors and answers the first with `script`, then echoes.
-async fn origin(script: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
+pub async fn origin(script: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let visitors = Arc::new(AtomicUsize::new(0));
@@ -158,7 +158,7 @@ async fn ask(to: SocketAddr, request: &[u8]) -> Vec<u8> {
     got
 }
 
-fn any() -> SocketAddr {
+pub fn any() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
