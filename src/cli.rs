@@ -62,7 +62,15 @@ pub struct FrontendArgs {
     #[arg(long, value_name = "HOST")]
     pub name: Option<String>,
 
-    /// Where this frontend's key is kept
+    /// Take backends through a Tor onion service, too. Its address is printed when it is published
+    #[arg(long)]
+    pub onion: bool,
+
+    /// TOML file with Arti's own settings (bridges, storage, …), merged over kite's
+    #[arg(long, value_name = "FILE")]
+    pub tor_config: Option<PathBuf>,
+
+    /// Where this frontend's keys are kept
     #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 

@@ -66,7 +66,9 @@ pub struct FrontendConfig {
     pub kites: Vec<Grant>,
     /// The public host name, for the printed address.
     pub name: Option<String>,
-    /// Where the frontend's key is kept.
+    /// Whether backends may come through an onion service, too.
+    pub onion: TorChoice,
+    /// Where the frontend's keys are kept.
     pub state_dir: PathBuf,
     /// Whether peers' addresses may be logged.
     pub log_peers: bool,
@@ -95,7 +97,7 @@ pub struct Grant {
 /// All that `kite backend` needs to know.
 #[derive(Debug)]
 pub struct BackendConfig {
-    /// How frontends are reached.
+    /// How frontends are reached: if enabled, through Tor and in no other way.
     pub tor: TorChoice,
     /// Frontends to dial. Never empty.
     pub frontends: Vec<Frontend>,
@@ -110,7 +112,7 @@ pub struct BackendConfig {
 /// Whether to use Tor, and how.
 #[derive(Debug, Clone, Default)]
 pub struct TorChoice {
-    /// Tor and nothing else.
+    /// Whether an embedded Tor client is started.
     pub enabled: bool,
     /// Arti's own settings.
     pub config: Option<PathBuf>,
@@ -148,8 +150,19 @@ struct FrontendFile {
     #[serde(default)]
     kites: Vec<GrantEntry>,
     name: Option<String>,
+    #[serde(default)]
+    onion: bool,
+    #[serde(default)]
+    tor: OnionTorTable,
     state_dir: Option<PathBuf>,
     log_peers: Option<bool>,
+}
+
+/// What a frontend may say of Tor: it is on if `onion` is.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct OnionTorTable {
+    config: Option<PathBuf>,
 }
 
 /// `listen = ["0.0.0.0:80"]`, or `[[listen]]` with `address` and `kite`.
@@ -400,6 +413,14 @@ fn state_dir(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Resul
     }
 }
 
+/// The file with Arti's own settings.
+fn tor_config(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Option<PathBuf> {
+    match flag {
+        Some(path) => Some(path.to_path_buf()),
+        None => file.map(|path| source.path(path)),
+    }
+}
+
 // ---------------------------------------------------------------- frontend
 
 impl FrontendConfig {
@@ -500,10 +521,28 @@ impl FrontendConfig {
             }
         }
 
+        let tor_config = tor_config(
+            &source,
+            args.tor_config.as_deref(),
+            file.tor.config.as_deref(),
+        );
+        let onion = args.onion || file.onion;
+        if tor_config.is_some() && !onion {
+            return Err(ConfigError::new(
+                source.at("tor.config"),
+                "there are settings for Tor, but this frontend is no onion service",
+                "add --onion, or onion = true; or remove the settings",
+            ));
+        }
+
         Ok(Self {
             listen,
             kites,
             name: args.name.clone().or(file.name),
+            onion: TorChoice {
+                enabled: onion,
+                config: tor_config,
+            },
             state_dir: state_dir(
                 &source,
                 args.state_dir.as_deref(),
@@ -677,11 +716,11 @@ impl BackendConfig {
             }
         }
 
-        let tor_config = match (&args.tor_config, &file.tor.config) {
-            (Some(path), _) => Some(path.clone()),
-            (None, Some(path)) => Some(source.path(path)),
-            (None, None) => None,
-        };
+        let tor_config = tor_config(
+            &source,
+            args.tor_config.as_deref(),
+            file.tor.config.as_deref(),
+        );
         let enabled = args.via_tor || file.tor.enabled;
         if tor_config.is_some() && !enabled {
             return Err(ConfigError::new(

@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-
 mod node;
 mod visit;
 
@@ -16,20 +14,19 @@ use crate::backend;
 use crate::cli::DemoArgs;
 use crate::config;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, FrontendAddr, OriginAddr, TorDialer};
+use crate::frontend::onion::{self, OnionDoor};
 use crate::frontend::{Frontend, Handle};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::observe::progress::Display;
 use crate::random::random_hex;
 use crate::shutdown::{self, Shutdown};
 use crate::tls::TlsClient;
-use crate::tor::{Client, OnionService, TorSettings};
+use crate::tor::{Client, TorSettings};
 use node::{Node, Visited};
 use visit::Visit;
 
 /// The kite of the demo.
 const NAME: &str = "tahoebob.alice.example";
-/// The port of the demo's onion service.
-const ONION_PORT: u16 = 443;
 /// How long the service may take to be published.
 const PUBLISH: Duration = Duration::from_secs(120);
 /// How long the backend may take to fly its kite.
@@ -141,6 +138,7 @@ async fn perform(
             secret: secret.clone(),
         }],
         name: None,
+        onion: config::TorChoice::default(),
         state_dir: scratch.0.join("frontend"),
         log_peers: true,
     })
@@ -159,10 +157,11 @@ async fn perform(
         None
     };
     // The service lives as long as its handle.
-    let (_service, address) = match &tor {
+    let (_door, address) = match &tor {
         Some(client) => {
-            let (service, address) = offer_onion(client, &handle, out).await?;
-            (Some(service), address)
+            let door = offer_onion(client, &handle, out).await?;
+            let address = door.address();
+            (Some(door), address)
         }
         None => (
             None,
@@ -249,7 +248,7 @@ async fn bring_up_tor(args: &DemoArgs, scratch: &Scratch) -> Result<Arc<Client>,
     let settings = TorSettings {
         state_dir: scratch.0.join("backend"),
         config: args.tor_config.clone(),
-        long_lived_ports: vec![ONION_PORT],
+        long_lived_ports: vec![onion::PORT],
     };
     let client = Client::start(settings).map_err(|e| start("Tor")(e.to_string()))?;
     let mut display = Display::new();
@@ -265,27 +264,21 @@ async fn offer_onion(
     client: &Client,
     handle: &Handle,
     out: &mut (dyn Write + Send),
-) -> Result<(OnionService, String), DemoError> {
-    let (service, conns) = OnionService::launch(client, "demo", ONION_PORT)
+) -> Result<OnionDoor, DemoError> {
+    let door = OnionDoor::open(client, handle.clone())
         .map_err(|e| start("onion service")(e.to_string()))?;
     writeln!(
         out,
         "  tor       ready; publishing the frontend as an onion service (this can take a minute)"
     )?;
     out.flush()?;
-    let (handle, name) = (handle.clone(), service.address().to_owned());
-    tokio::spawn(conns.for_each_concurrent(None, move |conn| {
-        let (handle, name) = (handle.clone(), name.clone());
-        async move { handle.enter(conn, &name).await }
-    }));
-    if !service.wait_published(PUBLISH).await {
-        return Err(DemoError::TimedOut {
+    tokio::time::timeout(PUBLISH, door.published())
+        .await
+        .map_err(|_| DemoError::TimedOut {
             what: "the onion service was not published",
             within: PUBLISH,
-        });
-    }
-    let address = format!("{}:{ONION_PORT}", service.address());
-    Ok((service, address))
+        })?;
+    Ok(door)
 }
 
 /// The demo chooses its way out as a backend does: once, and by the same door.

@@ -3,12 +3,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use tokio::sync::Semaphore;
 
 pub mod auth;
+pub mod onion;
 mod register;
 pub mod registry;
 mod visitor;
@@ -186,21 +189,30 @@ impl Frontend {
     }
 }
 
-/// Looks at a running frontend, and brings it connections from elsewhere.
+/// Looks at a running frontend, and brings it an [onion service's](onion) connections.
 #[derive(Clone)]
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Serves one connection that did not come through a listening socket but through the
-    /// onion service of this name. It must be a backend's.
-    ///
-    /// The name must be the one the backend dialled: proofs are bound to it.
-    pub async fn enter(&self, conn: BoxConn, onion: &str) {
-        let Ok(_slot) = self.0.slots.clone().acquire_owned().await else {
-            return;
-        };
-        let binding = Some(Binding::onion(onion));
-        visitor::serve_inner(&self.0, conn, binding, ONION_PEER).await;
+    /// Serves connections that came through the onion service of this name, until there are
+    /// no more. They must be backends'. The name is the one they dialled: proofs are bound to it.
+    pub async fn enter(&self, conns: impl Stream<Item = BoxConn>, onion: &str) {
+        let mut conns = pin!(conns);
+        loop {
+            // Without a slot new connections wait in the service.
+            let Ok(slot) = self.0.slots.clone().acquire_owned().await else {
+                return;
+            };
+            let Some(conn) = conns.next().await else {
+                return;
+            };
+            let shared = self.0.clone();
+            let binding = Some(Binding::onion(onion));
+            tokio::spawn(async move {
+                visitor::serve_inner(&shared, conn, binding, ONION_PEER).await;
+                drop(slot);
+            });
+        }
     }
 
     /// The tunnels that are up.

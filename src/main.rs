@@ -51,7 +51,10 @@ async fn dispatch(command: Command) -> ExitCode {
     }
     let outcome = match command {
         Command::Frontend(args) => match FrontendConfig::load(&args) {
-            Ok(config) => run::frontend(config, order).await,
+            Ok(config) => {
+                let mut display = progress::Display::new();
+                run::frontend(config, move |p| display.show(p), order).await
+            }
             Err(e) => return wrong(&e),
         },
         Command::Backend(args) => match BackendConfig::load(&args) {

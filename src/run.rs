@@ -1,13 +1,15 @@
 //! From a validated configuration to a running role. Here the way out is chosen,
 //! once, before anything is dialled.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
 use crate::config::{BackendConfig, FrontendConfig};
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, TorDialer};
-use crate::frontend::{Frontend, FrontendError};
+use crate::frontend::onion::OnionDoor;
+use crate::frontend::{Frontend, FrontendError, Handle};
 use crate::kite::Protocol;
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsClient};
@@ -52,10 +54,47 @@ impl RunError {
     }
 }
 
-/// Runs a frontend until `shutdown`.
-pub async fn frontend(config: FrontendConfig, shutdown: Shutdown) -> Result<(), RunError> {
-    Frontend::new(config)?.run(shutdown).await;
+/// Runs a frontend until `shutdown`. `progress` hears of Tor's start, if it is an onion
+/// frontend; visitors, and backends on other ports, are served meanwhile.
+pub async fn frontend(
+    config: FrontendConfig,
+    progress: impl FnMut(&Progress) + Send,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let settings = config.onion.enabled.then(|| TorSettings {
+        state_dir: config.state_dir.clone(),
+        config: config.onion.config.clone(),
+        long_lived_ports: Vec::new(),
+    });
+    let frontend = Frontend::new(config)?;
+    let Some(settings) = settings else {
+        frontend.run(shutdown).await;
+        return Ok(());
+    };
+    let client = tor::Client::start(settings)?;
+    let opening = open_door(&client, frontend.handle(), progress);
+    let mut serving = pin!(frontend.run(shutdown));
+    // The service lives as long as its handle: until all tunnels have ended.
+    let _door = tokio::select! {
+        () = &mut serving => return Ok(()),
+        door = opening => door?,
+    };
+    serving.await;
     Ok(())
+}
+
+/// Starts Tor and publishes the frontend's onion service, however long it takes.
+async fn open_door(
+    client: &tor::Client,
+    frontend: Handle,
+    mut progress: impl FnMut(&Progress) + Send,
+) -> Result<OnionDoor, RunError> {
+    client.bootstrap(|p| progress(&p)).await?;
+    tracing::info!("Tor ready; publishing the onion service, which can take a minute");
+    let door = OnionDoor::open(client, frontend)?;
+    door.published().await;
+    tracing::info!("backends dial {}", door.address());
+    Ok(door)
 }
 
 /// Runs a backend until `shutdown`. `progress` hears of Tor's start.

@@ -86,6 +86,25 @@ fn a_frontends_file_is_read() {
 }
 
 #[test]
+fn an_onion_frontends_file_is_read() {
+    let dir = place();
+    let plain = frontend(&dir, FRONTEND).unwrap();
+    assert!(!plain.onion.enabled);
+    let text = format!("onion = true\n{FRONTEND}[tor]\nconfig = \"arti.toml\"\n");
+    let config = frontend(&dir, &text).unwrap();
+    assert!(config.onion.enabled);
+    assert_eq!(config.onion.config, Some(dir.path().join("arti.toml")));
+    // Settings for a Tor that is not started are a mistake.
+    let error = frontend(&dir, &text.replace("onion = true", "onion = false"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tor.config") && error.contains("--onion"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_backends_file_is_read() {
     let dir = place();
     let config = backend(&dir, BACKEND).unwrap();

@@ -78,6 +78,20 @@ impl OnionService {
         self.running.status().state().is_fully_reachable()
     }
 
+    /// What it is doing, in a few words.
+    pub fn state(&self) -> &'static str {
+        match self.running.status().state() {
+            State::Shutdown => "it has ended",
+            State::Bootstrapping => "it is being set up",
+            State::DegradedReachable | State::DegradedUnreachable | State::Running => {
+                "it is published"
+            }
+            State::Recovering => "it recovers from trouble",
+            State::Broken => "it has met trouble",
+            _ => "its state is unknown",
+        }
+    }
+
     /// Waits until the descriptor is out and trying makes sense; `false` if that takes longer than `patience`.
     ///
     /// On a network with one time period Arti calls a good service unreachable, because nobody
@@ -93,7 +107,8 @@ impl OnionService {
                     _ => {}
                 }
                 if events.next().await.is_none() {
-                    return false;
+                    // The service has ended: it will not be published any more.
+                    return std::future::pending().await;
                 }
             }
         };

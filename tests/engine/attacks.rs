@@ -375,8 +375,8 @@ async fn a_proof_for_one_onion_service_is_not_good_at_another() {
         ("abcd.onion", "efgh.onion", false),
     ] {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let (handle, is) = (front.handle.clone(), is.to_owned());
-        let serving = tokio::spawn(async move { handle.enter(Box::new(far), &is).await });
+        let conns = futures::stream::iter([Box::new(far) as BoxConn]);
+        front.handle.enter(conns, is).await;
         let mut near: BoxConn = Box::new(near);
         let (verdict, _) = register(&mut near, ProofPolicy::Offer(Binding::onion(dialled))).await;
         let verdict = verdict.unwrap();
@@ -385,7 +385,7 @@ async fn a_proof_for_one_onion_service_is_not_good_at_another() {
             (usize::from(good), good)
         );
         drop(near);
-        serving.await.unwrap();
+        until("it is gone", || front.handle.tunnels().is_empty()).await;
     }
 }
 

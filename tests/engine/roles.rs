@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, Service};
+use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, Service, TorChoice};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::{Frontend, Handle};
 use kite::kite::{Protocol, Secret};
@@ -61,6 +61,7 @@ pub fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Sid
             secret: secret("right"),
         }],
         name: None,
+        onion: TorChoice::default(),
         state_dir: state.to_path_buf(),
         log_peers: true,
     })

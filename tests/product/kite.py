@@ -15,6 +15,7 @@ READY_S = 15           # a frontend listens, a direct backend is connected
 TOR_S = 90             # a backend has bootstrapped and is connected through Tor
 
 LISTENING = r"listening on {address}"
+ONION = r"backends dial (\w{56}\.onion:443)$"
 DIAL = r"backends dial \S*#sha256:([A-Za-z0-9_-]{43})"
 FRONTEND_UP = r"kite up: (?:{protocol}|{wire}):{name}"
 FRONTEND_DOWN = r"kite down: (?:{protocol}|{wire}):{name}"
@@ -108,17 +109,19 @@ class _Role:
 class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
-    `owned` maps a public port to the kite it belongs to.
+    `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml.
     """
 
     role = "frontend"
 
-    def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True):
+    def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned = ip, ports, owned or {}
         listen = [f"{ip}:{p}" for p in ports]
         listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
-        text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers)
+        text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion))
+        if onion:
+            text += _table("[tor]", config=onion)
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite))
         self.file.write_text(text)
@@ -133,6 +136,10 @@ class Frontend(_Role):
     def pinned(self, host=None, port=443):
         """The address that backends are given."""
         return f"{host or self.ip}:{port}#sha256:{self.pin}"
+
+    def wait_onion(self, timeout=TOR_S):
+        """The onion service's address, once it is published."""
+        return self.proc.wait_log(ONION, timeout)[1]
 
     def plain(self, port=80):
         return f"plain://{self.ip}:{port}"
