@@ -30,8 +30,7 @@ NAMES = {"alice.example": ALICE}
 NOWHERE = "nowhere.example"              # no exit can resolve it; the system's resolver would get an answer
 SIZE = 500_000
 CELL = 498                               # bytes of a stream in one of Tor's cells
-WATCH_S = 5                              # without Tor: time enough for several tries to find another way
-
+WATCH_S = 5                              # without Tor: a try for each frontend has begun (and may last a minute)
 
 # What a user's session may hold; kite must not care.
 PROXIES = {"ALL_PROXY": "socks5://192.0.2.90:1080", "http_proxy": "http://192.0.2.90:3128", "NO_PROXY": "*"}
