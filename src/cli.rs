@@ -94,6 +94,11 @@ pub struct BackendArgs {
     #[arg(long, value_name = "FILE")]
     pub tor_config: Option<PathBuf>,
 
+    /// Loopback address of a SOCKS5 port, through which the node's own connections
+    /// go into the same Tor
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub socks_listen: Option<String>,
+
     /// Frontend to dial; repeat for more. host:port (certificate checked),
     /// host:port#sha256:PIN (pinned key), NAME.onion:port, or plain://host:port (no
     /// protection). With =KITE,KITE only these kites are flown there

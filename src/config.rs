@@ -99,6 +99,8 @@ pub struct Grant {
 pub struct BackendConfig {
     /// How frontends are reached: if enabled, through Tor and in no other way.
     pub tor: TorChoice,
+    /// Where the node may come in to go out through Tor. Loopback, and only with Tor.
+    pub socks: Option<SocketAddr>,
     /// Frontends to dial. Never empty.
     pub frontends: Vec<Frontend>,
     /// Kites to fly. Never empty.
@@ -212,6 +214,7 @@ struct TorTable {
     #[serde(default)]
     enabled: bool,
     config: Option<PathBuf>,
+    socks_listen: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -729,6 +732,18 @@ impl BackendConfig {
                 "add --via-tor, or enabled = true under [tor]; or remove the settings",
             ));
         }
+        let socks = match (&args.socks_listen, &file.tor.socks_listen) {
+            (Some(text), _) => Some(parse_socks("--socks-listen", text)?),
+            (None, Some(text)) => Some(parse_socks(&source.at("tor.socks_listen"), text)?),
+            (None, None) => None,
+        };
+        if socks.is_some() && !enabled {
+            return Err(ConfigError::new(
+                source.at("tor.socks_listen"),
+                "a SOCKS port leads into Tor, but Tor is off",
+                "add --via-tor, or enabled = true under [tor]; or remove the SOCKS port",
+            ));
+        }
         if !enabled && frontends.iter().any(|f| f.address.is_onion()) {
             return Err(ConfigError::new(
                 source.at("frontends"),
@@ -742,6 +757,7 @@ impl BackendConfig {
                 enabled,
                 config: tor_config,
             },
+            socks,
             frontends,
             services,
             ca_file: args
@@ -755,6 +771,22 @@ impl BackendConfig {
             )?,
         })
     }
+}
+
+/// Whoever can connect may use this machine's Tor, so nobody outside may.
+fn parse_socks(place: &str, text: &str) -> Result<SocketAddr> {
+    let remedy = "write a loopback address with a port, such as 127.0.0.1:9150";
+    let address: SocketAddr = text.parse().map_err(|_| {
+        ConfigError::new(place, format!("'{text}' is no address with a port"), remedy)
+    })?;
+    if !address.ip().is_loopback() {
+        return Err(ConfigError::new(
+            place,
+            format!("{address} can be reached from other machines"),
+            remedy,
+        ));
+    }
+    Ok(address)
 }
 
 fn parse_frontend(place: &str, address: &str, kites: Option<Vec<String>>) -> Result<Frontend> {

@@ -1,8 +1,11 @@
 //! From a validated configuration to a running role. Here the way out is chosen,
 //! once, before anything is dialled.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+
+use tokio::task::JoinSet;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
@@ -11,9 +14,10 @@ use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, TorDial
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle};
 use crate::kite::Protocol;
+use crate::listen::{self, TcpListener};
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsClient};
-use crate::tor::{self, Progress, TorError, TorSettings};
+use crate::tor::{self, Progress, TorError, TorSettings, socks};
 
 /// Why a role ended otherwise than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,16 @@ pub enum RunError {
     /// The embedded Tor could not start.
     #[error("{}; {}", .0, .0.hint())]
     Tor(#[from] TorError),
+    /// The SOCKS port cannot be opened.
+    #[error(
+        "cannot listen on {address} for SOCKS: {source}; choose another port with --socks-listen"
+    )]
+    Socks {
+        /// The address from the configuration.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// An origin that must not become public.
     #[error(
         "{kite}: the origin {origin} is a web server, not a foolscap port. Tahoe's web interface must never be \
@@ -47,7 +61,7 @@ impl RunError {
     /// True if the configuration is to be mended, false if the world is.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Frontend(FrontendError::Bind { .. }) => false,
+            Self::Frontend(FrontendError::Bind { .. }) | Self::Socks { .. } => false,
             Self::Frontend(_) | Self::Egress(_) | Self::File(_) | Self::WebOrigin { .. } => true,
             Self::Tor(e) => matches!(e, TorError::Unreadable { .. } | TorError::Config { .. }),
         }
@@ -114,23 +128,36 @@ pub async fn backend(
     })?;
     let tls = TlsClient::new(config.ca_file.as_deref())?;
     check_origins(&config).await?;
+    // Dropped, it closes the port and all that came in there.
+    let mut ports = JoinSet::new();
     let dialer: Arc<dyn Dialer> = match egress {
         Egress::Direct(allowed) => {
             tracing::info!("Tor is off: frontends see this machine's address; --via-tor hides it");
             Arc::new(DirectDialer::new(allowed, tls))
         }
         Egress::Tor(settings) => {
+            let socks = config.socks.map(bind_socks).transpose()?;
             let client = Arc::new(tor::Client::start(settings)?);
             tokio::select! {
                 started = client.bootstrap(|p| progress(&p)) => started?,
                 () = shutdown.requested() => return Ok(()),
             }
             tracing::info!("Tor ready");
+            if let Some((listener, address)) = socks {
+                tracing::info!("SOCKS port on {address}: what comes in there goes out through Tor");
+                ports.spawn(socks::serve(listener, client.clone()));
+            }
             Arc::new(TorDialer::new(client, tls))
         }
     };
     backend::run(config.frontends, config.services, dialer, shutdown).await;
     Ok(())
+}
+
+/// Opens the SOCKS port; until Tor is ready its clients wait in the kernel's queue.
+fn bind_socks(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
+    let bound = listen::bind(address).and_then(|l| l.local_addr().map(|at| (l, at)));
+    bound.map_err(|source| RunError::Socks { address, source })
 }
 
 /// Looks at each origin once. One that is down may come up later; one that is a web

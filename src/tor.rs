@@ -2,7 +2,7 @@
 //!
 //! Arti runs on the guarded runtime of [`runtime`], whose every socket passes
 //! [`relays`]. Everything that leaves does so through [`Client::connect`] or
-//! through an [`onion`] service.
+//! through an [`onion`] service. [`socks`] offers the former to the node.
 //!
 //! Arti has one habit that no caller can change: when the signed directory says that
 //! its protocol is obsolete, it prints a message and ends the process.
@@ -10,6 +10,7 @@
 pub mod onion;
 pub mod relays;
 pub mod runtime;
+pub mod socks;
 
 use std::collections::BTreeSet;
 use std::fmt;

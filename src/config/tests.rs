@@ -254,6 +254,42 @@ fn an_onion_frontend_needs_tor() {
 }
 
 #[test]
+fn a_socks_port_is_on_loopback_and_in_tor() {
+    let dir = place();
+    let with = |socks: &str| {
+        let line = format!("enabled = true\nsocks_listen = \"{socks}\"");
+        BACKEND.replace("enabled = true", &line)
+    };
+    for good in ["127.0.0.1:9150", "[::1]:9150"] {
+        assert_eq!(
+            backend(&dir, &with(good)).unwrap().socks,
+            Some(good.parse().unwrap())
+        );
+    }
+    for bad in [
+        "0.0.0.0:9150",
+        "10.0.0.5:9150",
+        "[::]:9150",
+        "localhost:9150",
+        "9150",
+    ] {
+        let error = backend(&dir, &with(bad)).unwrap_err().to_string();
+        assert!(
+            error.contains("tor.socks_listen") && error.contains("127.0.0.1:9150"),
+            "{error}"
+        );
+    }
+    let off = with("127.0.0.1:9150")
+        .replace("enabled = true", "enabled = false")
+        .replace("config = \"arti.toml\"", "");
+    let error = backend(&dir, &off).unwrap_err().to_string();
+    assert!(
+        error.contains("tor.socks_listen") && error.contains("--via-tor"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_listed_origin_is_taken() {
     let dir = place();
     let text = BACKEND.replace("127.0.0.1:49293", "10.0.0.5:49293");

@@ -91,7 +91,7 @@ impl Dialer for TorDialer {
 
 /// What Arti's error means for us. Every kind of version 0.47 is named, so that an upgrade
 /// is read against this list; `ErrorKind` is open-ended, and what is new means another try through Tor.
-fn sort(kind: ErrorKind) -> DialError {
+pub(crate) fn sort(kind: ErrorKind) -> DialError {
     use ErrorKind as K;
     match kind {
         K::RemoteHostNotFound | K::RemoteHostResolutionFailed => DialError::NameNotFound,

@@ -22,6 +22,7 @@ FRONTEND_DOWN = r"kite down: (?:{protocol}|{wire}):{name}"
 TUNNEL_FROM = r"(?m)tunnel from (\S+)(?=$| (?!ended))"
 BACKEND_UP = r"kite up: {protocol}:{name} via .*{via}"
 TOR_READY = r"Tor ready"
+SOCKS = r"SOCKS port on {via}"
 CONNECTED = r"frontend .*{via}.*: connected"
 LOST = r"frontend .*{via}.*: lost"
 RETRY = r"frontend .*{via}.*: retry in"
@@ -166,19 +167,19 @@ class Frontend(_Role):
 class Backend(_Role):
     """`kite backend`, perhaps on a hidden machine.
 
-    `frontends` are addresses; `via_tor` is an arti.toml.  `share` gives each frontend one kite of its own,
-    in the order of both.
+    `frontends` are addresses; `via_tor` is an arti.toml; `socks` is where the node may come in.  `share` gives
+    each frontend one kite of its own, in the order of both.
     """
 
     role = "backend"
 
-    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None):
+    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None, socks=None):
         super().__init__(sup, name)
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
         self.env = env
         text = _table("", state_dir=self.state)
         if via_tor:
-            text += _table("[tor]", enabled=True, config=via_tor)
+            text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
         for i, address in enumerate(frontends):
             text += _table("[[frontends]]", address=address, **({"kites": [kites[i].name]} if share else {}))
         for kite in kites:

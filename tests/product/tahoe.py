@@ -47,6 +47,8 @@ class _Process:
         config = configparser.ConfigParser(interpolation=None)
         config.optionxform = str
         config.read(file)
+        if not config.has_section(section):
+            config.add_section(section)
         for key, value in values.items():
             config[section][key] = value
         with open(file, "w") as f:
