@@ -18,13 +18,6 @@ use clap::CommandFactory;
 use kite::cli::{BackendArgs, Cli, FrontendArgs};
 use kite::config::{BackendConfig, FrontendConfig};
 
-/// Words that only make sense where kite was written, or that send readers elsewhere.
-const FORBIDDEN: &[&str] = &[
-    "../shared",
-    "shared/docs",
-    "../transcripts",
-];
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -207,16 +200,6 @@ fn the_readmes_tables_have_every_variable() {
 }
 
 // ------------------------------------------------------------------ documents
-
-#[test]
-fn the_documents_stand_alone() {
-    for path in documents() {
-        let text = read(&path);
-        for word in FORBIDDEN {
-            assert!(!text.contains(word), "{} mentions {word}", path.display());
-        }
-    }
-}
 
 #[test]
 fn what_the_documents_link_to_is_there() {
