@@ -194,6 +194,8 @@ class Cable:
         """(protocol, destination, port), or None for what carries no message to anybody."""
         if ethertype == 0x0806:                                   # ARP on the cable
             return None
+        if ethertype not in (0x0800, 0x86dd) or len(packet) < (24 if ethertype == 0x0800 else 40):
+            return (f"ethertype {ethertype:04x}", "", 0)          # whatever it is, it is no silence
         if packet[0] >> 4 == 6:
             if packet[6] in (0, 58):                              # neighbour discovery
                 return None
@@ -213,6 +215,7 @@ class Cable:
 
     def dials(self, since=0):
         """The distinct (protocol, address, port) since then."""
+        assert self._thread.is_alive() or not self._open, "the recorder died: its record proves nothing"
         return set(self._seen[since:])
 
     def close(self):
