@@ -205,7 +205,7 @@ class Cable:
         protocol, header = packet[9], (packet[0] & 15) * 4
         if protocol == 1:                                         # an error report, not a message
             return None
-        port = struct.unpack("!H", packet[header + 2:header + 4])[0]
+        port = int.from_bytes(packet[header + 2:header + 4], "big")   # 0 if the packet is too short for one
         name = {6: "tcp", 17: "udp"}.get(protocol, f"ip {protocol}")
         return (name, socket.inet_ntoa(packet[16:20]), port)
 
