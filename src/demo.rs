@@ -253,7 +253,7 @@ async fn bring_up_tor(args: &DemoArgs, scratch: &Scratch) -> Result<Arc<Client>,
     let client = Client::start(settings).map_err(|e| start("Tor")(e.to_string()))?;
     let mut display = Display::new();
     client
-        .bootstrap(|p| display.show(&p))
+        .bootstrap(&mut |p| display.show(&p))
         .await
         .map_err(|e| start("Tor")(e.to_string()))?;
     Ok(Arc::new(client))

@@ -1,7 +1,7 @@
 //! The only way out of the process.
 //!
 //! Every connection that kite opens is opened in this room, or by Arti on the
-//! guarded runtime of the `tor` room. A role is handed one [`Dialer`] when it
+//! guarded runtime of the `tor` crate. A role is handed one [`Dialer`] when it
 //! starts and can ask for nothing else: there is no setting to consult later,
 //! hence none to get wrong later. [`egress::Egress`] makes that choice once, and
 //! [`direct::DirectDialer`] wants a token that the choice of Tor does not give out.

@@ -7,7 +7,8 @@
 //! * [`wire`] and [`sniff`]: bytes in, decisions out; no sockets, clocks or tasks.
 //! * [`tunnel`]: many streams in one connection; not who dialled it.
 //! * [`dial`]: every way out of the process. [`listen`]: every way in.
-//! * [`tor`], [`tls`]: Arti on a guarded runtime; trust in frontends.
+//! * [`tor`], a crate of its own: Arti on a guarded runtime. [`socks`]: the node's way into it.
+//! * [`tls`]: trust in frontends.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 #![forbid(unsafe_code)]
@@ -27,7 +28,9 @@ pub mod refusal;
 pub mod run;
 pub mod shutdown;
 pub mod sniff;
+pub mod socks;
 pub mod tls;
-pub mod tor;
 pub mod tunnel;
 pub mod wire;
+
+pub use kite_tor as tor;

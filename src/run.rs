@@ -16,8 +16,9 @@ use crate::frontend::{Frontend, FrontendError, Handle};
 use crate::kite::Protocol;
 use crate::listen::{self, TcpListener};
 use crate::shutdown::Shutdown;
+use crate::socks;
 use crate::tls::{FileError, TlsClient};
-use crate::tor::{self, Progress, TorError, TorSettings, socks};
+use crate::tor::{self, Progress, TorError, TorSettings};
 
 /// Why a role ended otherwise than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +104,7 @@ async fn open_door(
     frontend: Handle,
     mut progress: impl FnMut(&Progress) + Send,
 ) -> Result<OnionDoor, RunError> {
-    client.bootstrap(|p| progress(&p)).await?;
+    client.bootstrap(&mut |p| progress(&p)).await?;
     tracing::info!("Tor ready; publishing the onion service, which can take a minute");
     let door = OnionDoor::open(client, frontend)?;
     door.published().await;
@@ -138,8 +139,9 @@ pub async fn backend(
         Egress::Tor(settings) => {
             let socks = config.socks.map(bind_socks).transpose()?;
             let client = Arc::new(tor::Client::start(settings)?);
+            let mut show = |p| progress(&p);
             tokio::select! {
-                started = client.bootstrap(|p| progress(&p)) => started?,
+                started = client.bootstrap(&mut show) => started?,
                 () = shutdown.requested() => return Ok(()),
             }
             tracing::info!("Tor ready");

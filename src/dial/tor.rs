@@ -7,13 +7,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arti_client::{ErrorKind, HasKind, IsolationToken};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::{DialError, Dialer, Dialled, FrontendAddr, TOR_DIAL_TIMEOUT, prove};
 use crate::tls::TlsClient;
-use crate::tor::Client;
+use crate::tor::{Client, ErrorKind, IsolationToken};
 
 /// Dials through the embedded Tor client.
 #[derive(Debug)]
@@ -65,7 +64,7 @@ impl TorDialer {
         )
         .await
         .map_err(|_| DialError::TimedOut)?
-        .map_err(|error| sort(error.kind()))?;
+        .map_err(sort)?;
         prove(stream, to, &self.tls).await
     }
 }

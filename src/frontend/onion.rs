@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use tokio::task::JoinHandle;
 
 use super::Handle;
+use crate::dial::BoxConn;
 use crate::tor::{Client, OnionService, TorError};
 
 /// The port of the service.
@@ -27,6 +29,7 @@ impl OnionDoor {
     pub fn open(client: &Client, frontend: Handle) -> Result<Self, TorError> {
         let (service, conns) = OnionService::launch(client, NICKNAME, PORT)?;
         let name = service.address().to_owned();
+        let conns = conns.map(|conn| Box::new(conn) as BoxConn);
         let serving = tokio::spawn(async move {
             frontend.enter(conns, &name).await;
             tracing::error!(

@@ -60,8 +60,8 @@ const SOCKET_ROOMS: &[&str] = &[
     "src/dial.rs",
     "src/dial/",
     "src/listen.rs",
-    "src/tor.rs",
-    "src/tor/",
+    "src/socks.rs",
+    "tor/src/",
 ];
 
 /// What only those may name.
@@ -74,8 +74,10 @@ const SOCKETS: &[&str] = &[
     "std::net::*",
     "std::os::unix::net",
     "socket2",
-    "arti_client",
 ];
+
+/// The one crate that may name Arti.
+const ARTI: (&str, &str) = ("tor/src/", "arti_client");
 
 /// The one file that may resolve a name, and what resolving looks like.
 const RESOLVER: (&str, &str) = ("src/dial/direct.rs", "lookup_host");
@@ -113,6 +115,8 @@ fn the_ban_list_is_whole() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
     assert_eq!(bans(&clippy), Vec::<String>::new());
     assert_eq!(lint_level(&manifest), Vec::<String>::new());
+    let tor = fs::read_to_string(root().join("tor/Cargo.toml")).expect("tor/Cargo.toml");
+    assert!(inherits_lints(&manifest) && inherits_lints(&tor));
 }
 
 #[test]
@@ -178,6 +182,7 @@ fn lint_level(manifest: &str) -> Vec<String> {
     let table: toml::Table = manifest.parse().expect("Cargo.toml is TOML");
     let lint = |tool: &str, name: &str| {
         table
+            .get("workspace")?
             .get("lints")?
             .get(tool)?
             .get(name)?
@@ -186,12 +191,22 @@ fn lint_level(manifest: &str) -> Vec<String> {
     };
     let mut complaints = vec![];
     if lint("clippy", "disallowed_methods").as_deref() != Some("deny") {
-        complaints.push("Cargo.toml: lints.clippy.disallowed_methods is not \"deny\"".to_owned());
+        complaints.push(
+            "Cargo.toml: workspace.lints.clippy.disallowed_methods is not \"deny\"".to_owned(),
+        );
     }
     if lint("rust", "unsafe_code").as_deref() != Some("forbid") {
-        complaints.push("Cargo.toml: lints.rust.unsafe_code is not \"forbid\"".to_owned());
+        complaints
+            .push("Cargo.toml: workspace.lints.rust.unsafe_code is not \"forbid\"".to_owned());
     }
     complaints
+}
+
+/// A crate's manifest takes the workspace's lints, all of them.
+fn inherits_lints(manifest: &str) -> bool {
+    let table: toml::Table = manifest.parse().expect("a manifest is TOML");
+    let lints = table.get("lints").and_then(|lints| lints.as_table());
+    lints.is_some_and(|l| l.len() == 1 && l.get("workspace") == Some(&toml::Value::Boolean(true)))
 }
 
 /// A test module stands at the end of its file, so that the other rules can cut it off there.
@@ -254,7 +269,15 @@ fn rooms(name: &str, text: &str) -> Vec<String> {
             name,
             &named,
             SOCKETS,
-            "belongs to the dial, tor or listen room",
+            "belongs to the dial, socks or listen room, or to the tor crate",
+        ));
+    }
+    if !is_in(name, &[ARTI.0]) {
+        complaints.extend(forbidden(
+            name,
+            &named,
+            &[ARTI.1],
+            "belongs to the tor crate",
         ));
     }
     if is_in(name, SANS_IO) {
@@ -298,7 +321,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file below `src`, by its name from the root.
+/// Every file of both crates, by its name from the root.
 fn sources() -> Vec<(String, String)> {
     fn walk(dir: &Path, found: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(dir).expect("src").flatten() {
@@ -317,6 +340,7 @@ fn sources() -> Vec<(String, String)> {
     }
     let mut found = vec![];
     walk(&root().join("src"), &mut found);
+    walk(&root().join("tor/src"), &mut found);
     found
 }
 
@@ -409,12 +433,13 @@ fn a_missing_ban_is_seen() {
     let extra = format!("disallowed-methods = [{good} {{ path = \"a::b\" }}]");
     assert_eq!(bans(&extra).len(), 2, "unknown, and without a reason");
     assert_eq!(
-        lint_level("[lints.clippy]\ndisallowed_methods = \"warn\"\n").len(),
+        lint_level("[workspace.lints.clippy]\ndisallowed_methods = \"warn\"\n").len(),
         2
     );
-    let good =
-        "[lints.rust]\nunsafe_code = \"forbid\"\n[lints.clippy]\ndisallowed_methods = \"deny\"\n";
+    let good = "[workspace.lints.rust]\nunsafe_code = \"forbid\"\n[workspace.lints.clippy]\ndisallowed_methods = \"deny\"\n";
     assert!(lint_level(good).is_empty());
+    assert!(inherits_lints("[lints]\nworkspace = true\n"));
+    assert!(!inherits_lints("") && !inherits_lints("[lints]\nworkspace = false\n"));
 }
 
 #[test]
@@ -472,7 +497,7 @@ fn a_socket_in_the_wrong_room_is_seen() {
         "use socket2::SockRef;",
     ] {
         assert_eq!(rooms("src/backend.rs", bad).len().min(1), 1, "{bad}");
-        assert!(rooms("src/tor/socks.rs", bad).is_empty(), "{bad}");
+        assert!(rooms("tor/src/lib.rs", bad).is_empty(), "{bad}");
     }
     for good in [
         "use std::net::{IpAddr, SocketAddr};",

@@ -9,7 +9,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arti_client::{DataStream, HasKind, IsolationToken};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -19,10 +18,10 @@ use tor_socksproto::{
     SocksStatus, SocksVersion,
 };
 
-use super::Client;
 use crate::dial::tor::sort;
 use crate::dial::{DialError, TOR_DIAL_TIMEOUT};
 use crate::listen::{self, TcpListener, TcpStream};
+use crate::tor::{Client, DataStream, IsolationToken};
 use crate::tunnel::splice::Local;
 
 /// Connections at a time. A node has one for each peer and hint; more wait in the kernel.
@@ -156,7 +155,7 @@ async fn dial(
     )
     .await
     .map_err(|_| DialError::TimedOut)
-    .and_then(|opened| opened.map_err(|e| sort(e.kind())));
+    .and_then(|opened| opened.map_err(sort));
     if opened.as_ref().is_err_and(DialError::blames_path) {
         circuits.leave(&owner);
     }

@@ -47,26 +47,26 @@ impl fmt::Display for Peer {
 
 /// What the configuration says about first hops. Fixed for the life of a client.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     /// Directory caches that serve before there is a directory.
-    pub(super) fallbacks: HashSet<SocketAddr>,
+    pub(crate) fallbacks: HashSet<SocketAddr>,
     /// Guards from Arti's state file.
-    pub(super) guards: HashSet<SocketAddr>,
+    pub(crate) guards: HashSet<SocketAddr>,
     /// Present when bridges are in use: then nothing else may be dialled.
-    pub(super) bridges: Option<Bridges>,
+    pub(crate) bridges: Option<Bridges>,
     /// Present when every connection goes through a proxy: then only that may be dialled.
-    pub(super) proxy: Option<SocketAddr>,
+    pub(crate) proxy: Option<SocketAddr>,
 }
 
 /// Bridges and the transports that lead to them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Bridges {
+pub(crate) struct Bridges {
     /// Bridges to which Arti connects by itself.
-    pub(super) direct: HashSet<SocketAddr>,
+    pub(crate) direct: HashSet<SocketAddr>,
     /// Ports of transports that somebody else runs. All loopback; the configuration sees to it.
-    pub(super) transports: HashSet<SocketAddr>,
+    pub(crate) transports: HashSet<SocketAddr>,
     /// Arti starts a transport, which then chooses a port on loopback.
-    pub(super) managed: bool,
+    pub(crate) managed: bool,
 }
 
 impl Rules {
@@ -74,7 +74,7 @@ impl Rules {
     ///
     /// `directory` answers whether an address is a relay's; it is `None` until a
     /// directory has been loaded.
-    pub(super) fn judge<D>(&self, addr: &SocketAddr, directory: Option<D>) -> Option<Peer>
+    pub(crate) fn judge<D>(&self, addr: &SocketAddr, directory: Option<D>) -> Option<Peer>
     where
         D: FnOnce(&SocketAddr) -> bool,
     {
@@ -107,7 +107,7 @@ const MAX_GUARDS_FILE: u64 = 4 << 20;
 ///
 /// The file is Arti's own business. If it has moved or changed, nothing is found
 /// here, those guards are refused, and Arti goes on to a directory cache: slower, never wrong.
-pub(super) fn guards_of_earlier_runs(arti_state_dir: &Path) -> HashSet<SocketAddr> {
+pub(crate) fn guards_of_earlier_runs(arti_state_dir: &Path) -> HashSet<SocketAddr> {
     let path = arti_state_dir.join("state").join("guards.json");
     match std::fs::metadata(&path) {
         Ok(meta) if meta.is_file() && meta.len() <= MAX_GUARDS_FILE => {}

@@ -2,7 +2,7 @@
 //!
 //! Arti runs on the guarded runtime of [`runtime`], whose every socket passes
 //! [`relays`]. Everything that leaves does so through [`Client::connect`] or
-//! through an [`onion`] service. [`socks`] offers the former to the node.
+//! through an [`onion`] service.
 //!
 //! Arti has one habit that no caller can change: when the signed directory says that
 //! its protocol is obsolete, it prints a message and ends the process.
@@ -10,7 +10,6 @@
 pub mod onion;
 pub mod relays;
 pub mod runtime;
-pub mod socks;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,11 +23,10 @@ use std::time::Duration;
 
 use arti_client::config::{CfgPath, TorClientConfigBuilder};
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
-use arti_client::{
-    BootstrapBehavior, DataStream, ErrorKind, HasKind, IsolationToken, StreamPrefs, TorClient,
-    TorClientConfig,
-};
+use arti_client::{BootstrapBehavior, HasKind, StreamPrefs, TorClient, TorClientConfig};
 use futures::StreamExt;
+use futures::future::BoxFuture;
+use rand::Rng;
 use serde::Deserialize;
 use tokio::time::sleep;
 use tor_dircommon::fallback::FallbackList;
@@ -42,7 +40,7 @@ pub use self::relays::Peer;
 use self::relays::{Bridges, Rules};
 pub use self::runtime::{DialReport, Refusal};
 use self::runtime::{Gate, Guarded, Ledger};
-use crate::random::jitter;
+pub use arti_client::{DataStream, ErrorKind, IsolationToken};
 
 /// First wait after a failed bootstrap. Arti has tried many relays by then.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -233,7 +231,7 @@ impl Client {
     /// Makes a client that has dialled nothing yet; [`Client::bootstrap`] comes next.
     ///
     /// Must be called inside a Tokio runtime, after a rustls provider has been installed
-    /// for the process (see [`crate::tls`]).
+    /// for the process .
     pub fn start(settings: TorSettings) -> Result<Self, TorError> {
         // Arti panics on either; an error is kinder.
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -265,10 +263,14 @@ impl Client {
     /// that is wrong, it keeps trying, at most a minute apart, and says in
     /// [`Progress::blocked`] what Arti thinks is the matter. Returns early only for
     /// errors on this machine. May be called again, and cancelled by dropping.
-    pub async fn bootstrap(
-        &self,
-        mut progress: impl FnMut(Progress) + Send,
-    ) -> Result<(), TorError> {
+    pub fn bootstrap<'a>(
+        &'a self,
+        progress: &'a mut (dyn FnMut(Progress) + Send),
+    ) -> BoxFuture<'a, Result<(), TorError>> {
+        Box::pin(self.bring_up(progress))
+    }
+
+    async fn bring_up(&self, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), TorError> {
         let mut events = self.inner.bootstrap_events();
         let mut wait = RETRY_FIRST;
         loop {
@@ -297,7 +299,8 @@ impl Client {
             let mut now = self.progress();
             now.blocked.get_or_insert(reason);
             progress(now);
-            sleep(jitter(wait)).await;
+            let pause = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
+            sleep(pause).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
     }
@@ -307,7 +310,7 @@ impl Client {
     async fn until_ready(
         &self,
         events: &mut BootstrapEvents,
-        mut progress: impl FnMut(Progress) + Send,
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), TorError> {
         let mut now = self.progress();
         loop {
@@ -331,15 +334,19 @@ impl Client {
     ///
     /// It shares a circuit only with streams of the same isolation token. Bounded by Arti's own
     /// time-outs alone, so put one around it.
-    pub(crate) async fn connect(
-        &self,
-        host: &str,
+    pub fn connect<'a>(
+        &'a self,
+        host: &'a str,
         port: u16,
         isolation: IsolationToken,
-    ) -> Result<DataStream, arti_client::Error> {
+    ) -> BoxFuture<'a, Result<DataStream, ErrorKind>> {
         let mut prefs = StreamPrefs::new();
         prefs.set_isolation(isolation);
-        self.inner.connect_with_prefs((host, port), &prefs).await
+        // Boxed here, so that who calls it need not compile Arti again.
+        Box::pin(async move {
+            let opened = self.inner.connect_with_prefs((host, port), &prefs).await;
+            opened.map_err(|error| error.kind())
+        })
     }
 
     /// True if a stream can be opened now, as far as Arti knows.
@@ -773,7 +780,7 @@ mod tests {
             .connect("alice.example", 443, IsolationToken::new())
             .await
             .expect_err("an error");
-        assert_eq!(error.kind(), ErrorKind::BootstrapRequired);
+        assert_eq!(error, ErrorKind::BootstrapRequired);
         assert!(matches!(
             OnionService::launch(&client, "kite", 443).err(),
             Some(TorError::NotBootstrapped)

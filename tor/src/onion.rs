@@ -15,8 +15,7 @@ use tor_hsservice::status::State;
 use tor_hsservice::{RunningOnionService, StreamRequest, handle_rend_requests};
 use tor_proto::stream::IncomingStreamRequest;
 
-use super::{Client, TorError};
-use crate::dial::BoxConn;
+use crate::{Client, DataStream, TorError};
 
 /// Most streams on one visitor's circuit. A backend needs one; a browser some.
 const MAX_STREAMS_PER_CIRCUIT: u32 = 64;
@@ -39,7 +38,7 @@ impl OnionService {
         client: &Client,
         nickname: &str,
         port: u16,
-    ) -> Result<(Self, impl Stream<Item = BoxConn> + Send + use<>), TorError> {
+    ) -> Result<(Self, impl Stream<Item = DataStream> + Send + use<>), TorError> {
         let invalid = |reason: String| TorError::Onion {
             nickname: nickname.to_owned(),
             reason,
@@ -123,11 +122,11 @@ impl std::fmt::Debug for OnionService {
 }
 
 /// Answers one request. For another port or purpose the circuit is closed, as other services do.
-async fn accept(request: StreamRequest, port: u16) -> Option<BoxConn> {
+async fn accept(request: StreamRequest, port: u16) -> Option<DataStream> {
     match request.request() {
         IncomingStreamRequest::Begin(begin) if begin.port() == port => {
             let stream = request.accept(Connected::new_empty()).await.ok()?;
-            Some(Box::new(stream))
+            Some(stream)
         }
         _ => {
             // It can only fail for a circuit that is gone already.

@@ -1,7 +1,7 @@
 //! The runtime that Arti lives in: Tokio's, with a gate where sockets are made.
 //!
 //! Arti opens sockets only through the runtime that it is given. In ours every TCP
-//! connection passes the [`Gate`], which asks [`super::relays`] and keeps count;
+//! connection passes the [`Gate`], which asks [`crate::relays`] and keeps count;
 //! Unix sockets, datagram sockets and listeners cannot be had at all.
 
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use tor_rtcompat::{
     UnixListenOptions,
 };
 
-use super::relays::{Peer, Rules};
+use crate::relays::{Peer, Rules};
 
 /// The runtime type that Arti sees.
-pub(super) type Guarded =
+pub(crate) type Guarded =
     CompoundRuntime<Base, Base, RealCoarseTimeProvider, Gate, NoSockets, Base, NoSockets>;
 
 /// Where the current directory can be found, once there is one.
@@ -111,10 +111,10 @@ impl fmt::Debug for DialReport {
 
 /// The count, shared between the gate and whoever asks.
 #[derive(Clone, Default)]
-pub(super) struct Ledger(Arc<Mutex<DialReport>>);
+pub(crate) struct Ledger(Arc<Mutex<DialReport>>);
 
 impl Ledger {
-    pub(super) fn report(&self) -> DialReport {
+    pub(crate) fn report(&self) -> DialReport {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -155,7 +155,7 @@ fn list(report: &mut DialReport, addr: &SocketAddr, peer: Option<Peer>) {
 
 /// TCP for Arti, to relays only.
 #[derive(Clone)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     inner: Base,
     rules: Arc<Rules>,
     directory: Arc<OnceLock<Directory>>,
@@ -165,7 +165,7 @@ pub(super) struct Gate {
 impl Gate {
     /// Tells the gate where the directory is. To be called once, as soon as there is a client:
     /// the directory lives in the client, which lives in the runtime, which the gate is part of.
-    pub(super) fn follow(&self, directory: Directory) {
+    pub(crate) fn follow(&self, directory: Directory) {
         // Only a second call can fail, and the first stays right.
         let _ = self.directory.set(directory);
     }
@@ -211,7 +211,7 @@ impl NetStreamProvider<SocketAddr> for Gate {
 }
 
 /// A listener that cannot exist.
-pub(super) enum Never {}
+pub(crate) enum Never {}
 
 impl NetStreamListener<SocketAddr> for Never {
     type Stream = <Gate as NetStreamProvider<SocketAddr>>::Stream;
@@ -228,7 +228,7 @@ impl NetStreamListener<SocketAddr> for Never {
 
 /// Unix and datagram sockets for Arti: none.
 #[derive(Clone)]
-pub(super) struct NoSockets(Ledger);
+pub(crate) struct NoSockets(Ledger);
 
 type UnixAddr = tor_general_addr::unix::SocketAddr;
 
@@ -258,7 +258,7 @@ impl UdpProvider for NoSockets {
 }
 
 /// A datagram socket that cannot exist.
-pub(super) enum NoDatagrams {}
+pub(crate) enum NoDatagrams {}
 
 #[async_trait]
 impl UdpSocket for NoDatagrams {
@@ -277,8 +277,8 @@ impl UdpSocket for NoDatagrams {
 
 /// Puts the gate into the Tokio runtime that we are called in.
 ///
-/// Panics without a rustls provider: [`super::Client::start`] checks that first.
-pub(super) fn guarded(rules: Rules) -> io::Result<(Guarded, Gate, Ledger)> {
+/// Panics without a rustls provider: [`crate::Client::start`] checks that first.
+pub(crate) fn guarded(rules: Rules) -> io::Result<(Guarded, Gate, Ledger)> {
     let base = Base::current()?;
     let ledger = Ledger::default();
     let gate = Gate {
