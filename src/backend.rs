@@ -11,16 +11,21 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+mod flight;
 pub mod policy;
 pub mod probe;
+mod siblings;
 mod stream;
 
+use self::flight::{Crew, Fate, Flight};
+use self::siblings::Siblings;
 use crate::config::{Frontend, Service};
-use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Trust};
+use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
+use crate::observe::board::{Board, Slot, Stage};
 use crate::random::{jitter, random_hex};
 use crate::shutdown::Shutdown;
 use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
-use crate::tunnel::mux::{LEGACY_WINDOW, Liveness, MAX_STREAMS, RECV_WINDOW_KB, Settings, Side};
+use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::{
     BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
@@ -40,64 +45,65 @@ pub const LIVED: Duration = Duration::from_secs(30);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open streams may go on after the order to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
-/// Payload of a frame to a frontend of unknown kind, in bytes: what pagekite.py's own
-/// backend sends at most (protocol page §6.5). Its frontend passes no more on at once,
-/// holds back what is over, and then cuts off a visitor who has half-closed.
-const LEGACY_PAYLOAD: usize = 16 * 1024 - 128;
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 4 * 1024;
 
-/// Keeps a tunnel to each of `frontends` until `shutdown`.
+/// Keeps tunnels to each of `frontends` until `shutdown`, and writes on `board` how they are.
 pub async fn run(
     frontends: Vec<Frontend>,
     services: Vec<Service>,
     dialer: Arc<dyn Dialer>,
+    board: Board,
     shutdown: Shutdown,
 ) {
-    let services = Arc::new(services);
     let pool = Pool::new();
     let mut tasks = JoinSet::new();
     for frontend in frontends {
-        if *frontend.address.trust() == Trust::Plain {
+        let address = frontend.address;
+        if *address.trust() == Trust::Plain {
             tracing::warn!(
-                "frontend {}: plain:// is not protected; whoever carries the connection can take the kite over",
-                frontend.address
+                "frontend {address}: plain:// is not protected; whoever carries the connection can take the kite over"
             );
         }
-        let flown: Vec<Service> = services
-            .iter()
-            .filter(|s| {
-                frontend
-                    .kites
-                    .as_ref()
-                    .is_none_or(|names| names.contains(&s.name))
-            })
-            .cloned()
-            .collect();
-        let link = Link {
-            address: frontend.address,
-            services: Arc::new(flown),
-            dialer: dialer.clone(),
-            pool: pool.clone(),
-            memory: Memory::default(),
-        };
-        tasks.spawn(link.keep(shutdown.clone()));
+        let flown = services.iter().filter(|s| {
+            let names = frontend.kites.as_ref();
+            names.is_none_or(|names| names.contains(&s.name))
+        });
+        let flown: Arc<Vec<Service>> = Arc::new(flown.cloned().collect());
+        let siblings = Arc::new(Siblings::new());
+        for lane in (0..frontend.tunnels).map(Lane) {
+            let link = Link {
+                address: address.clone(),
+                lane,
+                services: flown.clone(),
+                dialer: dialer.clone(),
+                pool: pool.clone(),
+                siblings: siblings.clone(),
+                slot: board.slot(&address.to_string(), lane),
+                shown: match lane {
+                    Lane(0) => address.to_string(),
+                    Lane(n) => format!("{address} (tunnel {})", n + 1),
+                },
+                session: None,
+                dies_of_ping: false,
+            };
+            tasks.spawn(link.keep(shutdown.clone()));
+        }
     }
     while tasks.join_next().await.is_some() {}
 }
 
-/// One frontend and the tunnel to it.
+/// One of the tunnels to one frontend.
 struct Link {
     address: FrontendAddr,
+    lane: Lane,
     services: Arc<Vec<Service>>,
     dialer: Arc<dyn Dialer>,
     pool: Pool,
-    memory: Memory,
-}
-
-/// What is remembered of a frontend from one tunnel to the next.
-#[derive(Default)]
-struct Memory {
+    siblings: Arc<Siblings>,
+    slot: Slot,
+    /// The frontend in logs; with the tunnel's number, if there are several.
+    shown: String,
     /// The last tunnel's name, so that the next replaces it instead of being its rival.
     session: Option<String>,
     /// This frontend drops tunnels that send PING (protocol page §8).
@@ -121,57 +127,103 @@ enum LinkError {
     AllRefused,
 }
 
-/// A tunnel and what was agreed for it.
-struct Flight {
-    tunnel: Tunnel,
-    verdict: Box<Verdict>,
+impl LinkError {
+    /// The connection stood, and brought nothing: perhaps another circuit does.
+    fn blames_path(&self) -> bool {
+        // The dialer itself has seen to its own.
+        matches!(self, Self::Io(_) | Self::Closed | Self::TimedOut)
+    }
 }
 
 impl Link {
     /// Dials, flies, and begins again, until `shutdown`.
     async fn keep(mut self, shutdown: Shutdown) {
+        let mut flights = JoinSet::new();
+        tokio::select! {
+            () = self.keep_on(&mut flights, &shutdown) => {}
+            () = shutdown.requested() => {}
+        }
+        // Each flight hears the order itself, and lets its streams end.
+        while flights.join_next().await.is_some() {}
+    }
+
+    async fn keep_on(&mut self, flights: &mut JoinSet<()>, shutdown: &Shutdown) {
         let mut wait = RETRY_FIRST;
+        let mut current: Option<Flight> = None;
         loop {
-            let mut refused = false;
-            let attempt = tokio::select! {
-                attempt = self.connect() => attempt,
-                () = shutdown.requested() => return,
-            };
-            match attempt {
-                Ok(flight) => {
-                    let since = Instant::now();
-                    if self.fly(flight, &shutdown).await.is_break() {
-                        return;
-                    }
-                    if since.elapsed() >= LIVED {
-                        wait = RETRY_FIRST;
+            if current.is_none() {
+                if self.lane != Lane(0) {
+                    self.slot.set(Stage::Idle);
+                    self.siblings.wanted().await;
+                }
+                self.slot.set(Stage::Dialling);
+            }
+            match self.connect(current.as_ref()).await {
+                Ok((tunnel, verdict)) => {
+                    let next = self.fly(flights, tunnel, verdict, shutdown);
+                    if let Some(old) = current.replace(next) {
+                        old.retire();
                     }
                 }
                 Err(e) => {
-                    tracing::warn!("frontend {}: {e}", self.address);
-                    refused = matches!(e, LinkError::AllRefused);
+                    tracing::warn!("frontend {}: {e}", self.shown);
+                    self.slot.failed(&e.to_string());
+                    if e.blames_path() {
+                        self.dialer.leave(&self.address, self.lane);
+                    }
+                    let most = match e {
+                        LinkError::AllRefused => RETRY_REFUSED,
+                        _ => RETRY_MAX,
+                    };
+                    self.pause(&mut wait, most, current.is_none()).await;
                 }
             }
-            // Jitter keeps backends from returning in step, and frontends from linking
-            // one node's reconnects by their instants.
-            let pause = jitter(wait);
-            tracing::info!(
-                "frontend {}: retry in {:.1} s",
-                self.address,
-                pause.as_secs_f64()
-            );
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = shutdown.requested() => return,
+            let Some(flight) = &mut current else { continue };
+            match flight.watch().await {
+                Fate::Lost(why) => {
+                    let lived = flight.since.elapsed();
+                    self.lost(flight, &why);
+                    current = None;
+                    if lived >= LIVED {
+                        wait = RETRY_FIRST;
+                    }
+                    self.pause(&mut wait, RETRY_MAX, true).await;
+                }
+                // It is replaced before it is given up.
+                Fate::Suspect => {
+                    tracing::info!(
+                        "frontend {}: it does not answer; making another tunnel on another way",
+                        self.shown
+                    );
+                    self.dialer.leave(&self.address, self.lane);
+                }
             }
-            wait = (wait * 2).min(if refused { RETRY_REFUSED } else { RETRY_MAX });
         }
     }
 
-    /// One attempt at a tunnel.
-    async fn connect(&mut self) -> Result<Flight, LinkError> {
-        let Dialled { mut conn, binding } = self.dialer.dial(&self.address).await?;
-        let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?);
+    /// Waits before the next attempt, twice as long each time. Jitter keeps backends from
+    /// returning in step, and frontends from linking one node's reconnects by their instants.
+    async fn pause(&self, wait: &mut Duration, most: Duration, show: bool) {
+        let pause = jitter(*wait);
+        *wait = (*wait * 2).min(most);
+        tracing::info!(
+            "frontend {}: retry in {:.1} s",
+            self.shown,
+            pause.as_secs_f64()
+        );
+        if show {
+            self.slot.set(Stage::Waiting(Instant::now() + pause));
+        }
+        tokio::time::sleep(pause).await;
+    }
+
+    /// One attempt at a tunnel; beside `failing`, if that is to be replaced.
+    async fn connect(
+        &mut self,
+        failing: Option<&Flight>,
+    ) -> Result<(Tunnel, Box<Verdict>), LinkError> {
+        let Dialled { mut conn, binding } = self.dialer.dial(&self.address, self.lane).await?;
+        let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?, failing);
         let (buf, verdict, redialled) =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(done) => done?,
@@ -183,9 +235,57 @@ impl Link {
             // Another tunnel of ours may still be in the way; its name is worth keeping.
             return Err(LinkError::AllRefused);
         }
-        self.memory.session.clone_from(&verdict.session_id);
-        let tunnel = Tunnel::start(conn, buf, self.settings(&verdict), self.pool.clone());
-        Ok(Flight { tunnel, verdict })
+        self.session.clone_from(&verdict.session_id);
+        let liveness = if self.dies_of_ping {
+            Liveness::QUIET
+        } else {
+            Liveness::DEFAULT
+        };
+        let settings = Settings::agreed(Side::Backend, verdict.peer.kite_mux, liveness);
+        let tunnel = Tunnel::start(conn, buf, settings, self.pool.clone());
+        Ok((tunnel, verdict))
+    }
+
+    fn fly(
+        &self,
+        flights: &mut JoinSet<()>,
+        tunnel: Tunnel,
+        verdict: Box<Verdict>,
+        shutdown: &Shutdown,
+    ) -> Flight {
+        self.slot.set(Stage::Up(tunnel.clone()));
+        let kites = verdict.flying.iter().map(|id| self.shown_kite(id));
+        self.slot.flies(kites.collect());
+        // A kite that was refused here is none of this frontend's business.
+        let flown = self.services.iter();
+        let flown = flown.filter(|s| verdict.flying.iter().any(|id| flies_as(s, id)));
+        let crew = Crew {
+            services: Arc::new(flown.cloned().collect()),
+            frontend: self.shown.clone(),
+            siblings: self.siblings.clone(),
+            shutdown: shutdown.clone(),
+        };
+        Flight::start(flights, tunnel, verdict, crew)
+    }
+
+    /// Says that a tunnel is gone, and learns from it.
+    fn lost(&mut self, flight: &Flight, why: &Ended) {
+        if flight.verdict.peer.kite_mux.is_none()
+            && matches!(why, Ended::ByPeer | Ended::Io(_))
+            && flight.tunnel.ping_unanswered()
+        {
+            tracing::info!(
+                "frontend {}: it seems to drop tunnels at a PING; none from now on",
+                self.shown
+            );
+            self.dies_of_ping = true;
+        }
+        for id in &flight.verdict.flying {
+            tracing::info!("kite down: {} via {}", self.shown_kite(id), self.shown);
+        }
+        let lost = format!("lost after {} s: {why}", flight.since.elapsed().as_secs());
+        tracing::warn!("frontend {}: {lost}", self.shown);
+        self.slot.failed(&lost);
     }
 
     /// The handshake; the connection it ended on, if that is a new one.
@@ -193,6 +293,7 @@ impl Link {
         &self,
         conn: &mut BoxConn,
         proof: ProofPolicy,
+        failing: Option<&Flight>,
     ) -> Result<(BytesMut, Box<Verdict>, Option<BoxConn>), LinkError> {
         let wanted = self.services.iter().map(|s| Wanted {
             proto: s.protocol.on_wire().to_owned(),
@@ -201,7 +302,10 @@ impl Link {
             bsalt: random_hex(36),
         });
         let options = Options {
-            replace: self.memory.session.clone(),
+            replace: self.session.clone().filter(|s| !self.siblings.stands(s)),
+            offer_beside: true,
+            beside: self.siblings.any(),
+            retire: failing.and_then(|flight| flight.verdict.session_id.clone()),
             window_kb: RECV_WINDOW_KB,
             frame: BUFFER_PAYLOAD as u32,
             offer_mux: true,
@@ -219,7 +323,7 @@ impl Link {
                 Step::Send(bytes) => send(conn, &bytes).await?,
                 Step::Redial(request) => {
                     let _ = conn.shutdown().await;
-                    let mut next = self.dialer.dial(&self.address).await?.conn;
+                    let mut next = self.dialer.dial(&self.address, self.lane).await?.conn;
                     send(&mut next, &request).await?;
                     redialled = Some(next);
                     buf.clear();
@@ -246,50 +350,36 @@ impl Link {
         }
     }
 
-    fn settings(&self, verdict: &Verdict) -> Settings {
-        let mux = verdict.peer.kite_mux;
-        Settings {
-            side: Side::Backend,
-            kite: mux.is_some(),
-            max_payload: mux.map_or(LEGACY_PAYLOAD, |m| BUFFER_PAYLOAD.min(m.frame as usize)),
-            send_window: mux.map_or(LEGACY_WINDOW, |m| u64::from(m.window_kb) * 1024),
-            recv_window: u64::from(RECV_WINDOW_KB) * 1024,
-            max_streams: MAX_STREAMS,
-            liveness: if self.memory.dies_of_ping {
-                Liveness::QUIET
-            } else {
-                Liveness::DEFAULT
-            },
-        }
-    }
-
     fn report(&self, verdict: &Verdict) {
-        let address = &self.address;
+        let address = &self.shown;
         tracing::info!("frontend {address}: connected ({})", self.dialer.describe());
         for id in &verdict.flying {
-            tracing::info!("kite up: {} via {address}", self.shown(id));
+            tracing::info!("kite up: {} via {address}", self.shown_kite(id));
         }
         for refusal in &verdict.refused {
             let (why, remedy) = explain(&refusal.why);
             tracing::warn!(
                 "kite refused: {} via {address}: {why}; {remedy}",
-                self.shown(&refusal.id)
+                self.shown_kite(&refusal.id)
             );
         }
         for id in &verdict.tls_ended {
             tracing::warn!(
                 "{}: the frontend {address} ends TLS for it, and reads what it carries",
-                self.shown(id)
+                self.shown_kite(id)
             );
         }
-        if !verdict.proven && !verdict.flying.is_empty() && *address.trust() != Trust::Plain {
+        if !verdict.proven && !verdict.flying.is_empty() && *self.address.trust() != Trust::Plain {
             tracing::warn!(
                 "frontend {address}: it does not prove that it knows the secret, and can use our answer at \
                  another frontend (an old program, or kite behind another's TLS or Tor); give each frontend \
                  its own secret, or pin the key that kite prints there"
             );
         }
-        if !verdict.challenged && !verdict.flying.is_empty() && *address.trust() == Trust::Plain {
+        if !verdict.challenged
+            && !verdict.flying.is_empty()
+            && *self.address.trust() == Trust::Plain
+        {
             tracing::warn!(
                 "frontend {address}: it asked for no proof of the secret; it may be anybody"
             );
@@ -300,69 +390,13 @@ impl Link {
     }
 
     /// A kite as the operator wrote it: by its own protocol, not the wire's.
-    fn shown(&self, id: &KiteId) -> String {
+    fn shown_kite(&self, id: &KiteId) -> String {
         let ours = self.services.iter().find(|s| flies_as(s, id));
         format!(
             "{}:{}",
             ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
             id.name
         )
-    }
-
-    /// Serves the tunnel's streams until it ends; break at shutdown.
-    async fn fly(&mut self, flight: Flight, shutdown: &Shutdown) -> std::ops::ControlFlow<()> {
-        let Flight { tunnel, verdict } = flight;
-        let started = Instant::now();
-        // A kite that was refused here is none of this frontend's business.
-        let flown: Arc<Vec<Service>> = Arc::new(
-            self.services
-                .iter()
-                .filter(|s| verdict.flying.iter().any(|id| flies_as(s, id)))
-                .cloned()
-                .collect(),
-        );
-        let mut streams = JoinSet::new();
-        loop {
-            tokio::select! {
-                incoming = tunnel.accept() => match incoming {
-                    Some(incoming) => {
-                        streams.spawn(stream::serve(incoming, flown.clone()));
-                    }
-                    None => break,
-                },
-                Some(_) = streams.join_next() => {}
-                () = shutdown.requested() => {
-                    tracing::info!("frontend {}: stopping, {} open streams", self.address, tunnel.streams());
-                    let rest = async { while streams.join_next().await.is_some() {} };
-                    let _ = tokio::time::timeout(DRAIN, rest).await;
-                    tunnel.close("the backend stops");
-                    tunnel.ended().await;
-                    return std::ops::ControlFlow::Break(());
-                }
-            }
-        }
-        let why = tunnel.ended().await;
-        // Each stream sees the end for itself, and closes its origin's connection.
-        streams.detach_all();
-        if verdict.peer.kite_mux.is_none()
-            && matches!(why, Ended::ByPeer | Ended::Io(_))
-            && tunnel.ping_unanswered()
-        {
-            tracing::info!(
-                "frontend {}: it seems to drop tunnels at a PING; none from now on",
-                self.address
-            );
-            self.memory.dies_of_ping = true;
-        }
-        for id in &verdict.flying {
-            tracing::info!("kite down: {} via {}", self.shown(id), self.address);
-        }
-        tracing::warn!(
-            "frontend {}: lost after {} s: {why}",
-            self.address,
-            started.elapsed().as_secs()
-        );
-        std::ops::ControlFlow::Continue(())
     }
 }
 

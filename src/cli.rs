@@ -28,6 +28,8 @@ pub enum Command {
     Frontend(FrontendArgs),
     /// Be the hidden side: dial frontends, and pass visitors on to the origin
     Backend(BackendArgs),
+    /// Say how a running kite is
+    Status(StatusArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
 }
@@ -105,6 +107,11 @@ pub struct BackendArgs {
     #[arg(long, value_name = "ADDRESS[=KITE,…]")]
     pub frontend: Vec<String>,
 
+    /// Tunnels to keep to each frontend, 1 to 4. Through Tor each has a circuit of its own
+    /// [default: 2 through Tor, else 1]
+    #[arg(long, value_name = "N")]
+    pub tunnels: Option<u8>,
+
     /// File with the secret for the SERVICEs, readable by its owner alone.
     /// The variable KITE_SECRET may hold it instead
     #[arg(long, value_name = "FILE")]
@@ -126,6 +133,18 @@ pub struct BackendArgs {
     /// foolscap:tahoebob.alice.example:127.0.0.1:49293
     #[arg(value_name = "SERVICE")]
     pub services: Vec<String>,
+}
+
+/// Flags of `kite status`.
+#[derive(Debug, Default, Args)]
+pub struct StatusArgs {
+    /// The state directory of the kite to ask
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `kite demo`.

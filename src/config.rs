@@ -18,6 +18,10 @@ use crate::kite::{KiteName, Protocol, Secret};
 
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+/// Most tunnels to one frontend.
+pub const MAX_TUNNELS: u8 = 4;
+/// Tunnels to one frontend through Tor: no circuit is the only one.
+const TUNNELS_VIA_TOR: u8 = 2;
 /// The variable that may hold the secret.
 pub const SECRET_VARIABLE: &str = "KITE_SECRET";
 
@@ -127,6 +131,9 @@ pub struct Frontend {
     pub address: FrontendAddr,
     /// The kites to fly there; `None` for all.
     pub kites: Option<Vec<KiteName>>,
+    /// How many tunnels to keep there, from 1 to [`MAX_TUNNELS`]. A frontend that is no kite
+    /// gets one.
+    pub tunnels: u8,
 }
 
 /// One kite to fly.
@@ -222,6 +229,7 @@ struct TorTable {
 struct FrontendEntry {
     address: String,
     kites: Option<Vec<String>>,
+    tunnels: Option<u8>,
 }
 
 #[derive(Deserialize)]
@@ -390,7 +398,7 @@ fn parse_protocol(place: &str, text: &str) -> Result<Protocol> {
 }
 
 /// Where state is kept unless said otherwise: systemd's StateDirectory, then XDG's.
-fn default_state_dir() -> Result<PathBuf> {
+pub fn default_state_dir() -> Result<PathBuf> {
     let from = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -597,10 +605,18 @@ impl BackendConfig {
     fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
         let (source, file): (Source, BackendFile) = Source::read(args.config.as_deref())?;
 
+        let enabled = args.via_tor || file.tor.enabled;
+        let usual = if enabled { TUNNELS_VIA_TOR } else { 1 };
+        let tunnels = args.tunnels.unwrap_or(usual);
         let frontends = if args.frontend.is_empty() {
             let entry = |(i, entry): (usize, FrontendEntry)| {
                 let place = source.at(format_args!("frontends[{i}]"));
-                parse_frontend(&place, &entry.address, entry.kites)
+                parse_frontend(
+                    &place,
+                    &entry.address,
+                    entry.kites,
+                    args.tunnels.or(entry.tunnels).unwrap_or(usual),
+                )
             };
             file.frontends
                 .into_iter()
@@ -613,8 +629,9 @@ impl BackendConfig {
                     "--frontend",
                     address,
                     Some(kites.split(',').map(str::to_owned).collect()),
+                    tunnels,
                 ),
-                None => parse_frontend("--frontend", text, None),
+                None => parse_frontend("--frontend", text, None, tunnels),
             };
             args.frontend.iter().map(flag).collect::<Result<Vec<_>>>()?
         };
@@ -789,7 +806,19 @@ fn parse_socks(place: &str, text: &str) -> Result<SocketAddr> {
     Ok(address)
 }
 
-fn parse_frontend(place: &str, address: &str, kites: Option<Vec<String>>) -> Result<Frontend> {
+fn parse_frontend(
+    place: &str,
+    address: &str,
+    kites: Option<Vec<String>>,
+    tunnels: u8,
+) -> Result<Frontend> {
+    if !(1..=MAX_TUNNELS).contains(&tunnels) {
+        return Err(ConfigError::new(
+            place,
+            format!("{tunnels} tunnels cannot be kept"),
+            format!("set tunnels to a number from 1 to {MAX_TUNNELS}"),
+        ));
+    }
     let address = address.parse().map_err(|e| {
         ConfigError::new(
             place,
@@ -800,7 +829,11 @@ fn parse_frontend(place: &str, address: &str, kites: Option<Vec<String>>) -> Res
     let kites = kites
         .map(|names| names.iter().map(|n| parse_name(place, n)).collect())
         .transpose()?;
-    Ok(Frontend { address, kites })
+    Ok(Frontend {
+        address,
+        kites,
+        tunnels,
+    })
 }
 
 fn parse_service(text: &str, allowed: &[IpAddr], secret: &Secret) -> Result<Service> {

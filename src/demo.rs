@@ -17,6 +17,7 @@ use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, FrontendAddr, Origin
 use crate::frontend::onion::{self, OnionDoor};
 use crate::frontend::{Frontend, Handle};
 use crate::kite::{KiteName, Protocol, Secret};
+use crate::observe::board::Board;
 use crate::observe::progress::Display;
 use crate::random::random_hex;
 use crate::shutdown::{self, Shutdown};
@@ -189,8 +190,15 @@ async fn perform(
     let to = config::Frontend {
         address,
         kites: None,
+        tunnels: 1,
     };
-    tokio::spawn(backend::run(vec![to], vec![service], dialer, parts));
+    tokio::spawn(backend::run(
+        vec![to],
+        vec![service],
+        dialer,
+        Board::default(),
+        parts,
+    ));
     let began = Instant::now();
     let flying = async {
         while handle.tunnels().is_empty() {

@@ -59,6 +59,10 @@ pub struct Dialled {
     pub binding: Option<Binding>,
 }
 
+/// Which of the tunnels to one frontend. Each has a way of its own, if the dialer knows several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub u8);
+
 /// Opens connections to frontends.
 #[async_trait]
 pub trait Dialer: Send + Sync + 'static {
@@ -68,7 +72,12 @@ pub trait Dialer: Send + Sync + 'static {
     /// Takes at most [`TOR_DIAL_TIMEOUT`] or [`DIRECT_DIAL_TIMEOUT`], plus
     /// [`crate::tls::TLS_TIMEOUT`]. Each call tries once; trying again, and how
     /// soon, is the caller's affair. Dropping the future gives up.
-    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError>;
+    async fn dial(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError>;
+
+    /// The way that the lane went has failed: the next dial is to go another, if there is one.
+    fn leave(&self, to: &FrontendAddr, lane: Lane) {
+        let _ = (to, lane);
+    }
 
     /// "Tor" or "direct", for logs and status.
     fn describe(&self) -> &'static str;

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::TcpSocket;
 
 /// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
-pub use tokio::net::{TcpListener, TcpStream};
+pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::tunnel::splice::Local;
 
@@ -41,6 +43,18 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 )]
 fn bind_socket(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
     socket.bind(address)
+}
+
+/// Listens on a Unix socket that nobody but its owner may use; says who that is. Must be
+/// called within a Tokio runtime.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that binds a Unix socket: in the state directory, for `kite status`"
+)]
+pub fn bind_private(path: &Path) -> io::Result<(UnixListener, u32)> {
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok((listener, std::fs::metadata(path)?.uid()))
 }
 
 /// The next connection. Failures are logged and waited out, never passed on: one

@@ -4,8 +4,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kite::cli::{Cli, Command};
-use kite::config::{BackendConfig, ConfigError, FrontendConfig};
+use kite::cli::{Cli, Command, StatusArgs};
+use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
+use kite::observe::status::{self, Role, Status};
 use kite::observe::{log, progress};
 use kite::{demo, run, shutdown};
 
@@ -64,6 +65,7 @@ async fn dispatch(command: Command) -> ExitCode {
             }
             Err(e) => return wrong(&e),
         },
+        Command::Status(args) => return tell(&args).await,
         Command::Demo(args) => {
             let mut out = std::io::stdout();
             return match demo::run(&args, &mut out, order).await {
@@ -78,6 +80,54 @@ async fn dispatch(command: Command) -> ExitCode {
             if e.is_configuration() { USAGE } else { FAILED },
             &e.to_string(),
         ),
+    }
+}
+
+/// Prints how each kite is that runs with this state directory.
+async fn tell(args: &StatusArgs) -> ExitCode {
+    let state_dir = match args
+        .state_dir
+        .clone()
+        .map_or_else(config::default_state_dir, Ok)
+    {
+        Ok(dir) => dir,
+        Err(e) => return wrong(&e),
+    };
+    let mut well = true;
+    let mut found = Vec::new();
+    for role in [Role::Backend, Role::Frontend] {
+        let socket = role.socket(&state_dir);
+        if !socket.exists() {
+            continue;
+        }
+        match status::ask(&socket).await {
+            Ok(status) => found.push(status),
+            Err(e) => {
+                well = false;
+                eprintln!("kite: {e}");
+            }
+        }
+    }
+    if found.is_empty() && well {
+        let dir = state_dir.display();
+        return fail(
+            FAILED,
+            &format!("no kite runs with the state directory {dir}; name another with --state-dir"),
+        );
+    }
+    well &= found.iter().all(Status::is_well);
+    if args.json {
+        match serde_json::to_string_pretty(&found) {
+            Ok(text) => println!("{text}"),
+            Err(e) => return fail(FAILED, &e.to_string()),
+        }
+    } else {
+        found.iter().for_each(|status| print!("{status}"));
+    }
+    if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
     }
 }
 

@@ -1,4 +1,6 @@
 //! What people and programs see of a running kite.
 
+pub mod board;
 pub mod log;
 pub mod progress;
+pub mod status;

@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
@@ -15,6 +16,8 @@ use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle};
 use crate::kite::Protocol;
 use crate::listen::{self, TcpListener};
+use crate::observe::board::Board;
+use crate::observe::status::{self, Role, Status};
 use crate::shutdown::Shutdown;
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
@@ -81,13 +84,25 @@ pub async fn frontend(
         config: config.onion.config.clone(),
         long_lived_ports: Vec::new(),
     });
+    let state_dir = config.state_dir.clone();
     let frontend = Frontend::new(config)?;
+    let onion: Arc<OnceLock<String>> = Arc::default();
+    let handle = frontend.handle();
+    let published = onion.clone();
+    let pinned = frontend.pinned_addresses();
+    let began = Instant::now();
+    let report = move || Status {
+        addresses: pinned.iter().chain(published.get()).cloned().collect(),
+        backends: handle.tunnels().into_iter().map(Into::into).collect(),
+        ..Status::new(Role::Frontend, began)
+    };
+    status::offer(&Role::Frontend.socket(&state_dir), report).await;
     let Some(settings) = settings else {
         frontend.run(shutdown).await;
         return Ok(());
     };
     let client = tor::Client::start(settings)?;
-    let opening = open_door(&client, frontend.handle(), progress);
+    let opening = open_door(&client, frontend.handle(), &onion, progress);
     let mut serving = pin!(frontend.run(shutdown));
     // The service lives as long as its handle: until all tunnels have ended.
     let _door = tokio::select! {
@@ -102,6 +117,7 @@ pub async fn frontend(
 async fn open_door(
     client: &tor::Client,
     frontend: Handle,
+    address: &OnceLock<String>,
     mut progress: impl FnMut(&Progress) + Send,
 ) -> Result<OnionDoor, RunError> {
     client.bootstrap(&mut |p| progress(&p)).await?;
@@ -109,6 +125,7 @@ async fn open_door(
     let door = OnionDoor::open(client, frontend)?;
     door.published().await;
     tracing::info!("backends dial {}", door.address());
+    let _ = address.set(door.address());
     Ok(door)
 }
 
@@ -129,16 +146,33 @@ pub async fn backend(
     })?;
     let tls = TlsClient::new(config.ca_file.as_deref())?;
     check_origins(&config).await?;
+    let socket = Role::Backend.socket(&config.state_dir);
+    let board = Board::default();
+    let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
+    let began = Instant::now();
+    let (shown, client) = (board.clone(), tor.clone());
+    let via = if config.tor.enabled { "Tor" } else { "direct" };
+    let report = move || Status {
+        via: Some(via.to_owned()),
+        tor: client
+            .get()
+            .map(|c| status::Tor::new(c.progress(), &c.dialled())),
+        tunnels: shown.view().into_iter().map(Into::into).collect(),
+        ..Status::new(Role::Backend, began)
+    };
     // Dropped, it closes the port and all that came in there.
     let mut ports = JoinSet::new();
     let dialer: Arc<dyn Dialer> = match egress {
         Egress::Direct(allowed) => {
             tracing::info!("Tor is off: frontends see this machine's address; --via-tor hides it");
+            status::offer(&socket, report).await;
             Arc::new(DirectDialer::new(allowed, tls))
         }
         Egress::Tor(settings) => {
             let socks = config.socks.map(bind_socks).transpose()?;
             let client = Arc::new(tor::Client::start(settings)?);
+            let _ = tor.set(client.clone());
+            status::offer(&socket, report).await;
             let mut show = |p| progress(&p);
             tokio::select! {
                 started = client.bootstrap(&mut show) => started?,
@@ -152,7 +186,7 @@ pub async fn backend(
             Arc::new(TorDialer::new(client, tls))
         }
     };
-    backend::run(config.frontends, config.services, dialer, shutdown).await;
+    backend::run(config.frontends, config.services, dialer, board, shutdown).await;
     Ok(())
 }
 

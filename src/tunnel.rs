@@ -32,6 +32,9 @@ use mux::{Capacity, Event, Mux, MuxError, OpenError, Read, Settings};
 
 /// Control frames with X-PageKite lines kept for whoever calls [`Tunnel::next_kites`].
 const MAX_KITES_WAITING: usize = 64;
+/// How long a peer may owe a sign of life until other tunnels are preferred. A round trip
+/// over Tor takes one second, and some when the circuit is full.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a tunnel ended.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -195,6 +198,13 @@ impl Tunnel {
     /// The last measured round trip.
     pub fn rtt(&self) -> Option<Duration> {
         self.0.lock().mux.rtt()
+    }
+
+    /// True if the peer was asked for a sign of life and has given none for [`SUSPECT_AFTER`]:
+    /// visitors had better take another tunnel.
+    pub fn is_suspect(&self) -> bool {
+        let overdue = self.0.lock().mux.overdue(Instant::now());
+        overdue.is_some_and(|since| since >= SUSPECT_AFTER)
     }
 
     /// See [`Mux::ping_unanswered`].

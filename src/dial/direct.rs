@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{
-    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, prove, tune,
+    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane, prove, tune,
 };
 use crate::tls::TlsClient;
 
@@ -33,7 +33,7 @@ impl DirectDialer {
 
 #[async_trait]
 impl Dialer for DirectDialer {
-    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
+    async fn dial(&self, to: &FrontendAddr, _: Lane) -> Result<Dialled, DialError> {
         if to.is_onion() {
             return Err(DialError::NeedsTor);
         }
@@ -120,7 +120,9 @@ mod tests {
     }
 
     async fn dial(text: &str) -> Result<BoxConn, DialError> {
-        let dialled = dialer().dial(&text.parse().expect("address")).await?;
+        let dialled = dialer()
+            .dial(&text.parse().expect("address"), Lane(0))
+            .await?;
         Ok(dialled.conn)
     }
 

@@ -1,8 +1,9 @@
 //! Dialling frontends through Tor, and never otherwise.
 //!
 //! There is nothing to fall back to in this file: it knows no socket. Names travel
-//! to the exit relay as text. Each frontend has circuits of its own, so that two
-//! of them, or one exit, cannot tell that they serve the same node.
+//! to the exit relay as text. Each tunnel of each frontend has circuits of its own, so that
+//! two frontends, or one exit, cannot tell that they serve the same node, and no circuit takes
+//! two tunnels with it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::{DialError, Dialer, Dialled, FrontendAddr, TOR_DIAL_TIMEOUT, prove};
+use super::{DialError, Dialer, Dialled, FrontendAddr, Lane, TOR_DIAL_TIMEOUT, prove};
 use crate::tls::TlsClient;
 use crate::tor::{Client, ErrorKind, IsolationToken};
 
@@ -19,12 +20,12 @@ use crate::tor::{Client, ErrorKind, IsolationToken};
 pub struct TorDialer {
     client: Arc<Client>,
     tls: TlsClient,
-    /// One entry for each frontend ever dialled, of which the configuration has a handful.
+    /// One entry for each tunnel ever dialled, of which the configuration has a handful.
     isolation: Mutex<HashMap<Place, IsolationToken>>,
 }
 
 /// Whom a circuit belongs to.
-type Place = (Box<str>, u16);
+type Place = (Box<str>, u16, Lane);
 
 impl TorDialer {
     /// The client may still be bootstrapping; until it is done, dialling fails with
@@ -37,27 +38,18 @@ impl TorDialer {
         }
     }
 
-    /// The frontend's circuits. They are shared with nothing else.
-    fn isolation_of(&self, to: &FrontendAddr) -> IsolationToken {
+    /// The tunnel's circuits. They are shared with nothing else.
+    fn isolation_of(&self, to: &FrontendAddr, lane: Lane) -> IsolationToken {
         let mut map = self
             .isolation
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *map.entry(place(to)).or_insert_with(IsolationToken::new)
+        *map.entry(place(to, lane))
+            .or_insert_with(IsolationToken::new)
     }
 
-    /// Leaves the frontend's circuits behind: the next attempt goes another way, and not
-    /// through the exit that could not, or would not, get through.
-    fn move_on(&self, to: &FrontendAddr) {
-        let mut map = self
-            .isolation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        map.insert(place(to), IsolationToken::new());
-    }
-
-    async fn attempt(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
-        let isolation = self.isolation_of(to);
+    async fn attempt(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError> {
+        let isolation = self.isolation_of(to, lane);
         let stream = timeout(
             TOR_DIAL_TIMEOUT,
             self.client.connect(to.host(), to.port(), isolation),
@@ -69,18 +61,28 @@ impl TorDialer {
     }
 }
 
-fn place(to: &FrontendAddr) -> Place {
-    (to.host().into(), to.port())
+fn place(to: &FrontendAddr, lane: Lane) -> Place {
+    (to.host().into(), to.port(), lane)
 }
 
 #[async_trait]
 impl Dialer for TorDialer {
-    async fn dial(&self, to: &FrontendAddr) -> Result<Dialled, DialError> {
-        let result = self.attempt(to).await;
+    async fn dial(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError> {
+        let result = self.attempt(to, lane).await;
         if result.as_ref().is_err_and(DialError::blames_path) {
-            self.move_on(to);
+            self.leave(to, lane);
         }
         result
+    }
+
+    /// Leaves the tunnel's circuits behind: the next attempt goes another way, and not
+    /// through the exit that could not, or would not, get through.
+    fn leave(&self, to: &FrontendAddr, lane: Lane) {
+        let mut map = self
+            .isolation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        map.insert(place(to, lane), IsolationToken::new());
     }
 
     fn describe(&self) -> &'static str {

@@ -12,19 +12,16 @@ use crate::dial::BoxConn;
 use crate::random::random_hex;
 use crate::tunnel::Tunnel;
 use crate::tunnel::buffer::BUFFER_PAYLOAD;
-use crate::tunnel::mux::{LEGACY_WINDOW, Liveness, MAX_STREAMS, RECV_WINDOW_KB, Settings, Side};
+use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
 use crate::wire::handshake::{
-    ADD_KITES, KITE_MUX, KITE_PROOF, MuxParams, Request, UNAVAILABLE, put_answer,
+    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, MuxParams, Request, UNAVAILABLE, put_answer,
 };
 use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
 /// How long a backend may take from its request to its proof; pagekite.py's frontend
 /// waits about as long.
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
-/// Payload of a frame to a backend of unknown kind, in bytes: with its headers a frame
-/// then has 1400 bytes, which every known backend takes (protocol page §6.5).
-const LEGACY_PAYLOAD: usize = 1360;
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 4 * 1024;
 
@@ -99,7 +96,16 @@ impl Registration<'_> {
         }
         answer.features.push(ADD_KITES.to_owned());
         self.shared.judge.capabilities(&mut answer);
-        self.judge(&asked.services, asked.replace.as_deref(), &mut answer);
+        let mut claimant = Claimant {
+            replace: asked.replace.as_deref(),
+            ..self.claimant()
+        };
+        if asked.has_feature(KITE_BESIDE) {
+            answer.features.push(KITE_BESIDE.to_owned());
+            claimant.beside = asked.beside.as_deref();
+            claimant.retire = asked.retire.as_deref();
+        }
+        self.judge(&asked.services, claimant, &mut answer);
         let mut out = BytesMut::new();
         put_answer(&mut out, &answer);
         send(conn, &out).await?;
@@ -115,7 +121,7 @@ impl Registration<'_> {
             session_id: Some(self.session.to_owned()),
             ..Lines::default()
         };
-        self.judge(&services, asked.replace.as_deref(), &mut verdict);
+        self.judge(&services, claimant, &mut verdict);
         out.clear();
         put_kites(&mut out, &verdict);
         send(conn, &out).await?;
@@ -123,7 +129,7 @@ impl Registration<'_> {
     }
 
     /// Judges service lines; what is proven is reserved. The decisions are added to `verdict`.
-    fn judge(&self, services: &[ServiceLine], replace: Option<&str>, verdict: &mut Lines) {
+    fn judge(&self, services: &[ServiceLine], claimant: Claimant<'_>, verdict: &mut Lines) {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
@@ -132,11 +138,7 @@ impl Registration<'_> {
             match self.shared.judge.judge(line, now, self.binding.as_ref()) {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
                 Judgement::Proven(terms, proof) => {
-                    match self
-                        .shared
-                        .registry
-                        .claim(&id, terms, self.claimant(), replace)
-                    {
+                    match self.shared.registry.claim(&id, terms, claimant) {
                         Claim::Granted | Claim::Held => {
                             verdict
                                 .proofs
@@ -161,6 +163,9 @@ impl Registration<'_> {
         Claimant {
             session: self.session,
             peer: self.peer,
+            replace: None,
+            beside: None,
+            retire: None,
         }
     }
 
@@ -176,7 +181,12 @@ impl Registration<'_> {
 
     /// The tunnel's life, from the verdict to the end.
     async fn fly(&self, conn: BoxConn, read_ahead: BytesMut, mux: Option<MuxParams>) {
-        let tunnel = Tunnel::start(conn, read_ahead, settings(mux), self.shared.pool.clone());
+        let tunnel = Tunnel::start(
+            conn,
+            read_ahead,
+            Settings::agreed(Side::Frontend, mux, Liveness::DEFAULT),
+            self.shared.pool.clone(),
+        );
         self.shared.registry.activate(self.session, &tunnel);
         let kind = if mux.is_some() {
             "a kite"
@@ -194,7 +204,7 @@ impl Registration<'_> {
                 session_id: Some(self.session.to_owned()),
                 ..Lines::default()
             };
-            self.judge(&lines.services, None, &mut verdict);
+            self.judge(&lines.services, self.claimant(), &mut verdict);
             self.shared.registry.activate(self.session, &tunnel);
             let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
             if verdict.ok.is_empty() && refused {
@@ -217,10 +227,14 @@ impl Registration<'_> {
     /// Logs kites that were not `before`; returns all.
     fn announce(&self, before: &[(String, String)]) -> Vec<(String, String)> {
         let now = self.shared.registry.of_session(self.session);
-        for (proto, name) in now.iter().filter(|kite| !before.contains(kite)) {
-            tracing::info!("kite up: {proto}:{name}");
+        let new = now.iter().filter(|(kite, _)| !before.contains(kite));
+        for ((proto, name), tunnels) in new {
+            match tunnels {
+                1 => tracing::info!("kite up: {proto}:{name}"),
+                n => tracing::info!("kite up: {proto}:{name}, by {n} tunnels now"),
+            }
         }
-        now
+        now.into_iter().map(|(kite, _)| kite).collect()
     }
 }
 
@@ -260,17 +274,5 @@ async fn next_services(
         if conn.read_buf(buf).await? == 0 {
             return Err(Trouble::Closed);
         }
-    }
-}
-
-fn settings(mux: Option<MuxParams>) -> Settings {
-    Settings {
-        side: Side::Frontend,
-        kite: mux.is_some(),
-        max_payload: mux.map_or(LEGACY_PAYLOAD, |m| BUFFER_PAYLOAD.min(m.frame as usize)),
-        send_window: mux.map_or(LEGACY_WINDOW, |m| u64::from(m.window_kb) * 1024),
-        recv_window: u64::from(RECV_WINDOW_KB) * 1024,
-        max_streams: MAX_STREAMS,
-        liveness: Liveness::DEFAULT,
     }
 }

@@ -6,12 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{PoisonError, RwLock};
 
+use crate::config::MAX_TUNNELS;
 use crate::kite::{KiteName, Protocol};
 use crate::tunnel::Tunnel;
 use crate::wire::KiteId;
 
 /// The catch-all name of PageKite (protocol page §5.2).
 const CATCH_ALL: &str = "unknown";
+
+/// Most tunnels that fly one kite: as many as a backend may keep, and as many that replace them.
+pub const MAX_BESIDE: usize = 2 * MAX_TUNNELS as usize;
 
 /// All kites that fly here.
 #[derive(Default)]
@@ -30,22 +34,34 @@ pub struct TunnelView {
 }
 
 struct Entry {
+    terms: Terms,
+    /// Never empty, at most [`MAX_BESIDE`].
+    holders: Vec<Holder>,
+}
+
+struct Holder {
     session: String,
     peer: String,
-    terms: Terms,
+    /// None until it stands.
     tunnel: Option<Tunnel>,
 }
 
 /// What visitors may use a kite for.
 pub type Terms = BTreeSet<Protocol>;
 
-/// Who claims a name.
+/// Who claims a name. It has just proved the kite's secret.
 #[derive(Clone, Copy)]
 pub struct Claimant<'a> {
     /// The session of its tunnel.
     pub session: &'a str,
     /// Where it comes from, as logs say it.
     pub peer: &'a str,
+    /// A session that is to end, if it stands.
+    pub replace: Option<&'a str>,
+    /// A session that does not mind company (protocol page §21.4).
+    pub beside: Option<&'a str>,
+    /// A session that is to get no more visitors (protocol page §21.4).
+    pub retire: Option<&'a str>,
 }
 
 /// What became of a wish for a name.
@@ -69,79 +85,82 @@ pub struct Found {
 }
 
 impl Registry {
-    /// Reserves a name for `session`. A holder whose session is `replace` gives way:
-    /// the claimant has just proved the kite's secret.
-    pub fn claim(
-        &self,
-        id: &KiteId,
-        terms: Terms,
-        claimant: Claimant<'_>,
-        replace: Option<&str>,
-    ) -> Claim {
+    /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
+    /// beside one that the claimant knows.
+    pub fn claim(&self, id: &KiteId, terms: Terms, claimant: Claimant<'_>) -> Claim {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let key = (id.proto.clone(), id.name.clone());
-        if let Some(holder) = map.get(&key) {
-            if holder.session == claimant.session {
-                return Claim::Held;
-            }
-            match &holder.tunnel {
-                Some(tunnel) if tunnel.is_closed() => {}
-                Some(tunnel) if replace == Some(holder.session.as_str()) => {
-                    tunnel.close("replaced by its backend")
-                }
-                Some(tunnel) => {
-                    tunnel.ask();
-                    return Claim::Duplicate;
-                }
-                None => return Claim::Duplicate,
-            }
+        let entry = map.entry(key).or_insert_with(|| Entry {
+            terms: Terms::new(),
+            holders: Vec::new(),
+        });
+        let holders = &mut entry.holders;
+        if holders.iter().any(|h| h.session == claimant.session) {
+            return Claim::Held;
         }
-        let Claimant { session, peer } = claimant;
-        map.insert(
-            key,
-            Entry {
-                session: session.to_owned(),
-                peer: peer.to_owned(),
-                terms,
-                tunnel: None,
-            },
-        );
+        let mut welcome = false;
+        holders.retain(|holder| {
+            let Some(tunnel) = &holder.tunnel else {
+                return true;
+            };
+            let is = |session: Option<&str>| session == Some(holder.session.as_str());
+            if is(claimant.replace) {
+                tunnel.close("replaced by its backend");
+            }
+            welcome |= is(claimant.replace) || is(claimant.retire) || is(claimant.beside);
+            !tunnel.is_closed() && !is(claimant.retire)
+        });
+        if !holders.is_empty() && (!welcome || holders.len() >= MAX_BESIDE) {
+            let tunnels = holders.iter().filter_map(|h| h.tunnel.as_ref());
+            tunnels.for_each(Tunnel::ask);
+            return Claim::Duplicate;
+        }
+        entry.terms = terms;
+        holders.push(Holder {
+            session: claimant.session.to_owned(),
+            peer: claimant.peer.to_owned(),
+            tunnel: None,
+        });
         Claim::Granted
     }
 
     /// The tunnel of `session` stands: visitors may come.
     pub fn activate(&self, session: &str, tunnel: &Tunnel) {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for entry in map.values_mut().filter(|e| e.session == session) {
-            entry.tunnel = Some(tunnel.clone());
+        let holders = map.values_mut().flat_map(|e| &mut e.holders);
+        for holder in holders.filter(|h| h.session == session) {
+            holder.tunnel = Some(tunnel.clone());
         }
     }
 
-    /// The tunnel of `session` is gone. Returns the kites that came down.
+    /// The tunnel of `session` is gone. Returns the kites that came down: those that no
+    /// other tunnel flies.
     pub fn release(&self, session: &str) -> Vec<(String, String)> {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<Key> = map
-            .iter()
-            .filter(|(_, e)| e.session == session)
-            .map(|(k, _)| k.clone())
-            .collect();
-        for key in &gone {
-            map.remove(key);
-        }
+        let mut gone = Vec::new();
+        map.retain(|key, entry| {
+            let before = entry.holders.len();
+            entry.holders.retain(|h| h.session != session);
+            if entry.holders.is_empty() && before > 0 {
+                gone.push(key.clone());
+            }
+            !entry.holders.is_empty()
+        });
         gone
     }
 
-    /// The kites of `session`.
-    pub fn of_session(&self, session: &str) -> Vec<(String, String)> {
+    /// The kites of `session`, and how many tunnels fly each.
+    pub fn of_session(&self, session: &str) -> Vec<(Key, usize)> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         map.iter()
-            .filter(|(_, e)| e.session == session)
-            .map(|(k, _)| k.clone())
+            .filter(|(_, e)| e.holders.iter().any(|h| h.session == session))
+            .map(|(key, e)| (key.clone(), e.holders.len()))
             .collect()
     }
 
     /// The kite for a visitor: the first of `protos` that has the name, on this port
-    /// or any; exactly, or by the nearest wildcard; else the catch-all.
+    /// or any; exactly, or by the nearest wildcard; else the catch-all. Of several tunnels
+    /// the one with the fewest streams, and one that owes us a sign of life only if all do.
     pub fn find(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Found> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut key = (String::new(), String::new());
@@ -153,7 +172,11 @@ impl Registry {
             };
             name.clone_into(&mut key.1);
             let entry = map.get(&key)?;
-            let tunnel = entry.tunnel.clone().filter(|t| !t.is_closed())?;
+            let tunnels = entry.holders.iter().filter_map(|h| h.tunnel.as_ref());
+            let tunnel = tunnels
+                .filter(|t| !t.is_closed())
+                .min_by_key(|t| (t.is_suspect(), t.streams()))?
+                .clone();
             Some(Found {
                 proto: proto.to_owned(),
                 terms: entry.terms.clone(),
@@ -178,13 +201,15 @@ impl Registry {
     pub fn overview(&self) -> Vec<TunnelView> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut views: BTreeMap<&str, TunnelView> = BTreeMap::new();
-        for ((proto, name), entry) in map.iter().filter(|(_, e)| e.tunnel.is_some()) {
-            let view = views.entry(&entry.session);
-            let view = view.or_insert_with(|| TunnelView {
-                peer: entry.peer.clone(),
-                kites: Vec::new(),
-            });
-            view.kites.push(format!("{proto}:{name}"));
+        for ((proto, name), entry) in map.iter() {
+            for holder in entry.holders.iter().filter(|h| h.tunnel.is_some()) {
+                let view = views.entry(&holder.session);
+                let view = view.or_insert_with(|| TunnelView {
+                    peer: holder.peer.clone(),
+                    kites: Vec::new(),
+                });
+                view.kites.push(format!("{proto}:{name}"));
+            }
         }
         views.into_values().collect()
     }
@@ -193,7 +218,8 @@ impl Registry {
     pub fn tunnels(&self) -> Vec<Tunnel> {
         let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<Tunnel> = Vec::new();
-        for tunnel in map.values().filter_map(|e| e.tunnel.as_ref()) {
+        let holders = map.values().flat_map(|e| &e.holders);
+        for tunnel in holders.filter_map(|h| h.tunnel.as_ref()) {
             if !all.iter().any(|t| t.is_same(tunnel)) {
                 all.push(tunnel.clone());
             }

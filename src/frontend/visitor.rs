@@ -7,8 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
 
 use super::registry::Terms;
 use super::{Arrival, Shared, Socket, register};
@@ -17,13 +18,17 @@ use crate::kite::{KiteName, Protocol};
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls;
+use crate::tunnel::mux::OpenError;
 use crate::tunnel::splice::splice;
+use crate::tunnel::{SUSPECT_AFTER, Tunnel, TunnelStream};
 use crate::wire::Binding;
 use crate::wire::frame::Open;
 
 /// How long a visitor may take until it is clear what it wants. Over Tor, a first
 /// flight of four cells can take some seconds.
 pub const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a visitor's tunnel is looked at until it has answered; every [`SUSPECT_AFTER`].
+const MAX_LOOKS: usize = 6;
 /// Asked of the socket at once while sniffing, in bytes.
 const FIRST_READ: usize = 4 * 1024;
 
@@ -78,7 +83,7 @@ pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
         },
     };
     match route {
-        Ok(route) => join(conn, first, route, &door, &peer).await,
+        Ok(route) => join(shared, conn, first, route, &door, &peer).await,
         Err(voice) => refuse(conn, voice).await,
     }
 }
@@ -130,7 +135,7 @@ async fn read_first<C: AsyncRead + Unpin>(conn: &mut C, first: &mut BytesMut) ->
             }
         }
     };
-    tokio::time::timeout(VERDICT_TIMEOUT, reading)
+    timeout(VERDICT_TIMEOUT, reading)
         .await
         .unwrap_or(First::Gone)
 }
@@ -153,7 +158,9 @@ struct Route {
     proto: String,
     host: KiteName,
     port: u16,
-    tunnel: crate::tunnel::Tunnel,
+    tunnel: Tunnel,
+    /// The first flight may be sent twice, and nothing follows it before an answer: foolscap's.
+    repeatable: bool,
 }
 
 const OFFLINE: Voice = Voice::Http(503);
@@ -175,7 +182,9 @@ fn route_http(shared: &Shared, head: &HttpHead, port: u16) -> Result<Route, Voic
         ),
         _ => (&["http", "http2", "http3"], &[Protocol::Http]),
     };
-    find(shared, protos, port, host, uses, OFFLINE, Voice::Http(403))
+    let mut route = find(shared, protos, port, host, uses, OFFLINE, Voice::Http(403))?;
+    route.repeatable = head.foolscap.is_some();
+    Ok(route)
 }
 
 /// TLS goes by its server name. A hello without one goes to the kite that owns the
@@ -245,25 +254,40 @@ fn find(
         host: host.clone(),
         port,
         tunnel: found.tunnel,
+        repeatable: false,
     })
 }
 
 /// Joins a visitor with its kite. The first bytes go first, as they came.
-async fn join(conn: Socket, first: BytesMut, route: Route, door: &Arrival, peer: &str) {
+async fn join(
+    shared: &Shared,
+    conn: Socket,
+    first: BytesMut,
+    route: Route,
+    door: &Arrival,
+    peer: &str,
+) {
     let is_tls = route.proto == "https";
     let open = Open {
-        proto: route.proto,
+        proto: route.proto.clone(),
         host: route.host.to_string(),
         port: Some(route.port),
         rip: Some(door.peer.ip().to_canonical().to_string()),
         rport: Some(door.peer.port()),
         rtls: false,
     };
-    match route.tunnel.open(open, first.freeze()) {
-        Ok(stream) => {
+    let first = first.freeze();
+    let opened = if route.repeatable {
+        open_answered(shared, &route, open, first).await
+    } else {
+        let opened = route.tunnel.open(open, first);
+        opened.map(|stream| (stream, VecDeque::new()))
+    };
+    match opened {
+        Ok((stream, answer)) => {
             let sid = stream.sid();
             tracing::debug!(%peer, ?sid, "visitor for {}", route.host);
-            let done = splice(stream, conn, VecDeque::new(), None).await;
+            let done = splice(stream, conn, answer, None).await;
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {
@@ -271,6 +295,45 @@ async fn join(conn: Socket, first: BytesMut, route: Route, door: &Arrival, peer:
             refuse(conn, if is_tls { DENIED } else { OFFLINE }).await;
         }
     }
+}
+
+/// Opens a stream whose first flight may be repeated. If its tunnel gives no sign of life, and
+/// another one flies the kite, the visitor takes that. Also gives what came back meanwhile.
+async fn open_answered(
+    shared: &Shared,
+    route: &Route,
+    open: Open,
+    first: Bytes,
+) -> Result<(TunnelStream, VecDeque<Bytes>), OpenError> {
+    let mut tunnel = route.tunnel.clone();
+    let mut stream = tunnel.open(open.clone(), first.clone())?;
+    for _ in 0..MAX_LOOKS {
+        match timeout(SUSPECT_AFTER, stream.read()).await {
+            Ok(Ok(answer)) => return Ok((stream, answer.into_iter().collect())),
+            // Broken off by the origin, or the tunnel is gone.
+            Ok(Err(_)) if !tunnel.is_closed() => break,
+            Ok(Err(_)) => {}
+            Err(_) if !tunnel.is_suspect() => {
+                tunnel.ask();
+                continue;
+            }
+            Err(_) => {}
+        }
+        let other = shared
+            .registry
+            .find(&[&route.proto], route.port, &route.host);
+        let Some(other) = other
+            .map(|found| found.tunnel)
+            .filter(|t| !t.is_same(&tunnel))
+        else {
+            continue;
+        };
+        tracing::info!("a visitor of {} is moved to another tunnel", route.host);
+        stream.abort();
+        tunnel = other;
+        stream = tunnel.open(open.clone(), first.clone())?;
+    }
+    Ok((stream, VecDeque::new()))
 }
 
 /// The answer to a backend that measures us; pagekite.py wants the status line to

@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::buffer::{Chunk, Outgoing, Pool};
+use super::buffer::{BUFFER_PAYLOAD, Chunk, Outgoing, Pool};
 use super::stream::{Receiving, SendLimit, Sending, Stream};
 use crate::wire::frame::{
     self, Control, Decoder, Eof, Frame, FrameError, Open, PingText, StreamFrame,
 };
+use crate::wire::handshake::MuxParams;
 use crate::wire::{Limits, Lines, Sid};
 
 /// Bytes put together for one round of writing. A stream that becomes ready waits
@@ -36,6 +37,13 @@ pub const OVERRUN_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes in flight to an older peer. pagekite.py keeps to this itself (§7.5), and a
 /// pagekite.py frontend cuts a visitor off for whom it has to hold much more.
 pub const LEGACY_WINDOW: u64 = 48 * 1024;
+/// Payload of a frame to a backend of unknown kind, in bytes: with its headers a frame
+/// then has 1400 bytes, which every known backend takes (§6.5).
+const TO_LEGACY_BACKEND: usize = 1360;
+/// Payload of a frame to a frontend of unknown kind, in bytes: what pagekite.py's own
+/// backend sends at most (§6.5). Its frontend passes no more on at once, holds back what is
+/// over, and then cuts off a visitor who has half-closed.
+const TO_LEGACY_FRONTEND: usize = 16 * 1024 - 128;
 /// An older peer hears of progress at least this often: pagekite.py stalls at 48 KB (§7.5).
 pub const LEGACY_ACK_STEP: u64 = 16 * 1024;
 /// Data for streams that do not exist is answered for this many at a time.
@@ -98,6 +106,9 @@ impl Liveness {
     };
 }
 
+/// A visitor who comes after so long a silence makes us ask the peer whether it is there.
+const ASK_FOR_VISITOR: Duration = Duration::from_secs(1);
+
 /// What was agreed for one tunnel.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -115,6 +126,25 @@ pub struct Settings {
     pub max_streams: usize,
     /// How silence is dealt with.
     pub liveness: Liveness,
+}
+
+impl Settings {
+    /// What follows from a handshake: `mux` is what the peer asked for, if it is a kite.
+    pub fn agreed(side: Side, mux: Option<MuxParams>, liveness: Liveness) -> Self {
+        let legacy = match side {
+            Side::Frontend => TO_LEGACY_BACKEND,
+            Side::Backend => TO_LEGACY_FRONTEND,
+        };
+        Self {
+            side,
+            kite: mux.is_some(),
+            max_payload: mux.map_or(legacy, |m| BUFFER_PAYLOAD.min(m.frame as usize)),
+            send_window: mux.map_or(LEGACY_WINDOW, |m| u64::from(m.window_kb) * 1024),
+            recv_window: u64::from(RECV_WINDOW_KB) * 1024,
+            max_streams: MAX_STREAMS,
+            liveness,
+        }
+    }
 }
 
 /// What happened; see the methods of [`Mux`] for what to do about it.
@@ -209,6 +239,8 @@ struct Ping {
     count: u64,
     wanted: bool,
     sent: Option<Instant>,
+    /// When the first PING was sent that nothing has been heard after.
+    owed: Option<Instant>,
     answered: bool,
 }
 
@@ -263,6 +295,12 @@ impl Mux {
     /// whose frontend dies of them.
     pub fn ping_unanswered(&self) -> bool {
         self.ping.count > 0 && !self.ping.answered
+    }
+
+    /// How long the peer has owed us a sign of life; `None` if it owes none.
+    pub fn overdue(&self, now: Instant) -> Option<Duration> {
+        let since = self.ping.owed.filter(|since| *since >= self.last_heard)?;
+        Some(now.saturating_duration_since(since))
     }
 
     /// The next thing that happened.
@@ -649,11 +687,8 @@ impl Mux {
         if let Some(text) = self.pending_pong.take() {
             self.put(out, now, |out| frame::put_pong(out, &text));
         }
-        if std::mem::take(&mut self.ping.wanted) {
-            self.ping.count += 1;
-            self.ping.sent = Some(now);
-            let text = ping_text(self.ping.count);
-            self.put(out, now, |out| frame::put_ping(out, &text));
+        if self.ping.wanted {
+            self.put_ping(out, now);
         }
         while let Some(lines) = self.kites.pop_front() {
             self.put(out, now, |out| frame::put_kites(out, &lines));
@@ -685,6 +720,18 @@ impl Mux {
         }
     }
 
+    fn put_ping(&mut self, out: &mut Outgoing, now: Instant) {
+        self.ping.wanted = false;
+        self.ping.count += 1;
+        self.ping.sent = Some(now);
+        // Asking again makes the debt no younger.
+        if self.overdue(now).is_none() {
+            self.ping.owed = Some(now);
+        }
+        let text = ping_text(self.ping.count);
+        self.put(out, now, |out| frame::put_ping(out, &text));
+    }
+
     fn transmit_stream(&mut self, sid: Sid, out: &mut Outgoing, pool: &Pool, now: Instant) {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
@@ -700,6 +747,10 @@ impl Mux {
             let rest = first.slice(first.len().min(room)..);
             let head = first.slice(..first.len().min(room));
             self.put(out, now, |out| frame::put_open(out, sid, &open, &head));
+            let quiet = now.saturating_duration_since(self.last_heard) >= ASK_FOR_VISITOR;
+            if quiet && self.settings.kite && !self.asked() {
+                self.put_ping(out, now);
+            }
             if !rest.is_empty() {
                 self.put_data(sid, rest.into(), out, pool, now);
             }

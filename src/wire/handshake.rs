@@ -28,7 +28,8 @@ pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
 pub use super::lines::{
-    ADD_KITES, KITE_MUX, KITE_PROOF, KiteId, Lines, LinesError, MuxParams, Proof, ServiceLine,
+    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KiteId, Lines, LinesError, MuxParams, Proof,
+    ServiceLine,
 };
 
 /// What a frontend thinks of a service line.
@@ -116,6 +117,13 @@ impl Wanted {
 pub struct Options {
     /// The session that this tunnel replaces. Links the two tunnels.
     pub replace: Option<String>,
+    /// Offer [`KITE_BESIDE`].
+    pub offer_beside: bool,
+    /// A tunnel of ours that this one is to stand beside; said only with `offer_beside`.
+    pub beside: Option<String>,
+    /// A tunnel of ours that is to get no more visitors once this one flies; said only
+    /// with `offer_beside`.
+    pub retire: Option<String>,
     /// Our window per stream, in KB; said only with `offer_mux`.
     pub window_kb: u32,
     /// The largest payload we want in one frame, in bytes; said only with `offer_mux`.
@@ -241,6 +249,8 @@ impl RefusalKind {
 pub struct PeerParams {
     /// Set if both ends have [`KITE_MUX`].
     pub kite_mux: Option<MuxParams>,
+    /// Both ends have [`KITE_BESIDE`].
+    pub beside: bool,
     /// Protocols it carries. Empty if it does not say.
     pub protos: Vec<String>,
     /// Ports it serves.
@@ -424,6 +434,7 @@ impl BackendHandshake {
         if self.options.offer_mux {
             verdict.peer.kite_mux = lines.mux().or(verdict.peer.kite_mux);
         }
+        verdict.peer.beside |= self.options.offer_beside && lines.has_feature(KITE_BESIDE);
         let Lines {
             ok,
             ssl_ok,
@@ -516,6 +527,11 @@ impl BackendHandshake {
             lines.features.push(KITE_MUX.to_owned());
             lines.window_kb = Some(self.options.window_kb);
             lines.frame = Some(self.options.frame);
+        }
+        if self.options.offer_beside {
+            lines.features.push(KITE_BESIDE.to_owned());
+            lines.beside.clone_from(&self.options.beside);
+            lines.retire.clone_from(&self.options.retire);
         }
         Request::encode(&lines)
     }

@@ -34,6 +34,8 @@ pub const KITE_MUX: &str = "KiteMux1";
 /// Our extension: [`super::proof`] instead of SHA-1, both ways (protocol page §21.3).
 /// In force only together with [`ADD_KITES`]: proof and challenge share a connection.
 pub const KITE_PROOF: &str = "KiteProof1";
+/// Our extension: several tunnels of one backend may fly the same kite (protocol page §21.4).
+pub const KITE_BESIDE: &str = "KiteBeside1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
@@ -71,6 +73,10 @@ pub struct Lines {
     pub raw_ports: Vec<String>,
     /// The session to be replaced by this tunnel.
     pub replace: Option<String>,
+    /// A session that this tunnel is to stand beside; see [`KITE_BESIDE`].
+    pub beside: Option<String>,
+    /// A session that gets no more visitors once this tunnel flies; see [`KITE_BESIDE`].
+    pub retire: Option<String>,
     /// Kites that are asked for.
     pub services: Vec<ServiceLine>,
     /// Challenges: sign again with this fsalt.
@@ -139,6 +145,8 @@ impl Lines {
             b"-ports" => self.ports = list("Ports", value)?,
             b"-raw-ports" => self.raw_ports = list("Raw-Ports", value)?,
             b"-replace" => self.replace = Some(word("Replace", value)?),
+            b"-beside" => self.beside = Some(word("Beside", value)?),
+            b"-retire" => self.retire = Some(word("Retire", value)?),
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
             b"-ssl-ok" => push("SSL-OK", &mut self.ssl_ok, id("SSL-OK", value)?)?,
@@ -185,6 +193,8 @@ impl Lines {
             }
         }
         each!("-Replace", self.replace);
+        each!("-Beside", self.beside);
+        each!("-Retire", self.retire);
         each!("", self.services);
         for (kite, fsalt) in &self.sign_this {
             line("-SignThis", &format_args!("{kite}:{fsalt}"));

@@ -6,8 +6,8 @@ use bytes::BytesMut;
 use kite::kite::Secret;
 use kite::wire::frame::{put_data, put_kites, put_ping};
 use kite::wire::handshake::{
-    ADD_KITES, Check, FORBIDDEN, KITE_MUX, KITE_PROOF, MAX_HEAD, MuxParams, Options, Proof,
-    ProofPolicy, RefusalKind, Request, UNAVAILABLE, Wanted, check, parse_answer, put_answer,
+    ADD_KITES, Check, FORBIDDEN, KITE_BESIDE, KITE_MUX, KITE_PROOF, MAX_HEAD, MuxParams, Options,
+    Proof, ProofPolicy, RefusalKind, Request, UNAVAILABLE, Wanted, check, parse_answer, put_answer,
 };
 use kite::wire::lines::MAX_LINES;
 use kite::wire::proof::{self, Prover};
@@ -286,6 +286,9 @@ fn our_backend_and_our_frontend_agree_in_the_tunnel() {
         window_kb: 512,
         frame: 16_384,
         replace: Some("old-1".into()),
+        offer_beside: true,
+        beside: Some("other-2".into()),
+        retire: Some("old-3".into()),
         ..Options::default()
     };
     let kites = [
@@ -306,6 +309,9 @@ fn our_backend_and_our_frontend_agree_in_the_tunnel() {
         (request.version, request.replace.as_deref()),
         (None, Some("old-1"))
     );
+    assert!(request.features.iter().any(|word| word == KITE_BESIDE));
+    assert_eq!(request.beside.as_deref(), Some("other-2"));
+    assert_eq!(request.retire.as_deref(), Some("old-3"));
 
     let mut head = judge(&request.services, "one", NOW);
     head.features = vec![ADD_KITES.into(), KITE_MUX.into()];

@@ -1,7 +1,7 @@
 //! Registration under attack: relays in the middle, hostile frontends, replays. The frontends
 //! and backends are real; who stands between them is written out here.
 
-use kite::dial::BoxConn;
+use kite::dial::{BoxConn, Lane};
 use kite::kite::Protocol;
 use kite::tls::TlsServer;
 use kite::wire::handshake::{
@@ -129,7 +129,7 @@ fn storage() -> (tempfile::TempDir, Side) {
 }
 
 async fn dial(to: &str) -> (BoxConn, Option<Binding>) {
-    let dialled = dialer().dial(&to.parse().unwrap()).await.unwrap();
+    let dialled = dialer().dial(&to.parse().unwrap(), Lane(0)).await.unwrap();
     (dialled.conn, dialled.binding)
 }
 

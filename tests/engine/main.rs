@@ -11,5 +11,6 @@
 )]
 
 mod attacks;
+mod lanes;
 mod roles;
 mod tunnel;

@@ -10,6 +10,7 @@ use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, Service, TorCh
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::{Frontend, Handle};
 use kite::kite::{Protocol, Secret};
+use kite::observe::board::Board;
 use kite::shutdown::{self, Trigger};
 use kite::tls::TlsClient;
 use kite::tor::TorSettings;
@@ -21,7 +22,7 @@ const TUB: &str = "rznjxrmn666ovyilykucaws7ap26djwf";
 pub const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: TLS/1.0, PB/1.0\r\nConnection: Upgrade\r\n\r\n";
 
-fn foolscap_request(host: &str) -> Vec<u8> {
+pub fn foolscap_request(host: &str) -> Vec<u8> {
     format!(
         "GET /id/{TUB} HTTP/1.1\r\nHost: {host}\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n"
     )
@@ -106,8 +107,15 @@ pub fn backend(address: &str, services: Vec<Service>) -> Trigger {
     let to = To {
         address: address.parse().unwrap(),
         kites: None,
+        tunnels: 1,
     };
-    tokio::spawn(kite::backend::run(vec![to], services, dialer(), order));
+    tokio::spawn(kite::backend::run(
+        vec![to],
+        services,
+        dialer(),
+        Board::default(),
+        order,
+    ));
     trigger
 }
 
