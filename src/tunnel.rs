@@ -75,6 +75,8 @@ struct State {
     waiting: Vec<Waker>,
     closing: Option<&'static str>,
     ended: Option<Ended>,
+    /// The connection is closed, too.
+    gone: bool,
 }
 
 #[derive(Default)]
@@ -108,6 +110,7 @@ impl Tunnel {
                 waiting: Vec::new(),
                 closing: None,
                 ended: None,
+                gone: false,
             }),
             pool,
         });
@@ -179,9 +182,19 @@ impl Tunnel {
         state.wake_driver();
     }
 
-    /// Waits for the end of the tunnel.
+    /// Waits for the end of the tunnel, and of its connection.
     pub async fn ended(&self) -> Ended {
-        std::future::poll_fn(|cx| self.0.lock().wait_for_end(cx)).await
+        std::future::poll_fn(|cx| {
+            let mut state = self.0.lock();
+            match &state.ended {
+                Some(ended) if state.gone => Poll::Ready(ended.clone()),
+                _ => {
+                    state.wait(cx);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     /// True once the tunnel has ended or is being closed.
@@ -240,10 +253,14 @@ impl State {
         if let Some(ended) = &self.ended {
             return Poll::Ready(ended.clone());
         }
+        self.wait(cx);
+        Poll::Pending
+    }
+
+    fn wait(&mut self, cx: &Context<'_>) {
         if !self.waiting.iter().any(|w| w.will_wake(cx.waker())) {
             self.waiting.push(cx.waker().clone());
         }
-        Poll::Pending
     }
 
     /// Passes on what the mux has to tell.

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -295,6 +297,11 @@ impl fmt::Display for Counts<'_> {
 
 /// Answers on `socket` from now on. Without it kite still works: trouble is only logged.
 pub async fn offer(socket: &Path, status: impl Fn() -> Status + Send + Sync + 'static) {
+    if let Some(dir) = socket.parent() {
+        // If it cannot be made, the socket cannot, and that is said.
+        let mut builder = DirBuilder::new();
+        let _ = builder.recursive(true).mode(0o700).create(dir);
+    }
     let address = OriginAddr::Unix(socket.to_owned());
     if OriginDialer::new().dial(&address).await.is_err() {
         // What an earlier run has left. If there is nothing, so much the better.

@@ -21,7 +21,7 @@ const READ_MIN: usize = 16 * 1024;
 const READ_MAX: usize = 256 * 1024;
 /// Rounds of writing and reading before other tasks get their turn.
 const ROUNDS: usize = 64;
-/// How long a closing tunnel may take to send what was written.
+/// How long a closing tunnel may take to send what was written, and the peer to close its side.
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Drives the tunnel to its end.
@@ -38,10 +38,14 @@ where
         flushed: true,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         close_by: None,
+        shut: None,
         shared: shared.clone(),
     };
     let why = std::future::poll_fn(|cx| driver.poll(cx)).await;
-    shared.lock().end(why);
+    let mut state = shared.lock();
+    state.end(why);
+    state.gone = true;
+    state.wake_waiting();
 }
 
 struct Driver<Io> {
@@ -55,6 +59,9 @@ struct Driver<Io> {
     flushed: bool,
     timer: Pin<Box<Sleep>>,
     close_by: Option<Instant>,
+    /// We have said all; why. What still comes is thrown away until the peer closes: a socket
+    /// that is dropped before would be reset by it, and what we sent last be lost.
+    shut: Option<&'static str>,
     shared: Arc<Shared>,
 }
 
@@ -85,6 +92,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
 
     /// Ready when bytes have moved; pending when there is nothing to do, or the socket is full.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        if self.shut.is_some() {
+            return Poll::Pending;
+        }
         let closing = {
             let mut state = self.shared.lock();
             state.driver = Some(cx.waker().clone());
@@ -116,7 +126,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
         }
         if let Some(why) = closing {
             let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
-            return Poll::Ready(Err(Ended::ByUs(why)));
+            self.shut = Some(why);
+            self.shared.lock().end(Ended::ByUs(why));
+            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     }
@@ -124,6 +136,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
     /// Ready when frames may have come; pending when the socket has nothing for us,
     /// or we want nothing of it.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
+        if let Some(why) = self.shut {
+            self.inbound.clear();
+            self.inbound.reserve(READ_MIN);
+            let read = ready!(pin!(self.io.read_buf(&mut self.inbound)).poll(cx));
+            return Poll::Ready(match read {
+                Ok(1..) => Ok(()),
+                Ok(0) | Err(_) => Err(Ended::ByUs(why)),
+            });
+        }
         if self.backlog {
             return self.receive();
         }
@@ -176,9 +197,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             if now >= close_by {
                 return Poll::Ready(Err(Ended::ByUs(why)));
             }
-            next = next.min(close_by);
+            next = match self.shut {
+                Some(_) => close_by,
+                None => next.min(close_by),
+            };
         }
-        if now >= next {
+        if self.shut.is_none() && now >= next {
             state.mux.handle_timeout(now).map_err(Ended::Mux)?;
             state.dispatch();
             next = state.mux.next_timeout();

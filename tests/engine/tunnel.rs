@@ -398,6 +398,31 @@ async fn a_closed_tunnel_still_sends_what_was_written() {
     ));
 }
 
+/// A socket that is closed while the peer still speaks is reset, and what was sent last is lost.
+#[tokio::test]
+async fn a_closed_tunnel_waits_for_the_peer_to_close() {
+    let (a, mut raw) = duplex(1 << 20);
+    let front = Tunnel::start(
+        a,
+        BytesMut::new(),
+        settings(Side::Frontend, Kind::Kites),
+        Pool::new(),
+    );
+    front.close("a test");
+    let mut said = Vec::new();
+    within("its end of the connection", raw.read_to_end(&mut said))
+        .await
+        .unwrap();
+    raw.write_all(b"still speaking").await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(200), front.ended()).await;
+    assert!(early.is_err(), "it did not wait");
+    drop(raw);
+    assert!(matches!(
+        within("the end", front.ended()).await,
+        Ended::ByUs("a test")
+    ));
+}
+
 /// 300 one-byte writes on as many streams: an older peer must never find 150 frames
 /// in 50,393 bytes, or it dies (protocol page §6.1).
 #[tokio::test]
