@@ -106,9 +106,6 @@ impl Liveness {
     };
 }
 
-/// A visitor who comes after so long a silence makes us ask the peer whether it is there.
-const ASK_FOR_VISITOR: Duration = Duration::from_secs(1);
-
 /// What was agreed for one tunnel.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -747,8 +744,8 @@ impl Mux {
             let rest = first.slice(first.len().min(room)..);
             let head = first.slice(..first.len().min(room));
             self.put(out, now, |out| frame::put_open(out, sid, &open, &head));
-            let quiet = now.saturating_duration_since(self.last_heard) >= ASK_FOR_VISITOR;
-            if quiet && self.settings.kite && !self.asked() {
+            // A dead circuit is to be found out by its first visitor.
+            if self.settings.kite && !self.asked() {
                 self.put_ping(out, now);
             }
             if !rest.is_empty() {
