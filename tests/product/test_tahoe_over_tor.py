@@ -8,15 +8,17 @@ nor Tor and reaches the nodes by their names at the frontends.
 Then a fourth node that speaks Tahoe's HTTPS protocol (GBS), which names no
 kite, on a public port of its own.
 
+The nodes' own connections, to the introducer and to each other, go into the same
+Tor through each backend's SOCKS port.
+
 A tap between kite and each node notes how each visitor begins, so that the
 protocol in use is seen, not assumed; a recorder on each machine's cable sees
-whatever leaves it.  (The nodes' own outgoing connections, to the introducer
-and to each other, go directly: that is not kite's doing, and the recorder
-knows those few addresses.)
+whatever leaves it; and each party is asked whom it has seen.
 """
 
 import re
 import secrets
+import socket
 import time
 
 import pytest
@@ -24,10 +26,12 @@ import pytest
 from conftest import ALICE, CAROL, supervised
 from island import Machine
 from kite import CONNECTED, LOST, RETRY, Backend, Frontend, Kite
+from proc import wait_until
 from tahoe import Client, Introducer, Storage, in_parallel
 from traffic import Tap, random_bytes, sha256
 
 NODES = 3
+SOCKS_PORT = ("127.0.0.1", 9150)
 SIZE = 10_000_000
 INTRODUCER = "10.77.5.1"
 HOSTS = {"intro.grid.example": INTRODUCER, "*.alice.example": ALICE, "*.carol.example": CAROL}
@@ -38,6 +42,10 @@ class World:
 
     def __init__(self, sup, tornet, undo):
         self.sup, self.tornet = sup, tornet
+        # What the nodes look up, the exits do.
+        tornet.names.update({"intro.grid.example": INTRODUCER},
+                            **{f"tahoebob{i}.{f}.example": ip for i in range(NODES)
+                               for f, ip in (("alice", ALICE), ("carol", CAROL))})
         self.frontends = {}
         secret = secrets.token_hex(16)
         for name, ip in (("alice", ALICE), ("carol", CAROL)):
@@ -50,7 +58,7 @@ class World:
 
         def make_node(i):
             hints = [f"tcp:tahoebob{i}.{f}.example:80" for f in self.frontends]
-            return lambda: Storage(sup, sup.directory / f"node{i}", HOSTS, self.machines[i], self.introducer.furl,
+            return lambda: Storage(sup, sup.directory / f"node{i}", {}, self.machines[i], self.introducer.furl,
                                    hints, force_foolscap=True)
 
         def make_client():
@@ -59,6 +67,9 @@ class World:
         *self.nodes, self.client = in_parallel(*(make_node(i) for i in range(NODES)), make_client)
         self.taps, self.backends, self.kites = [], [], []
         for i, (machine, node) in enumerate(zip(self.machines, self.nodes, strict=True)):
+            node.change("client", force_foolscap="true")
+            node.change("connections", tcp="tor")
+            node.change("tor", **{"socks.port": "tcp:%s:%d" % SOCKS_PORT})
             node.run()
             self.taps.append(Tap(machine, node.target))
             undo(self.taps[-1].close)
@@ -66,7 +77,7 @@ class World:
                                for f in self.frontends})
             self.backends.append(Backend(
                 sup, f"backend{i}", [f.pinned(f"{name}.example") for name, f in self.frontends.items()],
-                list(self.kites[i].values()), machine=machine,
+                list(self.kites[i].values()), machine=machine, socks="%s:%d" % SOCKS_PORT,
                 via_tor=tornet.arti_toml(sup.directory / f"backend{i}-tor")).start())
         self.client.run()
         self.wait_flying()
@@ -164,13 +175,43 @@ def test_frontends_see_exits_only(world):
     assert {"alice.example", "carol.example"} <= set(world.tornet.asked)
 
 
+def peers(address, port):
+    """The addresses that have a connection with this server, as the kernel of its machine knows them."""
+    def text(field):
+        return socket.inet_ntoa(bytes.fromhex(field.split(":")[0])[::-1]), int(field.split(":")[1], 16)
+    rows = [line.split() for line in open("/proc/thread-self/net/tcp").read().splitlines()[1:]]
+    return {text(row[2])[0] for row in rows if text(row[1]) == (address, port) and row[3] == "01"}
+
+
+def test_nobody_sees_a_node(world):
+    """Each party of the grid says whom it sees: an exit, or nobody.  (The client, which has nothing to hide, comes
+    from the address that it connects to: all of it is one machine.)"""
+    exits = world.tornet.exits
+    hidden = {m.address for m in world.machines}
+    introducer = world.introducer.address[1:]
+    wait_until(lambda: peers(*introducer) & exits, 60, "the nodes reach the introducer")
+    assert peers(*introducer) <= exits | {introducer[0]}
+    seen = {"introducer": peers(*introducer)}
+    for name, frontend in world.frontends.items():
+        log = frontend.proc.log.read_text()
+        visitors = set(re.findall(r"visitor for \S+ peer=([\d.]+):", log))
+        seen[f"{name}, visitors"], seen[f"{name}, tunnels"] = visitors, set(frontend.tunnel_peers())
+        assert visitors & exits, "the nodes reach each other through Tor"
+        assert visitors <= exits | {frontend.ip} and seen[f"{name}, tunnels"] <= exits
+        assert not any(re.search(rf"\b{re.escape(address)}\b", log) for address in hidden)
+    for machine, node in zip(world.machines, world.nodes, strict=True):
+        with machine.inside():
+            seen[f"node {machine.address}"] = peers(*node.target)
+        assert seen[f"node {machine.address}"] == {"127.0.0.1"}, "its visitors come from kite"
+    for party, addresses in seen.items():
+        print(f"{party} sees {', '.join(sorted(addresses))}")
+
+
 def test_nothing_leaves_but_to_relays(world):
-    """What each machine has sent since it was made: to relays, and what Tahoe itself sent openly."""
-    openly = {world.introducer.address, ("tcp", ALICE, 80), ("tcp", CAROL, 80)}
+    """What each machine, node and backend, has sent since it was made."""
     for machine in world.machines:
         dials = machine.log.dials()
-        assert dials - openly <= world.tornet.relays
-        assert dials & world.tornet.relays
+        assert dials and dials <= world.tornet.relays
 
 
 def test_gbs_on_a_port_of_its_own(kite, tornet, sup, request):
