@@ -14,3 +14,4 @@ mod attacks;
 mod lanes;
 mod roles;
 mod tunnel;
+mod unlinkable;
