@@ -1,11 +1,12 @@
 //! A tunnel's life once it stands: streams are served until it is lost, replaced, or told to stop.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use super::siblings::Siblings;
 use super::{DRAIN, stream};
@@ -16,6 +17,9 @@ use crate::wire::Verdict;
 
 /// How long the streams of a tunnel that was replaced may go on.
 pub const RETIRE: Duration = Duration::from_secs(300);
+/// A replaced tunnel that carries nothing is closed after so long: visitors that were sent
+/// into it before the frontend heard of its successor have arrived by then.
+const LAST_VISITORS: Duration = Duration::from_secs(10);
 /// How often a tunnel is asked whether its frontend owes it a sign of life.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -105,14 +109,15 @@ impl Flight {
 
 impl Crew {
     async fn serve(self, tunnel: &Tunnel, retired: oneshot::Receiver<()>) -> Ended {
-        let started = Instant::now();
         let mut streams = JoinSet::new();
-        let mut retired = Box::pin(async move {
+        let mut retired = pin!(async move {
             // Without the message the link is gone, and the order to stop comes.
             if retired.await.is_err() {
                 std::future::pending::<()>().await;
             }
         });
+        let mut retiring = None;
+        let mut look = interval(LAST_VISITORS);
         loop {
             tokio::select! {
                 incoming = tunnel.accept() => match incoming {
@@ -122,46 +127,30 @@ impl Crew {
                     None => break,
                 },
                 Some(_) = streams.join_next() => {}
-                () = &mut retired => {
-                    self.drain(tunnel, &mut streams, RETIRE).await;
-                    tracing::info!("frontend {}: the replaced tunnel is closed", self.frontend);
-                    break;
+                () = &mut retired, if retiring.is_none() => {
+                    retiring = Some(Instant::now());
+                    look.reset();
+                }
+                _ = look.tick(), if retiring.is_some() => {
+                    let too_long = retiring.is_some_and(|since| since.elapsed() >= RETIRE);
+                    if streams.is_empty() || too_long {
+                        tracing::info!("frontend {}: the replaced tunnel is closed", self.frontend);
+                        tunnel.close("another tunnel has taken its place");
+                        break;
+                    }
                 }
                 () = self.shutdown.requested() => {
                     tracing::info!("frontend {}: stopping, {} open streams", self.frontend, tunnel.streams());
-                    self.drain(tunnel, &mut streams, DRAIN).await;
-                    return tunnel.ended().await;
+                    let rest = async { while streams.join_next().await.is_some() {} };
+                    let _ = timeout(DRAIN, rest).await;
+                    tunnel.close("the backend stops");
+                    break;
                 }
             }
         }
         let why = tunnel.ended().await;
         // Each stream sees the end for itself, and closes its origin's connection.
         streams.detach_all();
-        tracing::debug!(
-            "frontend {}: a tunnel ended after {} s",
-            self.frontend,
-            started.elapsed().as_secs()
-        );
         why
-    }
-
-    /// Lets the streams end, for so long, and closes the tunnel.
-    async fn drain(&self, tunnel: &Tunnel, streams: &mut JoinSet<()>, patience: Duration) {
-        let rest = async { while streams.join_next().await.is_some() {} };
-        tokio::select! {
-            _ = timeout(patience, rest) => {}
-            _ = tunnel.ended() => {}
-            () = self.stopping_soon(patience) => {}
-        }
-        tunnel.close("the backend stops using it");
-    }
-
-    /// The order to stop cuts a long farewell short.
-    async fn stopping_soon(&self, patience: Duration) {
-        if patience <= DRAIN {
-            return std::future::pending().await;
-        }
-        self.shutdown.requested().await;
-        tokio::time::sleep(DRAIN).await;
     }
 }
