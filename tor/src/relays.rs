@@ -1,4 +1,4 @@
-//! Whom Arti may dial: decided in one function, [`Rules::judge`].
+//! Whom Arti may dial: decided in one function, `Rules::judge`.
 //!
 //! Arti opens sockets for one purpose, to reach its first hop. So the list of
 //! addresses it has any business with is short and known: the directory caches in

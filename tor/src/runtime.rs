@@ -1,7 +1,7 @@
 //! The runtime that Arti lives in: Tokio's, with a gate where sockets are made.
 //!
 //! Arti opens sockets only through the runtime that it is given. In ours every TCP
-//! connection passes the [`Gate`], which asks [`crate::relays`] and keeps count;
+//! connection passes the `Gate`, which asks [`crate::relays`] and keeps count;
 //! Unix sockets, datagram sockets and listeners cannot be had at all.
 
 use std::collections::BTreeMap;
