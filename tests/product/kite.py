@@ -3,11 +3,13 @@
 The only place that knows how kite is configured and what it says.
 """
 
+import json
 import os
 import pathlib
 import re
 import secrets
 import shutil
+import subprocess
 
 from proc import wait_until
 
@@ -67,6 +69,8 @@ def _line(pattern, **words):
 def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, dict):
@@ -173,7 +177,8 @@ class Backend(_Role):
 
     role = "backend"
 
-    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None, socks=None):
+    def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None, socks=None,
+                 tunnels=None):
         super().__init__(sup, name)
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
         self.env = env
@@ -181,7 +186,8 @@ class Backend(_Role):
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
         for i, address in enumerate(frontends):
-            text += _table("[[frontends]]", address=address, **({"kites": [kites[i].name]} if share else {}))
+            text += _table("[[frontends]]", address=address, **({"kites": [kites[i].name]} if share else {}),
+                           **({"tunnels": tunnels} if tunnels else {}))
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
                            secret_file=self.secret(kite))
@@ -204,6 +210,17 @@ class Backend(_Role):
         pattern = _line(RETRY, via=via)
         wait_until(lambda: len(re.findall(pattern, self.proc.text(since))) >= number, timeout,
                    lambda: f"{number} tries to reach {via}\n{self.proc.tail()}")
+
+    def status(self):
+        """What `kite status --json` says of it, and how that ended."""
+        said = subprocess.run([binary(), "status", "--json", "--state-dir", self.state], capture_output=True)
+        kites = json.loads(said.stdout or "[{}]")
+        assert len(kites) == 1 and kites[0].get("role") == "backend", (said.stdout, said.stderr)
+        return {**kites[0], "exit status": said.returncode}
+
+    def tunnels(self):
+        """The states of its tunnels, in their order."""
+        return [tunnel["state"] for tunnel in self.status()["tunnels"]]
 
     def wait_tor(self, timeout=TOR_S):
         self.proc.wait_log(TOR_READY, timeout)

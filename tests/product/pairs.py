@@ -30,12 +30,14 @@ class Pair:
                 self.frontend.wait_up(kite, timeout=60)
         elif kind == "pagekite-kite":
             self.frontend = PagekiteFrontend(sup, "frontend", ip, kites).start()
-            self.backend = Backend(sup, "backend", [self.frontend.plain()], kites, machine=machine).start()
+            self.backend = Backend(sup, "backend", [self.frontend.plain()], kites, machine=machine,
+                                   tunnels=2).start()
             for kite in kites:
                 self.backend.wait_up(kite, ip)
         elif kind == "kite-kite":
             self.frontend = Frontend(sup, "frontend", ip, kites, owned).start()
-            self.backend = Backend(sup, "backend", [self.frontend.pinned()], kites, machine=machine).start()
+            self.backend = Backend(sup, "backend", [self.frontend.pinned()], kites, machine=machine,
+                                   tunnels=2).start()
             for kite in kites:
                 self.backend.wait_up(kite, ip)
                 self.frontend.wait_up(kite)

@@ -12,6 +12,7 @@ import foolscap_peer
 from conftest import new_address
 from island import Island
 from kite import Backend, Frontend, Kite
+from pagekite_peer import PagekiteFrontend
 from proc import wait_until
 from tornet import TorNet
 from traffic import HttpOrigin, Visitor
@@ -42,21 +43,12 @@ def flying(kite, sup, machine, own_net):
         before = len(frontend.tunnel_peers())
         backend.start()
         wait_until(lambda: len(frontend.tunnel_peers()) >= before + 2, BACK_S, lambda: backend.proc.tail())
-        wait_until(lambda: [t["state"] for t in status(backend)["tunnels"]] == ["up", "up"], 10, lambda: status(backend))
+        wait_until(lambda: backend.tunnels() == ["up", "up"], 10, backend.status)
         peers = frontend.tunnel_peers()[-2:]
         if len(set(peers)) == 2:
             return tub, frontend, backend, peers
         backend.stop()
     raise AssertionError(f"{STARTS} backends had both tunnels through one exit")
-
-
-def status(backend):
-    """What `kite status --json` says of a backend."""
-    said = subprocess.run([backend.proc.argv[0], "status", "--json", "--state-dir", backend.state],
-                          capture_output=True, check=False)
-    kites = json.loads(said.stdout or "[{}]")
-    assert len(kites) == 1 and kites[0].get("role") == "backend", (said.stdout, said.stderr)
-    return {**kites[0], "exit status": said.returncode}
 
 
 def exit_at(net, ip):
@@ -85,8 +77,7 @@ def test_losing_one_circuit_loses_no_new_visitor(flying, sup, own_net, how):
     try:
         took = [visit(sup, tub, frontend, 10 + i) for i in range(6)]
         wait_until(lambda: len(frontend.tunnel_peers()) > before, BACK_S, lambda: backend.proc.tail(60))
-        wait_until(lambda: [t["state"] for t in status(backend)["tunnels"]] == ["up", "up"], BACK_S,
-                   lambda: status(backend))
+        wait_until(lambda: backend.tunnels() == ["up", "up"], BACK_S, backend.status)
         assert visit(sup, tub, frontend, 20) > 0
         assert frontend.tunnel_peers()[-1] != peers[0]
     finally:
@@ -95,9 +86,21 @@ def test_losing_one_circuit_loses_no_new_visitor(flying, sup, own_net, how):
         else:
             own_net.sup.procs.remove(victim)
             own_net.sup.spawn(victim.name, victim.argv)
-    said = status(backend)
+    said = backend.status()
     assert said["exit status"] == 0 and said["via"] == "Tor" and said["tor"]["ready"] and not said["tor"]["refused"]
     print(f"exit {how}: a visit took {calm:.1f} s before, {', '.join(f'{t:.1f}' for t in took)} s after")
+
+
+def test_an_old_frontend_gets_one_tunnel(kite, sup):
+    """pagekite.py has never heard of the second."""
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", "web.bob.example", web.address)
+        frontend = PagekiteFrontend(sup, "frontend", new_address(), [service]).start()
+        backend = Backend(sup, "backend", [frontend.plain()], [service], tunnels=2).start()
+        backend.wait_up(service, frontend.ip)
+        Visitor(frontend.visitors, service.name).download(1, 1000)
+        assert backend.tunnels() == ["up", "idle"]
+        assert backend.status()["exit status"] == 0
 
 
 def test_status_says_how_it_is(kite, sup):
@@ -108,7 +111,7 @@ def test_status_says_how_it_is(kite, sup):
         backend = Backend(sup, "backend", [frontend.pinned()], [service]).start()
         backend.wait_up(service, frontend.ip)
         Visitor(frontend.visitors, service.name).upload(1, 1000)
-        said = status(backend)
+        said = backend.status()
         assert said["exit status"] == 0 and said["via"] == "direct" and said["tor"] is None
         tunnel, = said["tunnels"]
         assert (tunnel["state"], tunnel["kites"], tunnel["tunnel"]) == ("up", ["http:web.bob.example"], 1)
@@ -121,8 +124,8 @@ def test_status_says_how_it_is(kite, sup):
         assert shown["addresses"] == [frontend.pinned(port=port) for port in frontend.ports]
 
         frontend.stop()
-        wait_until(lambda: status(backend)["exit status"] == 1, 10, "the loss is seen")
-        tunnel, = status(backend)["tunnels"]
+        wait_until(lambda: backend.status()["exit status"] == 1, 10, "the loss is seen")
+        tunnel, = backend.status()["tunnels"]
         assert tunnel["state"] in ("waiting", "dialling") and tunnel["last_error"]
         backend.stop()
     gone = subprocess.run([kite, "status", "--state-dir", backend.state], capture_output=True, text=True)
