@@ -25,7 +25,7 @@ STARTS = 8             # backends that may choose one exit for both tunnels, bef
 @pytest.fixture(scope="module")
 def own_net(tmp_path_factory):
     """A network of this file's own, since exits die here."""
-    made = TorNet(tmp_path_factory.mktemp("tor"), "10.77.24", {})
+    made = TorNet(tmp_path_factory.mktemp("tor"), "10.77.24", {}, exits_are_kin=True)
     yield made.start()
     made.stop()
 

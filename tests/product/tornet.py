@@ -73,12 +73,16 @@ class Node:
 
 
 class TorNet:
-    """The network.  `names` maps what the exits can resolve to addresses."""
+    """The network.  `names` maps what the exits can resolve to addresses.
 
-    def __init__(self, root, subnet, names, exits=3, relays=2):
+    With `exits_are_kin` they are one family, and no circuit has two of them: an exit that dies takes the circuits
+    with it that end there, and no others.
+    """
+
+    def __init__(self, root, subnet, names, exits=3, relays=2, exits_are_kin=False):
         if not shutil.which("tor"):
             raise RuntimeError("the tests need C tor: apt-get install tor")
-        self.root, self.names, self.subnet = root, names, subnet
+        self.root, self.names, self.subnet, self.exits_are_kin = root, names, subnet, exits_are_kin
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
         roles = ["auth"] + ["relay"] * relays + ["exit"] * exits
@@ -230,6 +234,8 @@ ClientRejectInternalAddresses 0
                 # use the fall-back ring of directories from the first consensus on.
                 "AuthDirSharedRandomness 0",
             ]
+        if node.role == "exit" and self.exits_are_kin:
+            lines.append("MyFamily " + ",".join(f"${n.fingerprint()}" for n in self.nodes if n.role == "exit"))
         if node.role == "exit":
             resolv = d / "resolv.conf"
             # libevent, unlike the C library, accepts a port here.
