@@ -44,8 +44,7 @@ use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
-/// The protocol that a tunnel's client hello offers (RFC 7301). Visitors never do.
-pub const TUNNEL_ALPN: &[u8] = b"x-pagekite/1";
+pub use crate::sniff::TUNNEL_ALPN;
 
 /// Longest wait for a whole TLS handshake. Over Tor it takes two round trips of up to some seconds.
 pub const TLS_TIMEOUT: Duration = Duration::from_secs(30);

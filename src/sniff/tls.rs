@@ -24,8 +24,8 @@ pub const MAX_HELLO_BODY: usize = 16 * 1024;
 /// records meets this limit before the other.
 pub const MAX_CLIENT_HELLO: usize = MAX_HELLO_BODY + 4 * 1024;
 
-/// The ALPN protocol that a kite backend offers, and pagekite.py's do not: this
-/// connection becomes a tunnel, whatever its server name is.
+/// The ALPN protocol (RFC 7301) that a kite backend's hello offers, and pagekite.py's do not:
+/// this connection becomes a tunnel, whatever its server name is. Visitors never offer it.
 pub const TUNNEL_ALPN: &[u8] = b"x-pagekite/1";
 
 /// Longest plaintext in one record, in bytes (RFC 8446 §5.1).
