@@ -432,6 +432,10 @@ fn explain(why: &RefusalKind) -> (&str, &'static str) {
             "the frontend does not carry this protocol for this name",
             "ask its operator to add it to `protocols`",
         ),
+        RefusalKind::Proof => (
+            "the frontend takes the proof of two kites (KiteProof1) only",
+            "give its pinned address or its onion name, as it prints them",
+        ),
         RefusalKind::Duplicate => (
             "another tunnel flies this kite",
             "if it is an old one of this node the frontend will find out within a minute; else stop the other backend",

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::dial::target::{FrontendAddr, OriginAddr};
 use crate::kite::{KiteName, Protocol, Secret};
+use crate::sniff::TubId;
 
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -96,6 +97,19 @@ pub struct Grant {
     pub protocols: BTreeSet<Protocol>,
     /// What a backend must prove to know.
     pub secret: Secret,
+    /// Whether PageKite's own signature is enough.
+    pub proof: ProofRule,
+}
+
+/// Which proof of the secret a grant takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProofRule {
+    /// KiteProof1 where it was agreed, else PageKite's signature.
+    #[default]
+    Optional,
+    /// KiteProof1 and nothing else.
+    Required,
 }
 
 /// All that `kite backend` needs to know.
@@ -147,6 +161,8 @@ pub struct Service {
     pub origin: OriginAddr,
     /// What proves that it is ours.
     pub secret: Secret,
+    /// The node's TubID; visitors for another are turned away. Only foolscap kites have one.
+    pub tub: Option<TubId>,
 }
 
 // ------------------------------------------------------------------- files
@@ -198,6 +214,8 @@ struct GrantEntry {
     name: String,
     protocols: Option<Vec<String>>,
     secret_file: Option<PathBuf>,
+    #[serde(default)]
+    proof: ProofRule,
 }
 
 #[derive(Deserialize, Default)]
@@ -239,6 +257,7 @@ struct ServiceEntry {
     protocol: Option<String>,
     origin: String,
     secret_file: Option<PathBuf>,
+    tub_id: Option<String>,
 }
 
 /// A configuration file and what messages call it.
@@ -491,6 +510,7 @@ impl FrontendConfig {
                         args.secret_file.as_deref(),
                         variable,
                     )?,
+                    proof: entry.proof,
                 })
             };
             file.kites
@@ -506,6 +526,7 @@ impl FrontendConfig {
                     pattern: parse_name("--domain", text)?,
                     protocols: protocols.clone(),
                     secret: secret.clone(),
+                    proof: ProofRule::default(),
                 })
             };
             args.domain.iter().map(grant).collect::<Result<Vec<_>>>()?
@@ -671,13 +692,16 @@ impl BackendConfig {
                     args.secret_file.as_deref(),
                     variable,
                 )?;
+                let protocol = match &entry.protocol {
+                    Some(word) => parse_protocol(&source.at(format_args!("{key}.protocol")), word)?,
+                    None => Protocol::Foolscap,
+                };
+                let tub = |text: &String| {
+                    parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol)
+                };
                 Ok(Service {
-                    protocol: match &entry.protocol {
-                        Some(word) => {
-                            parse_protocol(&source.at(format_args!("{key}.protocol")), word)?
-                        }
-                        None => Protocol::Foolscap,
-                    },
+                    protocol,
+                    tub: entry.tub_id.as_ref().map(tub).transpose()?,
                     name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
                     origin: parse_origin(
                         &source.at(format_args!("{key}.origin")),
@@ -851,6 +875,24 @@ fn parse_service(text: &str, allowed: &[IpAddr], secret: &Secret) -> Result<Serv
         name: parse_name("SERVICE", name)?,
         origin: parse_origin("SERVICE", origin, allowed)?,
         secret: secret.clone(),
+        tub: None,
+    })
+}
+
+fn parse_tub(place: &str, text: &str, protocol: Protocol) -> Result<TubId> {
+    if protocol != Protocol::Foolscap {
+        return Err(ConfigError::new(
+            place,
+            format!("the visitors of a {protocol} kite name no tub"),
+            "remove it, or write protocol = \"foolscap\"",
+        ));
+    }
+    text.parse().map_err(|e| {
+        ConfigError::new(
+            place,
+            format!("'{text}' is no TubID: {e}"),
+            "copy it from my_nodeid in the node's directory, or from between pb:// and @ in its storage FURL",
+        )
     })
 }
 

@@ -137,6 +137,7 @@ async fn perform(
             pattern: name.clone(),
             protocols: [Protocol::Foolscap].into(),
             secret: secret.clone(),
+            proof: config::ProofRule::Required,
         }],
         name: None,
         onion: config::TorChoice::default(),
@@ -186,6 +187,7 @@ async fn perform(
         origin: OriginAddr::parse(&node.address.to_string(), false)
             .map_err(|_| DemoError::Broken("the node's address does not parse"))?,
         secret,
+        tub: node.tub.parse().ok(),
     };
     let to = config::Frontend {
         address,

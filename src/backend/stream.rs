@@ -30,7 +30,7 @@ pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>) {
         );
         return refuse(stream, unreachable(&open.proto));
     };
-    let mut gate = Gate::new(service.protocol, &service.name, None);
+    let mut gate = Gate::new(service.protocol, &service.name, service.tub);
     let held = match tokio::time::timeout(
         FIRST_FLIGHT_TIMEOUT,
         first_flight(&mut stream, &mut gate),

@@ -186,6 +186,12 @@ fn each_mistake_names_its_place_and_its_remedy() {
             "listen[1]",
             "one kite",
         ),
+        (
+            "secret_file",
+            "proof = \"always\"\nsecret_file",
+            "`always`",
+            "keys",
+        ),
     ] {
         let text = FRONTEND.replace(from, to);
         assert_ne!(text, FRONTEND);
@@ -228,6 +234,18 @@ fn each_mistake_names_its_place_and_its_remedy() {
         ),
         ("[[frontends]]", "[[frontend]]", "frontend", "keys"),
         ("\"127.0.0.1:49293\"", "49293", "origin", "keys"),
+        (
+            "origin",
+            "tub_id = \"rznjxrmn\"\norigin",
+            "kites[0].tub_id",
+            "my_nodeid",
+        ),
+        (
+            "origin",
+            "protocol = \"tahoe-https\"\ntub_id = \"rznjxrmn666ovyilykucaws7ap26djwf\"\norigin",
+            "kites[0].tub_id",
+            "remove it",
+        ),
     ] {
         let text = BACKEND.replace(from, to);
         assert_ne!(text, BACKEND);
@@ -298,6 +316,31 @@ fn a_listed_origin_is_taken() {
         backend(&dir, &text).unwrap().services[0].origin.to_string(),
         "10.0.0.5:49293"
     );
+}
+
+#[test]
+fn a_kites_tub_is_read() {
+    let dir = place();
+    assert_eq!(backend(&dir, BACKEND).unwrap().services[0].tub, None);
+    let tub = "rznjxrmn666ovyilykucaws7ap26djwf";
+    let text = BACKEND.replace("origin", &format!("tub_id = \"{tub}\"\norigin"));
+    assert_eq!(
+        backend(&dir, &text).unwrap().services[0].tub,
+        Some(tub.parse().unwrap())
+    );
+}
+
+#[test]
+fn a_grant_may_demand_proof() {
+    let dir = place();
+    for (line, rule) in [
+        ("", ProofRule::Optional),
+        ("proof = \"optional\"\n", ProofRule::Optional),
+        ("proof = \"required\"\n", ProofRule::Required),
+    ] {
+        let text = FRONTEND.replace("secret_file", &format!("{line}secret_file"));
+        assert_eq!(frontend(&dir, &text).unwrap().kites[0].proof, rule);
+    }
 }
 
 #[test]

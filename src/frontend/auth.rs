@@ -1,6 +1,6 @@
 //! Who may fly which kite.
 
-use crate::config::Grant;
+use crate::config::{Grant, ProofRule};
 use crate::kite::{KiteName, Protocol};
 use crate::wire::handshake::{Check, check};
 use crate::wire::lines::Proof;
@@ -9,6 +9,9 @@ use crate::wire::{Binding, Lines, ServiceLine};
 
 use super::registry::Terms;
 use crate::random::random_hex;
+
+/// Tells a backend that only KiteProof1 will do (protocol page §21.3).
+const NEEDS_PROOF: &str = "proof";
 
 /// The judge of service lines: the operator's grants, and this process's own secret
 /// for challenges.
@@ -64,6 +67,11 @@ impl Judge {
         let mut terms = Terms::new();
         let mut ours = None;
         for grant in self.grants.iter().filter(|g| g.pattern.covers(&name)) {
+            if grant.proof == ProofRule::Required && binding.is_none() {
+                // Nor is the signature looked at: it would be a place to test guesses.
+                verdict = Judgement::Refused(NEEDS_PROOF);
+                continue;
+            }
             let uses: Terms = grant
                 .protocols
                 .iter()
@@ -80,7 +88,8 @@ impl Judge {
                         proof::prove(secret, Prover::Frontend, &id, &line.fsalt, binding)
                     });
                 }
-                Check::BadSignature if matches!(verdict, Judgement::Refused("proto")) => {}
+                Check::BadSignature
+                    if matches!(verdict, Judgement::Refused("proto" | NEEDS_PROOF)) => {}
                 Check::BadSignature => verdict = Judgement::Refused("signature"),
                 Check::StaleChallenge | Check::NeedsChallenge => {}
             }
@@ -142,6 +151,7 @@ mod tests {
             pattern: pattern.parse().expect("a name"),
             protocols: protocols.iter().copied().collect(),
             secret: Secret::new(secret).expect("a secret"),
+            proof: ProofRule::default(),
         };
         Judge::new(
             vec![

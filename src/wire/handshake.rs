@@ -225,6 +225,8 @@ pub enum RefusalKind {
     Port,
     /// The frontend does not serve that protocol.
     Proto,
+    /// The frontend takes KiteProof1 only, and it was not agreed.
+    Proof,
     /// Another tunnel flies it, perhaps our own former one.
     Duplicate,
     /// In the frontend's own words, which are printable; may be empty.
@@ -239,6 +241,7 @@ impl RefusalKind {
             Some("quota" | "noquota" | "nodays" | "noconns") => Self::Quota,
             Some("port") => Self::Port,
             Some("proto") => Self::Proto,
+            Some("proof") => Self::Proof,
             _ => Self::Other(why.unwrap_or_default()),
         }
     }

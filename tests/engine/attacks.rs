@@ -1,12 +1,13 @@
 //! Registration under attack: relays in the middle, hostile frontends, replays. The frontends
 //! and backends are real; who stands between them is written out here.
 
+use kite::config::ProofRule;
 use kite::dial::{BoxConn, Lane};
 use kite::kite::Protocol;
 use kite::tls::TlsServer;
 use kite::wire::handshake::{
-    BackendHandshake, HandshakeError, KITE_PROOF, Options, ProofPolicy, Request, Step, Verdict,
-    Wanted,
+    BackendHandshake, HandshakeError, KITE_PROOF, Options, ProofPolicy, RefusalKind, Request, Step,
+    Verdict, Wanted,
 };
 use kite::wire::proof::{self, Prover};
 use kite::wire::{Binding, sign};
@@ -16,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::roles::{
-    NAME, SWITCHING, Side, any, backend, dialer, frontend, kites, origin, secret, service, until,
+    NAME, SWITCHING, Side, any, backend, dialer, frontend, frontend_in, kites, origin, secret,
+    service, until,
 };
 
 /// Somebody to whom a backend connects, and who has plans of its own.
@@ -122,10 +124,8 @@ async fn relay(
     read_frame(to).await
 }
 
-fn storage() -> (tempfile::TempDir, Side) {
-    let state = tempfile::tempdir().unwrap();
-    let side = frontend(state.path(), any(), &[Protocol::Foolscap]);
-    (state, side)
+fn storage() -> Side {
+    frontend(&[Protocol::Foolscap])
 }
 
 async fn dial(to: &str) -> (BoxConn, Option<Binding>) {
@@ -201,7 +201,7 @@ async fn a_relay_registers_nothing_in_its_own_name() {
             }),
         ),
     ];
-    let (_state, front) = storage();
+    let front = storage();
     let (origin, visitors) = origin(SWITCHING).await;
     for onward in [front.address.clone(), format!("plain://{}", front.public)] {
         for (how, edit) in &edits {
@@ -232,7 +232,7 @@ async fn a_relay_registers_nothing_in_its_own_name() {
 
 #[tokio::test]
 async fn a_recorded_registration_is_worth_nothing_elsewhere() {
-    let (_state, front) = storage();
+    let front = storage();
     let (mut conn, binding) = dial(&front.address).await;
     let (verdict, sent) = register(&mut conn, ProofPolicy::Demand(binding.unwrap())).await;
     let verdict = verdict.unwrap();
@@ -260,7 +260,7 @@ async fn a_recorded_registration_is_worth_nothing_elsewhere() {
 /// because the protocol got better, rejoice and turn it around.
 #[tokio::test]
 async fn weakness_of_the_old_signature_a_relay_and_a_replay_succeed() {
-    let (_state, front) = storage();
+    let front = storage();
     let (origin, _) = origin(SWITCHING).await;
     let hostile = Hostile::new(false).await;
     let kite = service(Protocol::Foolscap, NAME, origin, "right");
@@ -369,7 +369,7 @@ async fn a_pinned_frontend_that_is_an_old_program_is_left() {
 /// frontend cannot use it at another one.
 #[tokio::test]
 async fn a_proof_for_one_onion_service_is_not_good_at_another() {
-    let (_state, front) = storage();
+    let front = storage();
     for (dialled, is, good) in [
         ("www.abcd.onion", "abcd.onion", true),
         ("abcd.onion", "efgh.onion", false),
@@ -392,7 +392,7 @@ async fn a_proof_for_one_onion_service_is_not_good_at_another() {
 /// Old backends come over TLS, too, and in the clear; nothing has changed for them.
 #[tokio::test]
 async fn an_old_backend_registers_as_before() {
-    let (_state, front) = storage();
+    let front = storage();
     for to in [front.address.clone(), format!("plain://{}", front.public)] {
         let (mut conn, _) = dial(&to).await;
         let (verdict, _) = register(&mut conn, ProofPolicy::Off).await;
@@ -405,6 +405,40 @@ async fn an_old_backend_registers_as_before() {
     let mut conn: BoxConn = Box::new(TcpStream::connect(front.public).await.unwrap());
     let (verdict, _) = register(&mut conn, ProofPolicy::Offer(Binding::Tls([0; 32]))).await;
     assert!(!verdict.unwrap().proven);
+}
+
+/// A grant that takes KiteProof1 only: the old signature flies nothing, whoever carries it.
+#[tokio::test]
+async fn a_grant_that_demands_proof_takes_no_old_signature() {
+    let state = tempfile::tempdir().unwrap();
+    let front = frontend_in(
+        state.path(),
+        any(),
+        &[Protocol::Foolscap],
+        ProofRule::Required,
+    );
+    for to in [front.address.clone(), format!("plain://{}", front.public)] {
+        let (mut conn, _) = dial(&to).await;
+        let (verdict, _) = register(&mut conn, ProofPolicy::Off).await;
+        let verdict = verdict.unwrap();
+        assert!(verdict.flying.is_empty());
+        assert_eq!(verdict.refused[0].why, RefusalKind::Proof);
+        assert!(front.handle.tunnels().is_empty());
+    }
+    // What the relay of the weakness above carries over is refused as well.
+    let (origin, _) = origin(SWITCHING).await;
+    let hostile = Hostile::new(false).await;
+    let kite = service(Protocol::Foolscap, NAME, origin, "right");
+    let _back = backend(&hostile.address(), vec![kite]);
+    let mut from = hostile.take().await;
+    let (mut to, _) = dial(&format!("plain://{}", front.public)).await;
+    let verdict = relay(&mut from, &mut to, |_, text| text).await.unwrap();
+    assert!(verdict.contains(";proof\r\n"), "{verdict}");
+
+    let (mut conn, binding) = dial(&front.address).await;
+    let (verdict, _) = register(&mut conn, ProofPolicy::Demand(binding.unwrap())).await;
+    assert!(verdict.unwrap().proven);
+    until("it flies", || kites(&front.handle).len() == 1).await;
 }
 
 /// A frontend that knows one kite's secret refuses the other, and asks for it all the same. (Also

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::roles::{
-    NAME, SWITCHING, Side, any, dialer, foolscap_request, frontend, kites, origin, service, until,
+    NAME, SWITCHING, Side, dialer, foolscap_request, frontend, kites, origin, service, until,
 };
 
 /// A way to the frontend that can fall silent, or be cut.
@@ -93,7 +93,6 @@ impl Dialer for Watched {
 }
 
 struct Scene {
-    _state: tempfile::TempDir,
     front: Side,
     ways: Arc<Mutex<Vec<Arc<Way>>>>,
     left: Arc<Mutex<Vec<Lane>>>,
@@ -103,8 +102,7 @@ struct Scene {
 
 /// A frontend and a backend with two tunnels to it.
 async fn scene() -> Scene {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
+    let front = frontend(&[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
     let (at, ways) = relay(front.public).await;
     let pin = front.address.split_once('#').unwrap().1;
@@ -130,7 +128,6 @@ async fn scene() -> Scene {
     ));
     until("two tunnels stand", || kites(&front.handle).len() == 2).await;
     Scene {
-        _state: state,
         front,
         ways,
         left,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, Service, TorChoice};
+use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service, TorChoice};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::{Frontend, Handle};
 use kite::kite::{Protocol, Secret};
@@ -18,9 +18,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 pub const NAME: &str = "bob.alice.example";
-const TUB: &str = "rznjxrmn666ovyilykucaws7ap26djwf";
+pub const TUB: &str = "rznjxrmn666ovyilykucaws7ap26djwf";
+const OTHER_TUB: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 pub const SWITCHING: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: TLS/1.0, PB/1.0\r\nConnection: Upgrade\r\n\r\n";
+
+pub const UNKNOWN_TUB: &[u8] = b"HTTP/1.1 500 Internal Server Error: unknown TubID\r\n\r\n";
 
 pub fn foolscap_request(host: &str) -> Vec<u8> {
     format!(
@@ -40,10 +43,23 @@ pub struct Side {
     pub handle: Handle,
     trigger: Trigger,
     done: tokio::task::JoinHandle<()>,
+    state: Option<tempfile::TempDir>,
 }
 
 /// A frontend with a shared port and a port that belongs to [`NAME`].
-pub fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Side {
+pub fn frontend(protocols: &[Protocol]) -> Side {
+    let state = tempfile::tempdir().unwrap();
+    let mut side = frontend_in(state.path(), any(), protocols, ProofRule::Optional);
+    side.state = Some(state);
+    side
+}
+
+pub fn frontend_in(
+    state: &Path,
+    listen: SocketAddr,
+    protocols: &[Protocol],
+    proof: ProofRule,
+) -> Side {
     let own = Listen {
         address: ([127, 0, 0, 1], 0).into(),
         kite: Some(NAME.parse().unwrap()),
@@ -60,6 +76,7 @@ pub fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Sid
             pattern: "*.alice.example".parse().unwrap(),
             protocols: protocols.iter().copied().collect(),
             secret: secret("right"),
+            proof,
         }],
         name: None,
         onion: TorChoice::default(),
@@ -79,6 +96,7 @@ pub fn frontend(state: &Path, listen: SocketAddr, protocols: &[Protocol]) -> Sid
         handle,
         trigger,
         done,
+        state: None,
     }
 }
 
@@ -98,6 +116,7 @@ pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: 
         name: name.parse().unwrap(),
         origin: OriginAddr::parse(&origin.to_string(), false).unwrap(),
         secret: secret(secret_text),
+        tub: None,
     }
 }
 
@@ -119,6 +138,22 @@ pub fn backend(address: &str, services: Vec<Service>) -> Trigger {
     trigger
 }
 
+/// A frontend, and a backend whose kites fly there: each name with its protocol and origin.
+async fn flying(kites_wanted: &[(Protocol, &str, SocketAddr)]) -> (Side, Trigger) {
+    let protocols: Vec<Protocol> = kites_wanted
+        .iter()
+        .map(|(protocol, ..)| *protocol)
+        .collect();
+    let front = frontend(&protocols);
+    let service = |(protocol, name, origin): &(Protocol, &str, SocketAddr)| {
+        service(*protocol, name, *origin, "right")
+    };
+    let back = backend(&front.address, kites_wanted.iter().map(service).collect());
+    let all = kites_wanted.len();
+    until("the kites are up", || kites(&front.handle).len() == all).await;
+    (front, back)
+}
+
 pub async fn until(what: &str, ready: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), async {
         while !ready() {
@@ -133,7 +168,8 @@ pub fn kites(handle: &Handle) -> Vec<String> {
     handle.tunnels().into_iter().flat_map(|t| t.kites).collect()
 }
 
-/// An origin that counts its visitors and answers the first with `script`, then echoes.
+/// An origin that counts its visitors and answers each with `script`, then echoes. With a
+/// script it is a foolscap node, and a probe is answered and not counted.
 pub async fn origin(script: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -141,13 +177,17 @@ pub async fn origin(script: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     let count = visitors.clone();
     tokio::spawn(async move {
         while let Ok((mut conn, _)) = listener.accept().await {
-            count.fetch_add(1, Ordering::SeqCst);
+            let count = count.clone();
             tokio::spawn(async move {
-                let mut buf = vec![0; 4096];
                 if !script.is_empty() {
-                    let _ = conn.read(&mut buf).await;
-                    let _ = conn.write_all(script).await;
+                    let mut first = vec![0; 4096];
+                    let read = conn.read(&mut first).await.unwrap_or(0);
+                    if is_probe(&first[..read]) {
+                        return conn.write_all(UNKNOWN_TUB).await.unwrap();
+                    }
                 }
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = conn.write_all(script).await;
                 let (mut r, mut w) = conn.split();
                 let _ = tokio::io::copy(&mut r, &mut w).await;
                 let _ = w.shutdown().await;
@@ -155,6 +195,11 @@ pub async fn origin(script: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
         }
     });
     (address, visitors)
+}
+
+/// The backend's own question, for a tub that is not [`TUB`].
+pub fn is_probe(first: &[u8]) -> bool {
+    first.starts_with(b"GET /id/") && !first[8..].starts_with(TUB.as_bytes())
 }
 
 async fn ask(to: SocketAddr, request: &[u8]) -> Vec<u8> {
@@ -173,14 +218,8 @@ pub fn any() -> SocketAddr {
 
 #[tokio::test]
 async fn foolscap_goes_through_and_nothing_else() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, visitors) = origin(SWITCHING).await;
-    let _back = backend(
-        &front.address,
-        vec![service(Protocol::Foolscap, NAME, origin, "right")],
-    );
-    until("the kite is up", || !front.handle.tunnels().is_empty()).await;
+    let (front, _back) = flying(&[(Protocol::Foolscap, NAME, origin)]).await;
     assert_eq!(kites(&front.handle), ["http:bob.alice.example"]);
 
     let mut visitor = TcpStream::connect(front.public).await.unwrap();
@@ -232,15 +271,29 @@ async fn foolscap_goes_through_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_visitor_for_another_tub_is_turned_away() {
+    let (origin, visitors) = origin(SWITCHING).await;
+    for (tub, answer) in [(TUB, "101"), (OTHER_TUB, "404")] {
+        let front = frontend(&[Protocol::Foolscap]);
+        let kite = Service {
+            tub: Some(tub.parse().unwrap()),
+            ..service(Protocol::Foolscap, NAME, origin, "right")
+        };
+        let _back = backend(&front.address, vec![kite]);
+        until("the kite is up", || kites(&front.handle).len() == 1).await;
+        let mut visitor = TcpStream::connect(front.public).await.unwrap();
+        visitor.write_all(&foolscap_request(NAME)).await.unwrap();
+        let mut said = [0; 12];
+        visitor.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, format!("HTTP/1.1 {answer}").as_bytes());
+    }
+    assert_eq!(visitors.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn plaintext_after_the_upgrade_is_cut_off() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
-    let _back = backend(
-        &front.address,
-        vec![service(Protocol::Foolscap, NAME, origin, "right")],
-    );
-    until("the kite is up", || !front.handle.tunnels().is_empty()).await;
+    let (front, _back) = flying(&[(Protocol::Foolscap, NAME, origin)]).await;
     let mut visitor = TcpStream::connect(front.public).await.unwrap();
     visitor.write_all(&foolscap_request(NAME)).await.unwrap();
     let mut answer = vec![0; SWITCHING.len()];
@@ -282,19 +335,12 @@ fn client_hello(name: Option<&str>) -> Vec<u8> {
 #[tokio::test]
 async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
     const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 0x31];
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(
-        state.path(),
-        any(),
-        &[Protocol::Https, Protocol::TahoeHttps],
-    );
     let (origin, visitors) = origin(b"").await;
-    let services = vec![
-        service(Protocol::TahoeHttps, NAME, origin, "right"),
-        service(Protocol::Https, "eve.alice.example", origin, "right"),
-    ];
-    let _back = backend(&front.address, services);
-    until("the kites are up", || kites(&front.handle).len() == 2).await;
+    let (front, _back) = flying(&[
+        (Protocol::TahoeHttps, NAME, origin),
+        (Protocol::Https, "eve.alice.example", origin),
+    ])
+    .await;
 
     for (to, hello, passes) in [
         (front.public, client_hello(None), false),
@@ -325,18 +371,12 @@ async fn tls_goes_by_name_or_by_port_or_is_refused_aloud() {
 
 #[tokio::test]
 async fn a_dead_origin_is_said_at_once() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let gone = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
         .local_addr()
         .unwrap();
-    let _back = backend(
-        &front.address,
-        vec![service(Protocol::Foolscap, NAME, gone, "right")],
-    );
-    until("the kite is up", || !front.handle.tunnels().is_empty()).await;
+    let (front, _back) = flying(&[(Protocol::Foolscap, NAME, gone)]).await;
     assert!(
         ask(front.public, &foolscap_request(NAME))
             .await
@@ -346,8 +386,7 @@ async fn a_dead_origin_is_said_at_once() {
 
 #[tokio::test]
 async fn a_wrong_secret_or_a_foreign_name_flies_nothing() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
+    let front = frontend(&[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
     let _wrong = backend(
         &front.address,
@@ -382,9 +421,8 @@ async fn a_wrong_secret_or_a_foreign_name_flies_nothing() {
 
 #[tokio::test]
 async fn a_wrong_pin_is_told_nothing() {
-    let (state, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
-    let liar = frontend(other.path(), any(), &[Protocol::Foolscap]);
+    let front = frontend(&[Protocol::Foolscap]);
+    let liar = frontend(&[Protocol::Foolscap]);
     let pin = front.address.split_once('#').unwrap().1;
     let (origin, _) = origin(SWITCHING).await;
     let mixed = format!("{}#{pin}", liar.public);
@@ -398,15 +436,9 @@ async fn a_wrong_pin_is_told_nothing() {
 
 #[tokio::test]
 async fn a_second_backend_does_not_take_a_kite_away() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (first, first_visitors) = origin(SWITCHING).await;
     let (second, second_visitors) = origin(SWITCHING).await;
-    let one = backend(
-        &front.address,
-        vec![service(Protocol::Foolscap, NAME, first, "right")],
-    );
-    until("the kite is up", || !front.handle.tunnels().is_empty()).await;
+    let (front, one) = flying(&[(Protocol::Foolscap, NAME, first)]).await;
     let _two = backend(
         &front.address,
         vec![service(Protocol::Foolscap, NAME, second, "right")],
@@ -432,18 +464,18 @@ async fn a_second_backend_does_not_take_a_kite_away() {
 
 #[tokio::test]
 async fn a_restarted_frontend_is_found_again() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
     let (origin, _) = origin(SWITCHING).await;
-    let _back = backend(
-        &front.address,
-        vec![service(Protocol::Foolscap, NAME, origin, "right")],
-    );
-    until("the kite is up", || !front.handle.tunnels().is_empty()).await;
+    let (front, _back) = flying(&[(Protocol::Foolscap, NAME, origin)]).await;
     front.trigger.stop();
     front.done.await.unwrap();
     // The same port and the same key: the pin still holds.
-    let again = frontend(state.path(), front.public, &[Protocol::Foolscap]);
+    let state = front.state.as_ref().unwrap().path();
+    let again = frontend_in(
+        state,
+        front.public,
+        &[Protocol::Foolscap],
+        ProofRule::Optional,
+    );
     assert_eq!(again.address, front.address);
     until("the kite is up again", || {
         !again.handle.tunnels().is_empty()
@@ -453,8 +485,7 @@ async fn a_restarted_frontend_is_found_again() {
 
 #[tokio::test]
 async fn a_ping_is_answered_as_pagekite_wants_it() {
-    let state = tempfile::tempdir().unwrap();
-    let front = frontend(state.path(), any(), &[Protocol::Foolscap]);
+    let front = frontend(&[Protocol::Foolscap]);
     let reply = ask(
         front.public,
         b"HEAD /ping HTTP/1.1\r\nHost: ping.pagekite\r\n\r\n",
