@@ -16,9 +16,12 @@ pub mod policy;
 pub mod probe;
 mod siblings;
 mod stream;
+pub mod watch;
 
 use self::flight::{Crew, Fate, Flight};
 use self::siblings::Siblings;
+pub use self::stream::FIRST_FLIGHT_TIMEOUT;
+use self::watch::Watch;
 use crate::config::{Frontend, Service};
 use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, Slot, Stage};
@@ -56,6 +59,7 @@ pub async fn run(
     board: Board,
     shutdown: Shutdown,
 ) {
+    let watch = Arc::new(Watch::new(&services));
     let pool = Pool::new();
     let mut tasks = JoinSet::new();
     for frontend in frontends {
@@ -78,6 +82,7 @@ pub async fn run(
                 services: flown.clone(),
                 dialer: dialer.clone(),
                 pool: pool.clone(),
+                watch: watch.clone(),
                 siblings: siblings.clone(),
                 slot: board.slot(&address.to_string(), lane),
                 shown: match lane {
@@ -100,6 +105,7 @@ struct Link {
     services: Arc<Vec<Service>>,
     dialer: Arc<dyn Dialer>,
     pool: Pool,
+    watch: Arc<Watch>,
     siblings: Arc<Siblings>,
     slot: Slot,
     /// The frontend in logs; with the tunnel's number, if there are several.
@@ -261,6 +267,7 @@ impl Link {
         let flown = flown.filter(|s| verdict.flying.iter().any(|id| flies_as(s, id)));
         let crew = Crew {
             services: Arc::new(flown.cloned().collect()),
+            watch: self.watch.clone(),
             frontend: self.shown.clone(),
             siblings: self.siblings.clone(),
             shutdown: shutdown.clone(),

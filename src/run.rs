@@ -50,8 +50,8 @@ pub enum RunError {
     },
     /// An origin that must not become public.
     #[error(
-        "{kite}: the origin {origin} is a web server, not a foolscap port. Tahoe's web interface must never be \
-         public: its URLs are the keys to the files. Give the port from tub.port in tahoe.cfg"
+        "{kite}: the origin {origin} is a web server, not a foolscap port. {remedy}",
+        remedy = probe::WEB_REMEDY
     )]
     WebOrigin {
         /// The kite.
@@ -196,8 +196,8 @@ fn bind_socks(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError
     bound.map_err(|source| RunError::Socks { address, source })
 }
 
-/// Looks at each origin once. One that is down may come up later; one that is a web
-/// server behind a foolscap kite is a mistake that must not fly.
+/// Looks at each origin. One that is down may come up later, and is looked at again before
+/// it gets a visitor; a web server behind a foolscap kite is a mistake that must not fly.
 async fn check_origins(config: &BackendConfig) -> Result<(), RunError> {
     for service in &config.services {
         if service.protocol.is_plaintext() {
@@ -210,21 +210,14 @@ async fn check_origins(config: &BackendConfig) -> Result<(), RunError> {
         if service.protocol != Protocol::Foolscap {
             continue;
         }
-        let (name, origin) = (&service.name, &service.origin);
-        match probe::look(origin, name).await {
-            Seen::Foolscap => tracing::info!("{name}: the origin {origin} speaks foolscap"),
+        match probe::look(&service.origin, &service.name).await {
             Seen::Web => {
                 return Err(RunError::WebOrigin {
-                    kite: name.to_string(),
-                    origin: origin.to_string(),
+                    kite: service.name.to_string(),
+                    origin: service.origin.to_string(),
                 });
             }
-            Seen::Unknown => tracing::warn!(
-                "{name}: the origin {origin} does not answer as a foolscap port does"
-            ),
-            Seen::Down(e) => {
-                tracing::warn!("{name}: {e}; {}; visitors are refused until then", e.hint())
-            }
+            seen => seen.log(service),
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use super::siblings::Siblings;
+use super::watch::Watch;
 use super::{DRAIN, stream};
 use crate::config::Service;
 use crate::shutdown::Shutdown;
@@ -47,6 +48,8 @@ pub(super) enum Fate {
 pub(super) struct Crew {
     /// The kites that fly.
     pub(super) services: Arc<Vec<Service>>,
+    /// What is known of their origins.
+    pub(super) watch: Arc<Watch>,
     /// The frontend, for logs.
     pub(super) frontend: String,
     /// The other tunnels to it.
@@ -122,7 +125,7 @@ impl Crew {
             tokio::select! {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
-                        streams.spawn(stream::serve(incoming, self.services.clone()));
+                        streams.spawn(stream::serve(incoming, self.services.clone(), self.watch.clone()));
                     }
                     None => break,
                 },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngCore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::config::Service;
 use crate::dial::{OriginAddr, OriginDialer, OriginError};
 use crate::kite::KiteName;
 use crate::sniff::foolscap::{ProbeAnswer, TUB_ID_LEN, probe_answer, probe_request};
@@ -15,6 +16,10 @@ use crate::sniff::{Sniff, TubId};
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is looked at, in bytes.
 const MAX_ANSWER: usize = 8 * 1024;
+
+/// What an operator must know and do whose origin is a web server.
+pub const WEB_REMEDY: &str = "Tahoe's web interface must never be public: its URLs are the keys to the files. \
+                              Give the port from tub.port in tahoe.cfg";
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +32,26 @@ pub enum Seen {
     Unknown,
     /// Nothing: it cannot be reached now.
     Down(OriginError),
+}
+
+impl Seen {
+    /// Says what was seen behind a kite, and what is to be done.
+    pub fn log(&self, kite: &Service) {
+        let Service { name, origin, .. } = kite;
+        match self {
+            Self::Foolscap => tracing::info!("{name}: the origin {origin} speaks foolscap"),
+            Self::Web => tracing::error!(
+                "{name}: the origin {origin} is a web server, not a foolscap port; visitors are refused. {WEB_REMEDY}"
+            ),
+            Self::Unknown => tracing::warn!(
+                "{name}: the origin {origin} does not answer as a foolscap port does; visitors are refused until \
+                 it does; compare it with tub.port in tahoe.cfg"
+            ),
+            Self::Down(e) => {
+                tracing::warn!("{name}: {e}; {}; visitors are refused until then", e.hint())
+            }
+        }
+    }
 }
 
 /// Negotiates with the origin for a tub that does not exist, and looks at the answer.

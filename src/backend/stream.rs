@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::policy::{Gate, PolicyError, Verdict};
+use super::watch::Watch;
 use crate::config::Service;
 use crate::dial::{OriginConn, OriginDialer};
 use crate::kite::KiteName;
@@ -20,7 +21,7 @@ use crate::wire::frame::Open;
 pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves one stream to its end.
-pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>) {
+pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>, watch: Arc<Watch>) {
     let Incoming { open, mut stream } = incoming;
     let sid = stream.sid();
     let Some(service) = choose(&services, &open) else {
@@ -45,15 +46,25 @@ pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>) {
         Ok(Err(Turned::Left)) => return,
         Err(_) => return refuse(stream, Voice::Close),
     };
+    if !watch.trusts(service).await {
+        tracing::debug!(
+            ?sid,
+            "{}: a visitor was refused: its origin is not fit",
+            service.name
+        );
+        return refuse(stream, unreachable(service.protocol.on_wire()));
+    }
     let origin = match OriginDialer::new().dial(&service.origin).await {
         Ok(origin) => origin,
         Err(e) => {
             tracing::warn!(?sid, "{}: {e}; {}", service.name, e.hint());
+            watch.doubt(service);
             return refuse(stream, unreachable(service.protocol.on_wire()));
         }
     };
     let inspect = (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>);
     let done = splice(stream, origin, held, inspect).await;
+    watch.doubt(service);
     tracing::debug!(
         ?sid,
         to_origin = done.from_tunnel,

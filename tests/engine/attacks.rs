@@ -22,14 +22,14 @@ use crate::roles::{
 };
 
 /// Somebody to whom a backend connects, and who has plans of its own.
-struct Hostile {
+pub struct Hostile {
     listener: TcpListener,
     tls: Option<TlsServer>,
     _state: tempfile::TempDir,
 }
 
 impl Hostile {
-    async fn new(with_tls: bool) -> Self {
+    pub async fn new(with_tls: bool) -> Self {
         let state = tempfile::tempdir().unwrap();
         Self {
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -38,7 +38,7 @@ impl Hostile {
         }
     }
 
-    fn address(&self) -> String {
+    pub fn address(&self) -> String {
         let at = self.listener.local_addr().unwrap();
         match &self.tls {
             Some(tls) => format!("{at}#{}", tls.pin()),
@@ -50,7 +50,7 @@ impl Hostile {
         self.take_bound().await.0
     }
 
-    async fn take_bound(&self) -> (BoxConn, Option<Binding>) {
+    pub async fn take_bound(&self) -> (BoxConn, Option<Binding>) {
         let (conn, _) = self.listener.accept().await.unwrap();
         let Some(tls) = &self.tls else {
             return (Box::new(conn), None);
@@ -62,7 +62,7 @@ impl Hostile {
 }
 
 /// All of a head, or `None` if the peer has left.
-async fn read_head(conn: &mut BoxConn) -> Option<String> {
+pub async fn read_head(conn: &mut BoxConn) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(conn.read_u8().await.ok()?);
@@ -71,7 +71,7 @@ async fn read_head(conn: &mut BoxConn) -> Option<String> {
 }
 
 /// The text of one frame, or `None` if the peer has left.
-async fn read_frame(conn: &mut BoxConn) -> Option<String> {
+pub async fn read_frame(conn: &mut BoxConn) -> Option<String> {
     let mut size = Vec::new();
     while !size.ends_with(b"\r\n") {
         size.push(conn.read_u8().await.ok()?);
@@ -82,13 +82,13 @@ async fn read_frame(conn: &mut BoxConn) -> Option<String> {
     Some(String::from_utf8(text).unwrap())
 }
 
-async fn send(conn: &mut BoxConn, text: &str) {
+pub async fn send(conn: &mut BoxConn, text: &str) {
     // It may have left already, which is what most of these tests hope for.
     let _ = conn.write_all(text.as_bytes()).await;
     let _ = conn.flush().await;
 }
 
-async fn send_frame(conn: &mut BoxConn, text: &str) {
+pub async fn send_frame(conn: &mut BoxConn, text: &str) {
     send(conn, &format!("{:x}\r\n{text}", text.len())).await;
 }
 

@@ -11,7 +11,9 @@
 )]
 
 mod attacks;
+mod hostile;
 mod lanes;
+mod origins;
 mod roles;
 mod tunnel;
 mod unlinkable;

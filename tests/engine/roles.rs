@@ -122,14 +122,20 @@ pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: 
 
 /// A backend; dropping the trigger stops it.
 pub fn backend(address: &str, services: Vec<Service>) -> Trigger {
+    backend_of(&[address], services)
+}
+
+/// A backend of several frontends.
+pub fn backend_of(addresses: &[&str], services: Vec<Service>) -> Trigger {
     let (trigger, order) = shutdown::channel();
-    let to = To {
+    let to = |address: &&str| To {
         address: address.parse().unwrap(),
         kites: None,
         tunnels: 1,
     };
+    let all = addresses.iter().map(to).collect();
     tokio::spawn(kite::backend::run(
-        vec![to],
+        all,
         services,
         dialer(),
         Board::default(),
@@ -139,7 +145,7 @@ pub fn backend(address: &str, services: Vec<Service>) -> Trigger {
 }
 
 /// A frontend, and a backend whose kites fly there: each name with its protocol and origin.
-async fn flying(kites_wanted: &[(Protocol, &str, SocketAddr)]) -> (Side, Trigger) {
+pub async fn flying(kites_wanted: &[(Protocol, &str, SocketAddr)]) -> (Side, Trigger) {
     let protocols: Vec<Protocol> = kites_wanted
         .iter()
         .map(|(protocol, ..)| *protocol)
@@ -202,9 +208,9 @@ pub fn is_probe(first: &[u8]) -> bool {
     first.starts_with(b"GET /id/") && !first[8..].starts_with(TUB.as_bytes())
 }
 
-async fn ask(to: SocketAddr, request: &[u8]) -> Vec<u8> {
+pub async fn ask(to: SocketAddr, request: impl AsRef<[u8]>) -> Vec<u8> {
     let mut conn = TcpStream::connect(to).await.unwrap();
-    conn.write_all(request).await.unwrap();
+    conn.write_all(request.as_ref()).await.unwrap();
     let mut got = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(10), conn.read_to_end(&mut got))
         .await
@@ -308,7 +314,7 @@ async fn plaintext_after_the_upgrade_is_cut_off() {
 }
 
 /// A ClientHello without a server name, as Tahoe's HTTPS protocol sends it.
-fn client_hello(name: Option<&str>) -> Vec<u8> {
+pub fn client_hello(name: Option<&str>) -> Vec<u8> {
     let roots = rustls::RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
