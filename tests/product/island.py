@@ -149,6 +149,9 @@ class Island:
     def listen(self, address=("127.0.0.1", 0)):
         return socket.create_server(address, backlog=128)
 
+    def connect(self, address, timeout=10):
+        return socket.create_connection(address, timeout=timeout)
+
 
 class Cable:
     """Everything a machine starts: TCP dials and datagrams that come out of its cable."""

@@ -27,6 +27,7 @@ TOR_READY = r"Tor ready"
 SOCKS = r"SOCKS port on {via}"
 CONNECTED = r"frontend .*{via}.*: connected"
 LOST = r"frontend .*{via}.*: lost"
+STREAM_ENDED = r"{via}: stream ended"
 RETRY = r"frontend .*{via}.*: retry in"
 
 SERVED = {"foolscap": "http", "tahoe-https": "https"}   # what the wire calls them
@@ -47,10 +48,13 @@ def secret_file(path, secret):
 
 
 class Kite:
-    """One service: what it is called, how it speaks, where it is, and the secret both sides know."""
+    """One service: what it is called, how it speaks, where it is, and the secret both sides know.
 
-    def __init__(self, protocol, name, origin, secret=None):
-        self.protocol, self.name, self.origin = protocol, name, origin
+    `tub` is the TubID of its node, if the backend is to know it.
+    """
+
+    def __init__(self, protocol, name, origin, secret=None, tub=None):
+        self.protocol, self.name, self.origin, self.tub = protocol, name, origin, tub
         self.secret = secret or secrets.token_hex(16)
 
     @property
@@ -190,7 +194,7 @@ class Backend(_Role):
                            **({"tunnels": tunnels} if tunnels else {}))
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
-                           secret_file=self.secret(kite))
+                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}))
         self.file.write_text(text)
 
     def start(self):

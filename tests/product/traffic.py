@@ -365,14 +365,14 @@ class Visitor:
 class Tap(Origin):
     """A plain relay in front of a server on the same machine: it notes how each visitor begins."""
 
-    def __init__(self, machine, target):
-        super().__init__(machine, self._relay)
+    def __init__(self, machine, target, address=("127.0.0.1", 0)):
         self.machine, self.target = machine, target
-        self.beginnings = []
+        self.beginnings = []                 # of each visitor, the first piece that arrived
+        super().__init__(machine, self._relay, address)
 
     def _relay(self, visitor):
         first = visitor.sock.recv(65536)
-        self.beginnings.append(first[:8])
+        self.beginnings.append(first)
         if not first:
             return
         with Stream(self.machine.connect(self.target)) as server:
@@ -397,5 +397,5 @@ class Tap(Origin):
 
     def protocols(self):
         """Which of Tahoe's storage protocols were spoken: foolscap's GET, or TLS at once."""
-        return {"foolscap" if b.startswith(b"GET /id/") else "https" if b.startswith(b"\x16\x03") else repr(b)
+        return {"foolscap" if b.startswith(b"GET /id/") else "https" if b.startswith(b"\x16\x03") else repr(b[:8])
                 for b in self.beginnings if b}
