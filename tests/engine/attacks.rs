@@ -172,6 +172,21 @@ fn kite_salt() -> String {
     "5a17".repeat(9)
 }
 
+/// Changes the first character of the salt behind the kite's name; a second time, back.
+fn other_salt(text: &str) -> String {
+    let name = format!("{NAME}:");
+    let mut parts = text.split(&name);
+    let first = parts.next().unwrap().to_owned();
+    parts.fold(first, |text, part| {
+        let mut part = part.as_bytes().to_vec();
+        part[0] = match part[0] {
+            digit @ b'0'..=b'9' => b'0' + b'9' - digit,
+            letter => b'a' + b'f' - letter,
+        };
+        text + &name + std::str::from_utf8(&part).unwrap()
+    })
+}
+
 /// A backend has pinned a frontend that is hostile, and lives at another as well. Whatever the
 /// hostile one carries over, it gets no kite there.
 #[tokio::test]
@@ -200,6 +215,7 @@ async fn a_relay_registers_nothing_in_its_own_name() {
                 Way::Out => text.replace("eve.", "bob."),
             }),
         ),
+        ("with another salt", Box::new(|_, text| other_salt(&text))),
     ];
     let front = storage();
     let (origin, visitors) = origin(SWITCHING).await;
