@@ -150,9 +150,20 @@ pub struct Frontend {
     pub tunnels: u8,
 }
 
+/// What of a backend's configuration concerns the node behind it. No secret is read for it.
+#[derive(Debug)]
+pub struct NodeSide {
+    /// Whether the backend goes out through Tor.
+    pub via_tor: bool,
+    /// Where the node may come in to go out through Tor.
+    pub socks: Option<SocketAddr>,
+    /// The kites. Never empty.
+    pub kites: Vec<Service<()>>,
+}
+
 /// One kite to fly.
 #[derive(Debug, Clone)]
-pub struct Service {
+pub struct Service<S = Secret> {
     /// What it carries.
     pub protocol: Protocol,
     /// Its public name.
@@ -160,7 +171,7 @@ pub struct Service {
     /// The server behind it.
     pub origin: OriginAddr,
     /// What proves that it is ours.
-    pub secret: Secret,
+    pub secret: S,
     /// The node's TubID; visitors for another are turned away. Only foolscap kites have one.
     pub tub: Option<TubId>,
 }
@@ -312,7 +323,8 @@ impl Source {
     }
 }
 
-fn read_limited(path: &Path) -> std::result::Result<Vec<u8>, String> {
+/// A file of at most [`MAX_FILE`] bytes, or why not.
+pub(crate) fn read_limited(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let size = std::fs::metadata(path).map_err(|e| describe_io(&e))?.len();
     if size > MAX_FILE {
         return Err(format!(
@@ -626,8 +638,8 @@ impl BackendConfig {
     fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
         let (source, file): (Source, BackendFile) = Source::read(args.config.as_deref())?;
 
-        let enabled = args.via_tor || file.tor.enabled;
-        let usual = if enabled { TUNNELS_VIA_TOR } else { 1 };
+        let (tor, socks) = tor_choice(&source, args, &file.tor)?;
+        let usual = if tor.enabled { TUNNELS_VIA_TOR } else { 1 };
         let tunnels = args.tunnels.unwrap_or(usual);
         let frontends = if args.frontend.is_empty() {
             let entry = |(i, entry): (usize, FrontendEntry)| {
@@ -664,87 +676,18 @@ impl BackendConfig {
             ));
         }
 
-        let allowed = if args.allow_origin.is_empty() {
-            &file.allow_origin
-        } else {
-            &args.allow_origin
-        };
-        let allowed = allowed
-            .iter()
-            .map(|text| {
-                text.parse::<IpAddr>().map_err(|_| {
-                    ConfigError::new(
-                        source.at("allow_origin"),
-                        format!("'{text}' is no IP address"),
-                        "write a number such as 192.168.1.5",
-                    )
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-
-        let services = if args.services.is_empty() {
-            let entry = |(i, entry): (usize, ServiceEntry)| {
-                let key = format!("kites[{i}]");
-                let secret = entry_secret(
-                    &source,
-                    &key,
-                    entry.secret_file.as_deref(),
-                    args.secret_file.as_deref(),
-                    variable,
-                )?;
-                let protocol = match &entry.protocol {
-                    Some(word) => parse_protocol(&source.at(format_args!("{key}.protocol")), word)?,
-                    None => Protocol::Foolscap,
-                };
-                let tub = |text: &String| {
-                    parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol)
-                };
-                Ok(Service {
-                    protocol,
-                    tub: entry.tub_id.as_ref().map(tub).transpose()?,
-                    name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
-                    origin: parse_origin(
-                        &source.at(format_args!("{key}.origin")),
-                        &entry.origin,
-                        &allowed,
-                    )?,
-                    secret,
-                })
-            };
-            file.kites
-                .into_iter()
-                .enumerate()
-                .map(entry)
-                .collect::<Result<Vec<_>>>()?
-        } else {
-            let secret = flag_secret(args.secret_file.as_deref(), variable, "SERVICE")?;
-            let flag = |text: &String| parse_service(text, &allowed, &secret);
-            args.services.iter().map(flag).collect::<Result<Vec<_>>>()?
-        };
-        if services.is_empty() {
-            return Err(ConfigError::new(
-                source.at("kites"),
-                "there is no kite to fly",
-                "add foolscap:KITENAME:127.0.0.1:PORT, or a [[kites]] table",
-            ));
-        }
-        for (i, a) in services.iter().enumerate() {
-            if services
-                .iter()
-                .take(i)
-                .any(|b| a.name == b.name && a.protocol.on_wire() == b.protocol.on_wire())
-            {
-                return Err(ConfigError::new(
-                    source.at("kites"),
-                    format!(
-                        "{} is given twice for what the wire calls {}",
-                        a.name,
-                        a.protocol.on_wire()
-                    ),
-                    "keep one of them",
-                ));
-            }
-        }
+        let services = services(
+            &source,
+            args,
+            file.kites,
+            &file.allow_origin,
+            |own| match own {
+                Some((key, path)) => {
+                    entry_secret(&source, key, path, args.secret_file.as_deref(), variable)
+                }
+                None => flag_secret(args.secret_file.as_deref(), variable, "SERVICE"),
+            },
+        )?;
         for frontend in &frontends {
             for name in frontend.kites.iter().flatten() {
                 if !services.iter().any(|s| s.name == *name) {
@@ -760,32 +703,7 @@ impl BackendConfig {
             }
         }
 
-        let tor_config = tor_config(
-            &source,
-            args.tor_config.as_deref(),
-            file.tor.config.as_deref(),
-        );
-        let enabled = args.via_tor || file.tor.enabled;
-        if tor_config.is_some() && !enabled {
-            return Err(ConfigError::new(
-                source.at("tor.config"),
-                "there are settings for Tor, but Tor is off, and frontends would see this machine's address",
-                "add --via-tor, or enabled = true under [tor]; or remove the settings",
-            ));
-        }
-        let socks = match (&args.socks_listen, &file.tor.socks_listen) {
-            (Some(text), _) => Some(parse_socks("--socks-listen", text)?),
-            (None, Some(text)) => Some(parse_socks(&source.at("tor.socks_listen"), text)?),
-            (None, None) => None,
-        };
-        if socks.is_some() && !enabled {
-            return Err(ConfigError::new(
-                source.at("tor.socks_listen"),
-                "a SOCKS port leads into Tor, but Tor is off",
-                "add --via-tor, or enabled = true under [tor]; or remove the SOCKS port",
-            ));
-        }
-        if !enabled && frontends.iter().any(|f| f.address.is_onion()) {
+        if !tor.enabled && frontends.iter().any(|f| f.address.is_onion()) {
             return Err(ConfigError::new(
                 source.at("frontends"),
                 "an onion frontend can be reached through Tor only",
@@ -794,10 +712,7 @@ impl BackendConfig {
         }
 
         Ok(Self {
-            tor: TorChoice {
-                enabled,
-                config: tor_config,
-            },
+            tor,
             socks,
             frontends,
             services,
@@ -812,6 +727,136 @@ impl BackendConfig {
             )?,
         })
     }
+}
+
+impl NodeSide {
+    /// Reads file and flags. Frontends are not looked at.
+    pub fn load(args: &BackendArgs) -> Result<Self> {
+        let (source, file): (Source, BackendFile) = Source::read(args.config.as_deref())?;
+        let kites = services(&source, args, file.kites, &file.allow_origin, |_| Ok(()))?;
+        let (tor, socks) = tor_choice(&source, args, &file.tor)?;
+        Ok(Self {
+            via_tor: tor.enabled,
+            socks,
+            kites,
+        })
+    }
+}
+
+/// The kites of flags, or else of the file. `secret` is asked for each table's secret, with the table's
+/// key and its file, or once for all flags.
+fn services<S: Clone>(
+    source: &Source,
+    args: &BackendArgs,
+    entries: Vec<ServiceEntry>,
+    allowed: &[String],
+    secret: impl Fn(Option<(&str, Option<&Path>)>) -> Result<S>,
+) -> Result<Vec<Service<S>>> {
+    let allowed = if args.allow_origin.is_empty() {
+        allowed
+    } else {
+        &args.allow_origin
+    };
+    let allowed = allowed
+        .iter()
+        .map(|text| {
+            text.parse::<IpAddr>().map_err(|_| {
+                ConfigError::new(
+                    source.at("allow_origin"),
+                    format!("'{text}' is no IP address"),
+                    "write a number such as 192.168.1.5",
+                )
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+
+    let services = if args.services.is_empty() {
+        let entry = |(i, entry): (usize, ServiceEntry)| {
+            let key = format!("kites[{i}]");
+            let secret = secret(Some((&key, entry.secret_file.as_deref())))?;
+            let protocol = match &entry.protocol {
+                Some(word) => parse_protocol(&source.at(format_args!("{key}.protocol")), word)?,
+                None => Protocol::Foolscap,
+            };
+            let tub =
+                |text: &String| parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol);
+            Ok(Service {
+                protocol,
+                tub: entry.tub_id.as_ref().map(tub).transpose()?,
+                name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
+                origin: parse_origin(
+                    &source.at(format_args!("{key}.origin")),
+                    &entry.origin,
+                    &allowed,
+                )?,
+                secret,
+            })
+        };
+        entries
+            .into_iter()
+            .enumerate()
+            .map(entry)
+            .collect::<Result<Vec<_>>>()?
+    } else {
+        let secret = secret(None)?;
+        let flag = |text: &String| parse_service(text, &allowed, &secret);
+        args.services.iter().map(flag).collect::<Result<Vec<_>>>()?
+    };
+    if services.is_empty() {
+        return Err(ConfigError::new(
+            source.at("kites"),
+            "there is no kite to fly",
+            "add foolscap:KITENAME:127.0.0.1:PORT, or a [[kites]] table",
+        ));
+    }
+    for (i, a) in services.iter().enumerate() {
+        if services
+            .iter()
+            .take(i)
+            .any(|b| a.name == b.name && a.protocol.on_wire() == b.protocol.on_wire())
+        {
+            return Err(ConfigError::new(
+                source.at("kites"),
+                format!(
+                    "{} is given twice for what the wire calls {}",
+                    a.name,
+                    a.protocol.on_wire()
+                ),
+                "keep one of them",
+            ));
+        }
+    }
+    Ok(services)
+}
+
+/// Whether to use Tor, and the SOCKS port that leads into it.
+fn tor_choice(
+    source: &Source,
+    args: &BackendArgs,
+    table: &TorTable,
+) -> Result<(TorChoice, Option<SocketAddr>)> {
+    let config = tor_config(source, args.tor_config.as_deref(), table.config.as_deref());
+    let enabled = args.via_tor || table.enabled;
+    if config.is_some() && !enabled {
+        return Err(ConfigError::new(
+            source.at("tor.config"),
+            "there are settings for Tor, but Tor is off, and frontends would see this machine's address",
+            "add --via-tor, or enabled = true under [tor]; or remove the settings",
+        ));
+    }
+    let socks = match (&args.socks_listen, &table.socks_listen) {
+        (Some(text), _) => Some(parse_socks("--socks-listen", text)?),
+        (None, Some(text)) => Some(parse_socks(&source.at("tor.socks_listen"), text)?),
+        (None, None) => None,
+    };
+    if socks.is_some() && !enabled {
+        return Err(ConfigError::new(
+            source.at("tor.socks_listen"),
+            "a SOCKS port leads into Tor, but Tor is off",
+            "add --via-tor, or enabled = true under [tor]; or remove the SOCKS port",
+        ));
+    }
+    Ok((TorChoice { enabled, config }, socks))
 }
 
 /// Whoever can connect may use this machine's Tor, so nobody outside may.
@@ -860,7 +905,7 @@ fn parse_frontend(
     })
 }
 
-fn parse_service(text: &str, allowed: &[IpAddr], secret: &Secret) -> Result<Service> {
+fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result<Service<S>> {
     let mut parts = text.splitn(3, ':');
     let (Some(protocol), Some(name), Some(origin)) = (parts.next(), parts.next(), parts.next())
     else {
