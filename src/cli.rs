@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "kite", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Try it without any set-up: kite demo\n\
-    Exit status: 0 ended as asked, 1 failed at run time, 2 wrong usage or configuration.")]
+    Exit status: 0 ended as asked, 1 failed at run time or a check found a leak, \
+    2 wrong usage or configuration.")]
 pub struct Cli {
     /// How much to log: error, warn, info, debug, trace, or filters such as kite=debug
     /// [default: info, for the demo warn]
@@ -21,7 +22,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The two roles, and a way to see them at work.
+/// The two roles, a way to see them at work, and what the node behind them needs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Be the public side: take visitors and backends, and bring them together
@@ -32,6 +33,11 @@ pub enum Command {
     Status(StatusArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
+    /// Look for what shows the address of the machine. Exit status: 0 nothing, 1 a leak or
+    /// something broken, 2 it could not be checked
+    Check(CheckArgs),
+    /// Print the lines of tahoe.cfg that the configured kites need, or put them into a node's file
+    Tahoe(TahoeArgs),
 }
 
 /// Flags of `kite frontend`. Each has a key in the file, which README.md lists.
@@ -157,4 +163,35 @@ pub struct DemoArgs {
     /// TOML file with Arti's own settings, merged over kite's
     #[arg(long, value_name = "FILE", requires = "via_tor")]
     pub tor_config: Option<PathBuf>,
+}
+
+/// Flags of `kite check`.
+#[derive(Debug, Default, Args)]
+pub struct CheckArgs {
+    /// A Tahoe-LAFS node's directory: name the lines of its tahoe.cfg that show its address or
+    /// keep visitors away, and the lines to put instead
+    #[arg(long, value_name = "DIR")]
+    pub node: Option<PathBuf>,
+
+    /// The backend's TOML file, to see whether the node goes with it
+    #[arg(long, value_name = "FILE", requires = "node")]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags of `kite tahoe`: a backend's, of which it needs the kites and the SOCKS port, and two
+/// of its own. No secret is read.
+#[derive(Debug, Default, Args)]
+pub struct TahoeArgs {
+    /// Put the lines into DIR/tahoe.cfg. The old file is kept beside it; other lines stay
+    #[arg(long, value_name = "DIR")]
+    pub write: Option<PathBuf>,
+
+    /// The frontends' port for visitors, of all kites or of one; repeat for more
+    /// [default: what the node in DIR announces, else 80]
+    #[arg(long, value_name = "[KITE=]PORT")]
+    pub public_port: Vec<String>,
+
+    /// As for `kite backend`.
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }

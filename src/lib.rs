@@ -10,11 +10,13 @@
 //! * [`tor`], a crate of its own: Arti on a guarded runtime. [`socks`]: the node's way into it.
 //! * [`tls`]: trust in frontends.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
+//! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod backend;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -29,6 +31,7 @@ pub mod run;
 pub mod shutdown;
 pub mod sniff;
 pub mod socks;
+pub mod tahoe;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;

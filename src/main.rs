@@ -8,7 +8,7 @@ use kite::cli::{Cli, Command, StatusArgs};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::observe::status::{self, Role, Status};
 use kite::observe::{log, progress};
-use kite::{demo, run, shutdown};
+use kite::{check, demo, run, shutdown, tahoe};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -73,6 +73,8 @@ async fn dispatch(command: Command) -> ExitCode {
                 Err(e) => fail(FAILED, &e.to_string()),
             };
         }
+        Command::Check(args) => return verdict(check::run(&args, &mut std::io::stdout())),
+        Command::Tahoe(args) => return verdict(tahoe::run(&args, &mut std::io::stdout())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +130,15 @@ async fn tell(args: &StatusArgs) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(FAILED)
+    }
+}
+
+/// A clean bill, findings, or no answer.
+fn verdict<E: std::fmt::Display>(clean: Result<bool, E>) -> ExitCode {
+    match clean {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
+        Err(e) => fail(USAGE, &e.to_string()),
     }
 }
 

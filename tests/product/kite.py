@@ -41,6 +41,16 @@ def binary():
     return str(path)
 
 
+def run(*args, env=None, cwd=None, status=2):
+    """Run kite, which must end by itself with this status; what it said."""
+    done = subprocess.run([binary(), *map(str, args)], capture_output=True, text=True, timeout=20, cwd=cwd,
+                          env={**{k: v for k, v in os.environ.items() if not k.startswith("KITE")}, **(env or {})})
+    said = done.stdout + done.stderr
+    assert done.returncode == status, f"exit status {done.returncode}, not {status}\n{said}"
+    assert "panicked" not in said
+    return said
+
+
 def secret_file(path, secret):
     path.write_text(secret + "\n")
     path.chmod(0o600)

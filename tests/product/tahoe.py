@@ -21,7 +21,7 @@ TRANSFER_S = 180
 TUB_PORT = 49293
 
 
-def _create(*args):
+def create(*args):
     done = subprocess.run([TAHOE, *map(str, args)], capture_output=True, text=True, timeout=CREATE_S)
     assert done.returncode == 0, f"tahoe {' '.join(map(str, args))}\n{done.stdout}{done.stderr}"
 
@@ -59,7 +59,7 @@ class Introducer(_Process):
     def __init__(self, sup, directory, hosts, name, ip, port=45001):
         super().__init__(sup, directory, hosts)
         self.address = ("tcp", ip, port)
-        _create("create-introducer", f"--port=tcp:{port}:interface={ip}", f"--location=tcp:{name}:{port}", directory)
+        create("create-introducer", f"--port=tcp:{port}:interface={ip}", f"--location=tcp:{name}:{port}", directory)
 
     def run(self):
         super().run()
@@ -74,7 +74,7 @@ class Storage(_Process):
 
     def __init__(self, sup, directory, hosts, machine, furl, hints, force_foolscap):
         super().__init__(sup, directory, hosts, machine)
-        _create("create-node", f"--nickname={directory.name}", "--webport=none", f"--introducer={furl}",
+        create("create-node", f"--nickname={directory.name}", "--webport=none", f"--introducer={furl}",
                 f"--port=tcp:{TUB_PORT}:interface=127.0.0.1", "--location=" + ",".join(hints), directory)
         self.change("storage", force_foolscap=str(force_foolscap).lower(), reserved_space="0")
 
@@ -88,7 +88,7 @@ class Client(_Process):
         super().__init__(sup, directory, hosts)
         self.port = port
         needed, happy, total = shares
-        _create("create-client", f"--nickname={directory.name}", f"--webport=tcp:{port}:interface=127.0.0.1",
+        create("create-client", f"--nickname={directory.name}", f"--webport=tcp:{port}:interface=127.0.0.1",
                 f"--introducer={furl}", f"--shares-needed={needed}", f"--shares-happy={happy}",
                 f"--shares-total={total}", directory)
 

@@ -1,26 +1,14 @@
 """What an operator meets: flags instead of a file, errors that name their cause, exit statuses, clean ends."""
 
-import os
-import subprocess
-
 import pytest
 
 from conftest import new_address
 from island import Island
 from kite import BACKEND_UP, DIAL, FRONTEND_UP, LISTENING, Backend, Frontend, Kite, binary, secret_file
+from kite import run as refused
 from traffic import MIB, HttpOrigin, Recorder, Stream, Visitor, random_bytes
 
 SECRET = "not-a-secret-worth-keeping"
-
-
-def refused(*args, env=None, cwd=None, status=2):
-    """Run kite, which must end by itself with this status; what it said."""
-    done = subprocess.run([binary(), *map(str, args)], capture_output=True, text=True, timeout=20, cwd=cwd,
-                          env={**{k: v for k, v in os.environ.items() if not k.startswith("KITE")}, **(env or {})})
-    said = done.stdout + done.stderr
-    assert done.returncode == status, f"exit status {done.returncode}\n{said}"
-    assert "panicked" not in said
-    return said
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The node's own connections: a Tahoe node whose `[tor] socks.port` is kite's never shows its address.
+"""The node's own connections: a Tahoe node with the lines of `kite tahoe` never shows its address.
 
 The cable of its machine is the proof: relays are all that it dials, node and
 backend together.  The introducer has a name that only the exits can find, and
@@ -12,7 +12,7 @@ import pytest
 
 from conftest import new_address
 from island import Island
-from kite import SOCKS, Backend, Frontend, Kite
+from kite import SOCKS, Backend, Frontend, Kite, run
 from proc import wait_until
 from tahoe import Client, Introducer, Storage, in_parallel
 from traffic import Origin, random_bytes, sha256
@@ -37,17 +37,15 @@ def test_a_node_goes_out_through_the_socks_port(kite, sup, machine, tornet):
     introducer = Introducer(sup, sup.directory / "introducer", hosts, INTRO, INTRODUCER).run()
     node, client = in_parallel(
         lambda: Storage(sup, sup.directory / "node", {}, hidden, introducer.furl, [f"tcp:{NAME}:80"],
-                        force_foolscap=True),
+                        force_foolscap=False),
         lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45097, shares=(1, 1, 1)))
-    node.change("client", force_foolscap="true")
-    node.change("connections", tcp="tor")
-    node.change("tor", **{"socks.port": "tcp:%s:%d" % PORT})
     service = Kite("foolscap", NAME, "%s:%d" % node.target)
     frontend = Frontend(sup, "frontend", ip, [service]).start()
     backend = Backend(sup, "backend", [frontend.pinned(NAME)], [service], machine=hidden, socks="%s:%d" % PORT,
                       via_tor=tornet.arti_toml(sup.directory / "backend-tor")).start()
     backend.wait_up(service, NAME)
     backend.wait_line(SOCKS, "%s:%d" % PORT, timeout=1)
+    run("tahoe", "--config", backend.file, "--write", node.dir, status=0)
     node.run()
     wait_until(lambda: peers(INTRODUCER, 45001), 90, lambda: "the node reaches the introducer\n" + node.proc.tail())
     # Nobody else is there yet: this is the node, and it has an exit's address.

@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
-use kite::cli::{BackendArgs, Cli, FrontendArgs};
+use kite::cli::{BackendArgs, Cli, FrontendArgs, TahoeArgs};
 use kite::config::{BackendConfig, FrontendConfig};
 
 fn root() -> &'static Path {
@@ -141,6 +141,26 @@ fn the_readmes_files_load() {
     assert!(loaded.values().all(|&n| n >= 2), "{loaded:?}");
 }
 
+#[test]
+fn the_readmes_tahoe_cfg_is_what_kite_prints_for_its_backend() {
+    let readme = read("README.md");
+    let toml = blocks(&readme, "toml");
+    let backend = toml.iter().find(|b| b.starts_with("# backend.toml"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = lay_out(dir.path(), "backend.toml", backend.unwrap());
+    let args = TahoeArgs {
+        backend: BackendArgs {
+            config: Some(config),
+            ..BackendArgs::default()
+        },
+        ..TahoeArgs::default()
+    };
+    let mut printed = vec![];
+    assert!(kite::tahoe::run(&args, &mut printed).unwrap());
+    let printed = String::from_utf8(printed).unwrap();
+    assert_eq!(blocks(&readme, "ini")[0], printed.trim_end());
+}
+
 /// The flags that the command line has, by command. What every command has is left out.
 fn flags() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::new();
@@ -154,17 +174,24 @@ fn flags() -> BTreeMap<String, BTreeSet<String>> {
     all
 }
 
-/// The flags that a section `### kite COMMAND` of the README has in the first column of its table.
+/// The flags that a section `### kite COMMAND` of the README has in the first column of its table, and
+/// those of another command, if it says that it has them, too.
 fn documented(readme: &str, command: &str) -> BTreeSet<String> {
     let section = readme
         .split("\n### ")
         .find(|s| s.starts_with(&format!("`kite {command}`")))
         .unwrap_or_else(|| panic!("README.md has no section '### `kite {command}`'"));
+    let others = section
+        .split_once("The flags of `kite ")
+        .and_then(|(_, rest)| rest.split('`').next())
+        .map(|other| documented(readme, other))
+        .unwrap_or_default();
     section
         .lines()
         .filter_map(|line| line.strip_prefix("| `--"))
         .filter_map(|rest| rest.split([' ', '`']).next())
         .map(str::to_owned)
+        .chain(others)
         .collect()
 }
 

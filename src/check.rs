@@ -1,0 +1,36 @@
+//! `kite check`: is there anything that shows the address of the machine?
+
+use std::io::Write;
+
+pub mod node;
+
+use crate::cli::CheckArgs;
+use crate::config::ConfigError;
+use crate::tahoe::KiteError;
+use crate::tahoe::dir::DirError;
+
+/// Why something could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// Nothing to look at.
+    #[error("there is nothing to check; add --node DIR with the directory of a Tahoe-LAFS node")]
+    Nothing,
+    /// The backend's configuration is of no use.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node's directory is of no use.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// They do not belong together.
+    #[error(transparent)]
+    Kite(#[from] KiteError),
+    /// Nobody reads the answer.
+    #[error("cannot write the findings: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Checks what the flags name, and writes what it finds. True if nothing leaks and nothing is broken.
+pub fn run(args: &CheckArgs, out: &mut impl Write) -> Result<bool, CheckError> {
+    let dir = args.node.as_deref().ok_or(CheckError::Nothing)?;
+    node::run(dir, args.config.as_deref(), out)
+}

@@ -1,0 +1,111 @@
+//! `kite tahoe`: the lines for a node, printed or put into its file.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::cfg::Change;
+use super::dir::{DirError, NodeDir};
+use super::{Finding, Kind, Kite, KiteError, PUBLIC_PORT, Severity, announced_port, check, show};
+use crate::check::node::report;
+use crate::cli::TahoeArgs;
+use crate::config::{ConfigError, NodeSide};
+use crate::kite::KiteName;
+
+/// Why there are no lines.
+#[derive(Debug, thiserror::Error)]
+pub enum TahoeError {
+    /// The backend's configuration is of no use.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It gives no lines.
+    #[error(transparent)]
+    Kite(#[from] KiteError),
+    /// The node's directory is of no use.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// A flag that is no port.
+    #[error("--public-port {0}: this is no port; write 80, or tahoebob.alice.example=8443")]
+    Port(String),
+    /// Nobody reads the lines.
+    #[error("cannot write the lines: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Prints the lines, or writes them into a node's file. False if something leaks even so.
+pub fn run(args: &TahoeArgs, out: &mut impl Write) -> Result<bool, TahoeError> {
+    let side = NodeSide::load(&args.backend)?;
+    let ports = args.public_port.iter().map(|text| public_port(text));
+    let ports = ports.collect::<Result<Vec<_>, _>>()?;
+    // The port of one kite goes before the port of all.
+    let flag = |name: &KiteName| {
+        let one = ports.iter().find(|(kite, _)| kite.as_ref() == Some(name));
+        let all = ports.iter().find(|(kite, _)| kite.is_none());
+        one.or(all).map(|(_, port)| *port)
+    };
+    let Some(dir) = &args.write else {
+        let kite = Kite::new(&side, flag)?;
+        print(&kite, args.public_port.is_empty(), out)?;
+        return Ok(true);
+    };
+    let mut node = NodeDir::read(dir)?;
+    let kite = Kite::new(&side, |name| {
+        flag(name).or_else(|| announced_port(&node.node.cfg, name))
+    })?;
+    write(dir, &mut node, &kite, out)
+}
+
+fn print(kite: &Kite, usual_port: bool, out: &mut impl Write) -> Result<(), TahoeError> {
+    let mut lines = kite.lines(Kind::Client)?;
+    lines.insert(
+        1,
+        Change::set("node", "web.port", "tcp:3456:interface=127.0.0.1"),
+    );
+    writeln!(out, "# tahoe.cfg of the node at {}", kite.origin)?;
+    if usual_port {
+        writeln!(
+            out,
+            "# Visitors come to the frontends' port {PUBLIC_PORT}; if it is another, give --public-port."
+        )?;
+    }
+    Ok(out.write_all(show(&lines, "").as_bytes())?)
+}
+
+fn write(
+    dir: &Path,
+    node: &mut NodeDir,
+    kite: &Kite,
+    out: &mut impl Write,
+) -> Result<bool, TahoeError> {
+    let written = node.write(kite)?;
+    let file = dir.join("tahoe.cfg");
+    if written.changes.is_empty() {
+        writeln!(
+            out,
+            "{}: all lines are there already, nothing was changed",
+            file.display()
+        )?;
+    } else {
+        writeln!(out, "{}: changed", file.display())?;
+        out.write_all(show(&written.changes, "  ").as_bytes())?;
+        if let Some(backup) = &written.backup {
+            writeln!(out, "The old file is {}.", backup.display())?;
+        }
+        writeln!(out, "Restart the node: it reads the file at its start.")?;
+    }
+    let left: Vec<Finding> = check(&node.node, Some(kite))
+        .into_iter()
+        .filter(|f| f.severity != Severity::Note)
+        .collect();
+    Ok(left.is_empty() || report(dir, &left, out)?)
+}
+
+/// `80`, or `KITE=8443`.
+fn public_port(text: &str) -> Result<(Option<KiteName>, u16), TahoeError> {
+    let wrong = || TahoeError::Port(text.to_owned());
+    let (kite, port) = match text.split_once('=') {
+        Some((kite, port)) => (Some(kite.parse().map_err(|_| wrong())?), port),
+        None => (None, text),
+    };
+    let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(wrong)?;
+    Ok((kite, port))
+}
