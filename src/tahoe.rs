@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use crate::config::NodeSide;
 use crate::dial::OriginAddr;
 use crate::kite::{KiteName, Protocol};
+use crate::sniff::TubId;
 use cfg::{Cfg, Change};
 use endpoint::{Endpoint, Hint};
 pub use rules::check;
@@ -43,6 +44,8 @@ pub struct Node {
     pub introducers: Option<String>,
     /// `private/servers.yaml`, if it is there.
     pub servers: Option<String>,
+    /// The TubID in `my_nodeid`, which Tahoe writes at the node's first start.
+    pub tub: Option<TubId>,
 }
 
 /// How bad it is.
@@ -92,6 +95,8 @@ pub struct Kite {
     pub names: Vec<Public>,
     /// Whether Tahoe's HTTPS protocol is carried.
     pub https: bool,
+    /// The tubs that visitors may ask for, where a kite names one.
+    pub tubs: Vec<(KiteName, TubId)>,
 }
 
 /// A public name of a node.
@@ -178,6 +183,10 @@ impl Kite {
             socks: side.socks,
             names,
             https: kites.iter().any(|k| k.protocol == Protocol::TahoeHttps),
+            tubs: kites
+                .iter()
+                .filter_map(|k| Some((k.name.clone(), k.tub?)))
+                .collect(),
         })
     }
 

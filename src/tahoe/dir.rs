@@ -86,6 +86,8 @@ impl NodeDir {
                 cfg,
                 introducers: optional(&dir.join("private/introducers.yaml"))?,
                 servers: optional(&dir.join("private/servers.yaml"))?,
+                // Whatever else stands there is Tahoe's affair.
+                tub: optional(&dir.join("my_nodeid"))?.and_then(|id| id.trim().parse().ok()),
             },
         })
     }

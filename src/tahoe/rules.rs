@@ -26,6 +26,7 @@ pub fn check(node: &Node, kite: Option<&Kite>) -> Vec<Finding> {
         report.servers();
     }
     report.introducers();
+    report.tub_id();
     report.habits();
     let place = |f: &Finding| (f.file, f.line.unwrap_or(usize::MAX));
     report.findings.sort_by_key(place);
@@ -522,6 +523,26 @@ impl Report<'_> {
                 });
             }
         }
+    }
+
+    // ------------------------------------------------------------ the tub that the kites name
+
+    fn tub_id(&mut self) {
+        let (Some(kite), Some(own)) = (self.kite, &self.node.tub) else {
+            return;
+        };
+        let others = kite.tubs.iter().filter(|(_, tub)| tub != own);
+        let findings = others.map(|(name, _)| Finding {
+            severity: Broken,
+            file: "my_nodeid",
+            line: Some(1),
+            what: format!(
+                "this is not the tub_id of {name} in kite's configuration: all its visitors are turned away; \
+                 put this one there, or leave tub_id out"
+            ),
+            instead: vec![],
+        });
+        self.findings.extend(findings);
     }
 
     // ------------------------------------------------------------ what else is worth a word

@@ -60,6 +60,7 @@ fn node(text: &str) -> Node {
         cfg: Cfg::parse(text).unwrap(),
         introducers: None,
         servers: None,
+        tub: None,
     }
 }
 
@@ -700,4 +701,23 @@ fn a_configuration_has_lines_for_one_node() {
         "{lines}"
     );
     assert_eq!(findings(&node(&lines), Some(&v6)), []);
+}
+
+#[test]
+fn the_tub_that_a_kite_names_is_the_nodes() {
+    let tub = |c: &str| c.repeat(32).parse().ok();
+    let named = Kite {
+        tubs: vec![("tahoebob.alice.example".parse().unwrap(), tub("a").unwrap())],
+        ..kite()
+    };
+    let at_home = |own, kite: &Kite| {
+        let node = Node {
+            tub: own,
+            ..node(GOOD)
+        };
+        let findings = check(&node, Some(kite));
+        findings.iter().all(|f| f.file != "my_nodeid")
+    };
+    assert!(at_home(tub("a"), &named) && at_home(None, &named) && at_home(tub("b"), &kite()));
+    assert!(!at_home(tub("b"), &named));
 }
