@@ -58,7 +58,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..BackendArgs::default()
     })?;
     tokio::select! {
-        ended = run::backend(config, |_| {}, order) => ended?,
+        ended = run::Backend::prepare(config)?.run(|_| {}, order) => ended?,
         answer = visit(&public, &handle) => println!("through {}:\n{}", pinned.join(", "), answer?),
     }
     Ok(())

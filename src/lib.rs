@@ -9,6 +9,7 @@
 //! * [`dial`]: every way out of the process. [`listen`]: every way in.
 //! * [`tor`], a crate of its own: Arti on a guarded runtime. [`socks`]: the node's way into it.
 //! * [`tls`]: trust in frontends.
+//! * [`sandbox`]: what the kernel takes away in Tor mode.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
@@ -28,6 +29,7 @@ pub mod observe;
 pub mod random;
 pub mod refusal;
 pub mod run;
+pub mod sandbox;
 pub mod shutdown;
 pub mod sniff;
 pub mod socks;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::net::TcpSocket;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -14,7 +14,7 @@ pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use crate::tunnel::splice::Local;
 
 /// Connections that the kernel holds for us until they are accepted.
-const BACKLOG: u32 = 1024;
+const BACKLOG: i32 = 1024;
 /// How long to wait when accepting fails, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Silence after which the kernel asks whether a visitor is still there. Idle
@@ -25,36 +25,75 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Unanswered questions before a visitor counts as gone.
 const KEEPALIVE_TRIES: u32 = 4;
 
+/// An open port that nobody accepts from yet; who connects waits in the kernel's queue.
+#[derive(Debug)]
+pub struct Port(std::net::TcpListener);
+
+impl Port {
+    /// Listens on one address.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A restarted frontend must not wait for old connections to time out.
+        socket.set_reuse_address(true)?;
+        bind_socket(&socket, address)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket.into()))
+    }
+
+    /// Hands it to Tokio. Must be called within a runtime.
+    pub fn listener(self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.0)
+    }
+}
+
 /// Listens on one address. Must be called within a Tokio runtime.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // A restarted frontend must not wait for old connections to time out.
-    socket.set_reuseaddr(true)?;
-    bind_socket(&socket, address)?;
-    socket.listen(BACKLOG)
+    Port::open(address)?.listener()
 }
 
 #[expect(
     clippy::disallowed_methods,
     reason = "the one place that binds: an address from the configuration, to listen on"
 )]
-fn bind_socket(socket: &TcpSocket, address: SocketAddr) -> io::Result<()> {
-    socket.bind(address)
+fn bind_socket(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    socket.bind(&address.into())
 }
 
-/// Listens on a Unix socket that nobody but its owner may use; says who that is. Must be
-/// called within a Tokio runtime.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that binds a Unix socket: in the state directory, for `kite status`"
-)]
-pub fn bind_private(path: &Path) -> io::Result<(UnixListener, u32)> {
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok((listener, std::fs::metadata(path)?.uid()))
+/// The same as [`Port`] for a Unix socket that nobody but its owner may use.
+#[derive(Debug)]
+pub struct PrivatePort(std::os::unix::net::UnixListener, u32);
+
+impl PrivatePort {
+    /// Listens at a path, unless somebody does so already. What an earlier run has left goes.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that binds a Unix socket: in the state directory, for `kite status`"
+    )]
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let (address, asking) = (SockAddr::unix(path)?, unix_socket()?);
+        if let Err(e) = asking.connect(&address)
+            && e.kind() == io::ErrorKind::ConnectionRefused
+        {
+            std::fs::remove_file(path)?;
+        }
+        let socket = unix_socket()?;
+        socket.bind(&address)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        socket.listen(BACKLOG)?;
+        Ok(Self(socket.into(), std::fs::metadata(path)?.uid()))
+    }
+
+    /// Hands it to Tokio, and says who owns it. Must be called within a runtime.
+    pub fn listener(self) -> io::Result<(UnixListener, u32)> {
+        Ok((UnixListener::from_std(self.0)?, self.1))
+    }
+}
+
+fn unix_socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// The next connection. Failures are logged and waited out, never passed on: one

@@ -4,11 +4,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kite::cli::{Cli, Command, StatusArgs};
+use kite::cli::{Cli, Command, DemoArgs, StatusArgs};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::observe::status::{self, Role, Status};
 use kite::observe::{log, progress};
-use kite::{check, demo, run, shutdown, tahoe};
+use kite::run::{self, RunError};
+use kite::{check, demo, shutdown, tahoe};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -32,6 +33,10 @@ fn main() -> ExitCode {
     {
         return fail(FAILED, "a cryptography provider was installed twice");
     }
+    let job = match Job::prepare(cli.command) {
+        Ok(job) => job,
+        Err(code) => return code,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -39,49 +44,68 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(FAILED, &format!("cannot start the runtime: {e}")),
     };
-    let code = runtime.block_on(dispatch(cli.command));
+    let code = runtime.block_on(dispatch(job));
     // What is still running in the background is not waited for.
     runtime.shutdown_background();
     code
 }
 
-async fn dispatch(command: Command) -> ExitCode {
+/// What to do, as far as it can be prepared while there is one thread: walls bind only what starts within them.
+enum Job {
+    Frontend(FrontendConfig),
+    Backend(Box<run::Backend>),
+    Demo(DemoArgs),
+    Status(StatusArgs),
+}
+
+impl Job {
+    /// Or how it ended already.
+    fn prepare(command: Command) -> Result<Self, ExitCode> {
+        Ok(match command {
+            Command::Frontend(args) => {
+                Self::Frontend(FrontendConfig::load(&args).map_err(|e| wrong(&e))?)
+            }
+            Command::Backend(args) => {
+                let config = BackendConfig::load(&args).map_err(|e| wrong(&e))?;
+                let mut backend = run::Backend::prepare(config).map_err(|e| failed(&e))?;
+                backend.confine().map_err(|e| failed(&e))?;
+                Self::Backend(Box::new(backend))
+            }
+            Command::Demo(args) => Self::Demo(args),
+            Command::Status(args) => Self::Status(args),
+            // These need no runtime.
+            Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
+            Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
+        })
+    }
+}
+
+async fn dispatch(job: Job) -> ExitCode {
     let (trigger, order) = shutdown::channel();
     if let Err(e) = shutdown::on_signals(trigger, || std::process::exit(FAILED.into())) {
         return fail(FAILED, &format!("cannot listen for signals: {e}"));
     }
-    let outcome = match command {
-        Command::Frontend(args) => match FrontendConfig::load(&args) {
-            Ok(config) => {
-                let mut display = progress::Display::new();
-                run::frontend(config, move |p| display.show(p), order).await
-            }
-            Err(e) => return wrong(&e),
-        },
-        Command::Backend(args) => match BackendConfig::load(&args) {
-            Ok(config) => {
-                let mut display = progress::Display::new();
-                run::backend(config, move |p| display.show(p), order).await
-            }
-            Err(e) => return wrong(&e),
-        },
-        Command::Status(args) => return tell(&args).await,
-        Command::Demo(args) => {
+    let outcome = match job {
+        Job::Frontend(config) => {
+            let mut display = progress::Display::new();
+            run::frontend(config, move |p| display.show(p), order).await
+        }
+        Job::Backend(backend) => {
+            let mut display = progress::Display::new();
+            backend.run(move |p| display.show(p), order).await
+        }
+        Job::Status(args) => return tell(&args).await,
+        Job::Demo(args) => {
             let mut out = std::io::stdout();
             return match demo::run(&args, &mut out, order).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => fail(FAILED, &e.to_string()),
             };
         }
-        Command::Check(args) => return verdict(check::run(&args, &mut std::io::stdout())),
-        Command::Tahoe(args) => return verdict(tahoe::run(&args, &mut std::io::stdout())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(
-            if e.is_configuration() { USAGE } else { FAILED },
-            &e.to_string(),
-        ),
+        Err(e) => failed(&e),
     }
 }
 
@@ -140,6 +164,15 @@ fn verdict<E: std::fmt::Display>(clean: Result<bool, E>) -> ExitCode {
         Ok(false) => ExitCode::from(FAILED),
         Err(e) => fail(USAGE, &e.to_string()),
     }
+}
+
+fn failed(error: &RunError) -> ExitCode {
+    let code = if error.is_configuration() {
+        USAGE
+    } else {
+        FAILED
+    };
+    fail(code, &error.to_string())
 }
 
 fn wrong(error: &ConfigError) -> ExitCode {

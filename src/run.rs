@@ -10,14 +10,15 @@ use tokio::task::JoinSet;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
-use crate::config::{BackendConfig, FrontendConfig};
-use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, TorDialer};
+use crate::config::{self, BackendConfig, FrontendConfig};
+use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle};
 use crate::kite::Protocol;
-use crate::listen::{self, TcpListener};
+use crate::listen::Port;
 use crate::observe::board::Board;
 use crate::observe::status::{self, Role, Status};
+use crate::sandbox;
 use crate::shutdown::Shutdown;
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
@@ -96,7 +97,8 @@ pub async fn frontend(
         backends: handle.tunnels().into_iter().map(Into::into).collect(),
         ..Status::new(Role::Frontend, began)
     };
-    status::offer(&Role::Frontend.socket(&state_dir), report).await;
+    let socket = status::Socket::open(&Role::Frontend.socket(&state_dir));
+    status::offer(socket, report);
     let Some(settings) = settings else {
         frontend.run(shutdown).await;
         return Ok(());
@@ -129,71 +131,132 @@ async fn open_door(
     Ok(door)
 }
 
-/// Runs a backend until `shutdown`. `progress` hears of Tor's start.
-pub async fn backend(
+/// A backend that has all it wants of this machine, files read and ports open, and has dialled nothing.
+pub struct Backend {
     config: BackendConfig,
-    mut progress: impl FnMut(&Progress) + Send,
-    shutdown: Shutdown,
-) -> Result<(), RunError> {
-    let settings = TorSettings {
-        state_dir: config.state_dir.clone(),
-        config: config.tor.config.clone(),
-        long_lived_ports: config.frontends.iter().map(|f| f.address.port()).collect(),
-    };
-    let egress = Egress::decide(EgressArgs {
-        via_tor: config.tor.enabled,
-        tor: settings,
-    })?;
-    let tls = TlsClient::new(config.ca_file.as_deref())?;
-    check_origins(&config).await?;
-    let socket = Role::Backend.socket(&config.state_dir);
-    let board = Board::default();
-    let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
-    let began = Instant::now();
-    let (shown, client) = (board.clone(), tor.clone());
-    let via = if config.tor.enabled { "Tor" } else { "direct" };
-    let report = move || Status {
-        via: Some(via.to_owned()),
-        tor: client
-            .get()
-            .map(|c| status::Tor::new(c.progress(), &c.dialled())),
-        tunnels: shown.view().into_iter().map(Into::into).collect(),
-        ..Status::new(Role::Backend, began)
-    };
-    // Dropped, it closes the port and all that came in there.
-    let mut ports = JoinSet::new();
-    let dialer: Arc<dyn Dialer> = match egress {
-        Egress::Direct(allowed) => {
-            tracing::info!("Tor is off: frontends see this machine's address; --via-tor hides it");
-            status::offer(&socket, report).await;
-            Arc::new(DirectDialer::new(allowed, tls))
-        }
-        Egress::Tor(settings) => {
-            let socks = config.socks.map(bind_socks).transpose()?;
-            let client = Arc::new(tor::Client::start(settings)?);
-            let _ = tor.set(client.clone());
-            status::offer(&socket, report).await;
-            let mut show = |p| progress(&p);
-            tokio::select! {
-                started = client.bootstrap(&mut show) => started?,
-                () = shutdown.requested() => return Ok(()),
-            }
-            tracing::info!("Tor ready");
-            if let Some((listener, address)) = socks {
-                tracing::info!("SOCKS port on {address}: what comes in there goes out through Tor");
-                ports.spawn(socks::serve(listener, client.clone()));
-            }
-            Arc::new(TorDialer::new(client, tls))
-        }
-    };
-    backend::run(config.frontends, config.services, dialer, board, shutdown).await;
-    Ok(())
+    egress: Egress,
+    tls: TlsClient,
+    socks: Option<(Port, SocketAddr)>,
+    status: Option<status::Socket>,
+    sandbox: sandbox::Report,
 }
 
-/// Opens the SOCKS port; until Tor is ready its clients wait in the kernel's queue.
-fn bind_socks(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
-    let bound = listen::bind(address).and_then(|l| l.local_addr().map(|at| (l, at)));
-    bound.map_err(|source| RunError::Socks { address, source })
+impl Backend {
+    /// Chooses the way out, and opens what a sandboxed process could not open any more.
+    pub fn prepare(config: BackendConfig) -> Result<Self, RunError> {
+        let settings = TorSettings {
+            state_dir: config.state_dir.clone(),
+            config: config.tor.config.clone(),
+            long_lived_ports: config.frontends.iter().map(|f| f.address.port()).collect(),
+        };
+        let egress = Egress::decide(EgressArgs {
+            via_tor: config.tor.enabled,
+            tor: settings,
+        })?;
+        let tls = TlsClient::new(config.ca_file.as_deref())?;
+        let open = |address| {
+            let port = Port::open(address).map_err(|source| RunError::Socks { address, source })?;
+            Ok::<_, RunError>((port, address))
+        };
+        let socks = config.socks.map(open).transpose()?;
+        let status = status::Socket::open(&Role::Backend.socket(&config.state_dir));
+        Ok(Self {
+            config,
+            egress,
+            tls,
+            socks,
+            status,
+            sandbox: sandbox::Report::default(),
+        })
+    }
+
+    /// In Tor mode, gives up what this backend has no need of, for good: see [`sandbox::enter`], which
+    /// wants to be called before any other thread is there. The log says what stands and what is missing.
+    pub fn confine(&mut self) -> Result<(), RunError> {
+        let Egress::Tor(settings) = &self.egress else {
+            return Ok(());
+        };
+        let needs = settings.needs()?;
+        let unix = |service: &config::Service| match &service.origin {
+            OriginAddr::Unix(path) => Some(path.clone()),
+            OriginAddr::Tcp(_) => None,
+        };
+        self.sandbox = sandbox::enter(&sandbox::Plan {
+            directories: vec![
+                self.config.state_dir.clone(),
+                needs.state_dir,
+                needs.cache_dir,
+            ],
+            files: settings.config.iter().cloned().collect(),
+            sockets: self.config.services.iter().filter_map(unix).collect(),
+            programs: needs.programs,
+        });
+        for line in &self.sandbox.closed {
+            tracing::info!("sandbox: {line}");
+        }
+        for line in &self.sandbox.missing {
+            tracing::warn!("sandbox: this machine cannot do all: {line}");
+        }
+        Ok(())
+    }
+
+    /// Runs until `shutdown`. `progress` hears of Tor's start.
+    pub async fn run(
+        self,
+        mut progress: impl FnMut(&Progress) + Send,
+        shutdown: Shutdown,
+    ) -> Result<(), RunError> {
+        let config = self.config;
+        check_origins(&config).await?;
+        let board = Board::default();
+        let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
+        let began = Instant::now();
+        let (shown, client) = (board.clone(), tor.clone());
+        let via = if config.tor.enabled { "Tor" } else { "direct" };
+        let sandbox: Vec<String> = self.sandbox.to_string().lines().map(Into::into).collect();
+        let report = move || Status {
+            via: Some(via.to_owned()),
+            tor: client
+                .get()
+                .map(|c| status::Tor::new(c.progress(), &c.dialled())),
+            sandbox: sandbox.clone(),
+            tunnels: shown.view().into_iter().map(Into::into).collect(),
+            ..Status::new(Role::Backend, began)
+        };
+        // Dropped, it closes the port and all that came in there.
+        let mut ports = JoinSet::new();
+        let dialer: Arc<dyn Dialer> = match self.egress {
+            Egress::Direct(allowed) => {
+                tracing::info!(
+                    "Tor is off: frontends see this machine's address; --via-tor hides it"
+                );
+                status::offer(self.status, report);
+                Arc::new(DirectDialer::new(allowed, self.tls))
+            }
+            Egress::Tor(settings) => {
+                let client = Arc::new(tor::Client::start(settings)?);
+                let _ = tor.set(client.clone());
+                status::offer(self.status, report);
+                let mut show = |p| progress(&p);
+                tokio::select! {
+                    started = client.bootstrap(&mut show) => started?,
+                    () = shutdown.requested() => return Ok(()),
+                }
+                tracing::info!("Tor ready");
+                if let Some((port, address)) = self.socks {
+                    let failed = |source| RunError::Socks { address, source };
+                    let listener = port.listener().map_err(failed)?;
+                    tracing::info!(
+                        "SOCKS port on {address}: what comes in there goes out through Tor"
+                    );
+                    ports.spawn(socks::serve(listener, client.clone()));
+                }
+                Arc::new(TorDialer::new(client, self.tls))
+            }
+        };
+        backend::run(config.frontends, config.services, dialer, board, shutdown).await;
+        Ok(())
+    }
 }
 
 /// Looks at each origin. One that is down may come up later, and is looked at again before

@@ -295,26 +295,38 @@ impl fmt::Display for Counts<'_> {
     }
 }
 
-/// Answers on `socket` from now on. Without it kite still works: trouble is only logged.
-pub async fn offer(socket: &Path, status: impl Fn() -> Status + Send + Sync + 'static) {
-    if let Some(dir) = socket.parent() {
-        // If it cannot be made, the socket cannot, and that is said.
-        let mut builder = DirBuilder::new();
-        let _ = builder.recursive(true).mode(0o700).create(dir);
+/// The socket, open. Who asks waits in the kernel's queue until [`offer`].
+#[derive(Debug)]
+pub struct Socket(listen::PrivatePort);
+
+impl Socket {
+    /// Opens it, in a process that can still open sockets. Without it kite works, too: trouble is only logged.
+    pub fn open(path: &Path) -> Option<Self> {
+        if let Some(dir) = path.parent() {
+            // If it cannot be made, the socket cannot, and that is said.
+            let mut builder = DirBuilder::new();
+            let _ = builder.recursive(true).mode(0o700).create(dir);
+        }
+        let opened = listen::PrivatePort::open(path);
+        opened.inspect_err(|e| no_status(path, e)).ok().map(Self)
     }
-    let address = OriginAddr::Unix(socket.to_owned());
-    if OriginDialer::new().dial(&address).await.is_err() {
-        // What an earlier run has left. If there is nothing, so much the better.
-        let _ = std::fs::remove_file(socket);
-    }
-    match listen::bind_private(socket) {
+}
+
+fn no_status(path: &Path, error: &std::io::Error) {
+    tracing::warn!(
+        "`kite status` will not work: {}: {error}; choose a shorter or writable --state-dir",
+        path.display()
+    );
+}
+
+/// Answers on the socket from now on. Must be called within a Tokio runtime.
+pub fn offer(socket: Option<Socket>, status: impl Fn() -> Status + Send + Sync + 'static) {
+    let Some(Socket(port)) = socket else { return };
+    match port.listener() {
         Ok((listener, owner)) => {
             tokio::spawn(serve(listener, owner, Arc::new(status)));
         }
-        Err(e) => tracing::warn!(
-            "`kite status` will not work: {}: {e}; choose a shorter or writable --state-dir",
-            socket.display()
-        ),
+        Err(e) => tracing::warn!("`kite status` will not work: {e}"),
     }
 }
 

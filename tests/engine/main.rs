@@ -15,5 +15,7 @@ mod hostile;
 mod lanes;
 mod origins;
 mod roles;
+#[cfg(target_os = "linux")]
+mod sandbox;
 mod tunnel;
 mod unlinkable;

@@ -72,6 +72,24 @@ pub struct TorSettings {
     pub long_lived_ports: Vec<u16>,
 }
 
+/// What a Tor client wants of its machine besides the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Where it keeps its state. Need not exist yet.
+    pub state_dir: PathBuf,
+    /// Where it keeps its copy of the directory. Need not exist yet.
+    pub cache_dir: PathBuf,
+    /// Pluggable transports that it starts.
+    pub programs: Vec<PathBuf>,
+}
+
+impl TorSettings {
+    /// Reads the settings and says what they lead to; dials and creates nothing.
+    pub fn needs(&self) -> Result<Needs, TorError> {
+        configure(self).map(|(_, _, needs)| needs)
+    }
+}
+
 /// Why Tor cannot be started. Trouble on the network is no such reason: that is waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum TorError {
@@ -239,8 +257,8 @@ impl Client {
                 reason: "no rustls cryptography provider is installed".to_owned(),
             });
         }
-        let (config, rules, state_dir) = configure(&settings)?;
-        let lock = lock(&state_dir)?;
+        let (config, rules, needs) = configure(&settings)?;
+        let lock = lock(&needs.state_dir)?;
         let (runtime, gate, ledger) = runtime::guarded(rules).map_err(|e| TorError::Local {
             reason: e.to_string(),
         })?;
@@ -403,8 +421,7 @@ fn lock(state_dir: &Path) -> Result<File, TorError> {
 }
 
 /// Kite's defaults, the user's file over them, and what follows from both for the gate.
-/// Also gives Arti's state directory.
-fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules, PathBuf), TorError> {
+fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules, Needs), TorError> {
     let path = settings
         .config
         .clone()
@@ -456,12 +473,21 @@ fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules, PathBuf)
         .set_long_lived_ports(long_lived.into_iter().collect());
     let config = builder.build().map_err(|e| bad(e.to_string()))?;
 
-    let state_dir = match &user.storage.state_dir {
-        Some(dir) => dir.path(config.as_ref()).map_err(|e| bad(e.to_string()))?,
-        None => base.join("state"),
+    let place = |path: &CfgPath| path.path(config.as_ref()).map_err(|e| bad(e.to_string()));
+    let directory = |users: &Option<CfgPath>, usual: &str| match users {
+        Some(dir) => place(dir),
+        None => Ok(base.join(usual)),
     };
-    let rules = rules(&config, &user, &state_dir).map_err(bad)?;
-    Ok((config, rules, state_dir))
+    let transports = user.bridges.transports.iter();
+    let needs = Needs {
+        state_dir: directory(&user.storage.state_dir, "state")?,
+        cache_dir: directory(&user.storage.cache_dir, "cache")?,
+        programs: transports
+            .filter_map(|t| t.path.as_ref().map(place))
+            .collect::<Result<_, _>>()?,
+    };
+    let rules = rules(&config, &user, &needs.state_dir).map_err(bad)?;
+    Ok((config, rules, needs))
 }
 
 fn read_config(path: &Path) -> Result<toml::Table, TorError> {
@@ -638,10 +664,15 @@ mod tests {
     #[test]
     fn defaults_know_the_public_network_and_the_frontends_ports() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (config, rules, state_dir) = configure(&settings(&dir, None)).expect("defaults");
+        let (config, rules, needs) = configure(&settings(&dir, None)).expect("defaults");
         assert!(rules.fallbacks.len() > 100);
         assert!(rules.bridges.is_none() && rules.proxy.is_none() && rules.guards.is_empty());
-        assert_eq!(state_dir, dir.path().join("kite/tor/state"));
+        let usual = Needs {
+            state_dir: dir.path().join("kite/tor/state"),
+            cache_dir: dir.path().join("kite/tor/cache"),
+            programs: vec![],
+        };
+        assert_eq!(needs, usual);
         assert_eq!(
             long_lived(&config),
             ARTI_LONG_LIVED.into_iter().chain([443, 8443]).collect()

@@ -1,0 +1,229 @@
+//! System calls that are refused.
+//!
+//! A list of what is denied, not of what is allowed. Which calls the C library, Tokio and SQLite make differs
+//! between machines and from one year to the next, and a node must not die of an update; what leaks or
+//! leads around these walls is a short list and does not. Its weakness, calls that did not exist when it was
+//! written, is closed by number: from [`FIRST_UNKNOWN`] on the kernel seems not to have them.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, sock_filter,
+};
+
+use super::{Plan, Report};
+
+/// All that is a way around: refused whatever the arguments.
+const DENIED: &[i64] = &[
+    // Requests to the kernel that no filter sees.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    // Other processes: their memory and their open files.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    // Code in the kernel, or a wide door to it.
+    libc::SYS_bpf,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    // Keys: the kernel starts a program that looks up names (dns_resolver).
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    // Other networks and other file trees.
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_fanotify_init,
+    // The machine.
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_personality,
+];
+
+/// The same, where only Intel's machines have them.
+#[cfg(target_arch = "x86_64")]
+const DENIED_HERE: &[i64] = &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt];
+#[cfg(not(target_arch = "x86_64"))]
+const DENIED_HERE: &[i64] = &[];
+
+/// Refused unless programs are to be started, which Landlock then picks: to start one, and what it listens with.
+const PROGRAMS: &[i64] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_bind,
+    libc::SYS_listen,
+];
+
+/// A process in a new namespace is in another network.
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
+/// Linux 6.17 ends at 469. Newer calls, and those of the x32 ABI, which begin at 2^30, are answered as by
+/// a kernel without them; a C library then falls back to older ones.
+const FIRST_UNKNOWN: u32 = 470;
+
+/// The part of a socket's type that is not a flag.
+const SOCK_TYPE_MASK: u64 = 0xf;
+
+/// Takes away what [`DENIED`] lists, and sockets that are not for streams.
+pub(super) fn enter(plan: &Plan, report: &mut Report) {
+    let apply = |program: BpfProgram| seccompiler::apply_filter(&program);
+    match denied(plan).and_then(|program| apply(unknown()).and_then(|()| apply(program))) {
+        Ok(()) => {
+            let unix = match plan.sockets.as_slice() {
+                [] => "no Unix socket, ",
+                _ => "",
+            };
+            let programs = match plan.programs.as_slice() {
+                [] => "no new listener, no program started, ",
+                _ => "",
+            };
+            report.closed.push(format!(
+                "seccomp: no datagram, raw or netlink socket, {unix}{programs}\
+                 no ptrace, io_uring, BPF, keys, modules or namespaces"
+            ));
+        }
+        Err(e) => report.missing.push(format!(
+            "seccomp: {e}; datagrams, listeners and programs are not taken away"
+        )),
+    }
+}
+
+/// The list, and the rules for arguments. Another ABI's call (32-bit) ends the process: its numbers mean other things.
+fn denied(plan: &Plan) -> Result<BpfProgram, Error> {
+    let programs: &[i64] = if plan.programs.is_empty() {
+        PROGRAMS
+    } else {
+        &[]
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [DENIED, DENIED_HERE, programs]
+        .into_iter()
+        .flatten()
+        .map(|&call| (call, vec![]))
+        .collect();
+    rules.insert(libc::SYS_socket, sockets(!plan.sockets.is_empty())?);
+    let namespace = |&flag: &i32| {
+        let flag = flag as u64;
+        all_of(&[(0, SeccompCmpOp::MaskedEq(flag), flag)])
+    };
+    rules.insert(
+        libc::SYS_clone,
+        NAMESPACES.iter().map(namespace).collect::<Result<_, _>>()?,
+    );
+    // Words put into a terminal are run by the shell behind it.
+    let typing = |call: u64| all_of(&[(1, SeccompCmpOp::Eq, call)]);
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![typing(libc::TIOCSTI)?, typing(libc::TIOCLINUX)?],
+    );
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    Ok(filter.try_into()?)
+}
+
+/// Which sockets are refused: another family than the Internet's (and Unix), another type than streams,
+/// another protocol than TCP. Others carry datagrams, or TCP that Landlock does not know for such (MPTCP, SMC).
+fn sockets(unix: bool) -> Result<Vec<SeccompRule>, Error> {
+    let not = |arg, value: i32| (arg, SeccompCmpOp::Ne, value as u64);
+    let mut families = vec![not(0, libc::AF_INET), not(0, libc::AF_INET6)];
+    if unix {
+        families.push(not(0, libc::AF_UNIX));
+    }
+    let mut rules = vec![
+        all_of(&families)?,
+        all_of(&[not(2, 0), not(2, libc::IPPROTO_TCP)])?,
+    ];
+    for kind in (0..=SOCK_TYPE_MASK).filter(|&kind| kind != libc::SOCK_STREAM as u64) {
+        rules.push(all_of(&[(
+            1,
+            SeccompCmpOp::MaskedEq(SOCK_TYPE_MASK),
+            kind,
+        )])?);
+    }
+    Ok(rules)
+}
+
+/// Arguments that the kernel takes as 32 bits are compared as 32 bits, else the upper half would be a way around.
+fn all_of(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, Error> {
+    let condition = |(arg, op, value): &(u8, SeccompCmpOp, u64)| {
+        SeccompCondition::new(*arg, SeccompCmpArgLen::Dword, op.clone(), *value)
+    };
+    let conditions = conditions.iter().map(condition).collect::<Result<_, _>>()?;
+    Ok(SeccompRule::new(conditions)?)
+}
+
+/// "There is no such call" for those of tomorrow. And for `clone3`, whose flags lie where no filter can
+/// look; all C libraries do without it then.
+fn unknown() -> BpfProgram {
+    let step = |code: u32, jt, jf, k| sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    vec![
+        // The number of the call is the first word.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(
+            libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+            1,
+            0,
+            FIRST_UNKNOWN,
+        ),
+        step(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            libc::SYS_clone3 as u32,
+        ),
+        step(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
