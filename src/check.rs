@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+pub mod leaks;
 pub mod node;
 
 use crate::cli::CheckArgs;
@@ -13,7 +14,9 @@ use crate::tahoe::dir::DirError;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Nothing to look at.
-    #[error("there is nothing to check; add --node DIR with the directory of a Tahoe-LAFS node")]
+    #[error(
+        "there is nothing to check; add --node DIR with the directory of a Tahoe-LAFS node, or --leaks"
+    )]
     Nothing,
     /// The backend's configuration is of no use.
     #[error(transparent)]
@@ -24,6 +27,9 @@ pub enum CheckError {
     /// They do not belong together.
     #[error(transparent)]
     Kite(#[from] KiteError),
+    /// A backend could not be watched, or did not show enough.
+    #[error(transparent)]
+    Leaks(#[from] leaks::LeaksError),
     /// Nobody reads the answer.
     #[error("cannot write the findings: {0}")]
     Output(#[from] std::io::Error),
@@ -31,6 +37,9 @@ pub enum CheckError {
 
 /// Checks what the flags name, and writes what it finds. True if nothing leaks and nothing is broken.
 pub fn run(args: &CheckArgs, out: &mut impl Write) -> Result<bool, CheckError> {
+    if args.leaks {
+        return leaks::run(args, out);
+    }
     let dir = args.node.as_deref().ok_or(CheckError::Nothing)?;
     node::run(dir, args.config.as_deref(), out)
 }

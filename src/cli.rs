@@ -173,9 +173,23 @@ pub struct CheckArgs {
     #[arg(long, value_name = "DIR")]
     pub node: Option<PathBuf>,
 
-    /// The backend's TOML file, to see whether the node goes with it
-    #[arg(long, value_name = "FILE", requires = "node")]
+    /// The backend's TOML file: to see whether the node goes with it, or to run it
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Run the backend of --config under strace for a while, and name everything that is neither
+    /// Tor nor the origin. Needs strace, and no other kite in the same state directory
+    #[arg(long, requires = "config", conflicts_with = "node")]
+    pub leaks: bool,
+
+    /// How long --leaks lets the backend run
+    #[arg(long, value_name = "SECONDS", requires = "leaks", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+
+    /// Also show the addresses, which tell your guards
+    #[arg(long, requires = "leaks")]
+    pub verbose: bool,
 }
 
 /// Flags of `kite tahoe`: a backend's, of which it needs the kites and the SOCKS port, and two

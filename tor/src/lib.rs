@@ -11,7 +11,7 @@ pub mod onion;
 pub mod relays;
 pub mod runtime;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Read;
@@ -83,7 +83,39 @@ pub struct Needs {
     pub programs: Vec<PathBuf>,
 }
 
+/// The first hops that the settings name, for who watches a Tor client from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirstHops {
+    /// Directory caches that serve before there is a directory.
+    pub fallbacks: HashSet<SocketAddr>,
+    /// Guards of an earlier run.
+    pub guards: HashSet<SocketAddr>,
+    /// Present when bridges are in use, and then instead of all others. Those behind a transport, too.
+    pub bridges: Option<HashSet<SocketAddr>>,
+    /// The proxy that everything goes through.
+    pub proxy: Option<SocketAddr>,
+    /// Ports of transports that somebody else runs.
+    pub transports: HashSet<SocketAddr>,
+}
+
 impl TorSettings {
+    /// Reads the settings and says whom they name; dials nothing.
+    pub fn first_hops(&self) -> Result<FirstHops, TorError> {
+        let (config, rules, _) = configure(self)?;
+        let all: &[BridgeConfig] = config.as_ref();
+        let named = |bridge: &BridgeConfig| bridge.chan_method().socket_addrs().map(<[_]>::to_vec);
+        Ok(FirstHops {
+            bridges: rules
+                .bridges
+                .is_some()
+                .then(|| all.iter().filter_map(named).flatten().collect()),
+            transports: rules.bridges.map(|b| b.transports).unwrap_or_default(),
+            fallbacks: rules.fallbacks,
+            guards: rules.guards,
+            proxy: rules.proxy,
+        })
+    }
+
     /// Reads the settings and says what they lead to; dials and creates nothing.
     pub fn needs(&self) -> Result<Needs, TorError> {
         configure(self).map(|(_, _, needs)| needs)
@@ -723,6 +755,16 @@ mod tests {
             bridges.managed && bridges.direct.is_empty(),
             "the transport dials the bridge, Arti does not"
         );
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = format!(
+            "[bridges]\nbridges = [\"{OBFS4}\"]\n[[bridges.transports]]\nprotocols = [\"obfs4\"]\npath = \"/usr/bin/obfs4proxy\"\n"
+        );
+        let settings = settings(&dir, Some(&file));
+        let hops = settings.first_hops().expect("a good file");
+        let bridge = "192.0.2.55:38114".parse().expect("address");
+        assert_eq!(hops.bridges, Some([bridge].into()));
+        let programs = settings.needs().expect("a good file").programs;
+        assert_eq!(programs, [PathBuf::from("/usr/bin/obfs4proxy")]);
 
         let (_, rules) = configured("[bridges]\nenabled = false\nbridges = [\"192.0.2.56:443 0011223344556677889900112233445566778899\"]\n")
             .expect("a good file");
