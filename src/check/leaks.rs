@@ -16,6 +16,7 @@ use super::CheckError;
 use crate::cli::{BackendArgs, CheckArgs};
 use crate::config::BackendConfig;
 use crate::dial::OriginAddr;
+use crate::observe::status::Role;
 use crate::tor::{FirstHops, TorError, TorSettings};
 use trace::{Call, Trace};
 
@@ -159,6 +160,8 @@ struct Known {
     relays: HashSet<SocketAddr>,
     origins: Vec<OriginAddr>,
     socks: Option<SocketAddr>,
+    /// Where a backend answers `kite status`; at its start it looks whether another one does.
+    status: PathBuf,
     /// Frontends that are given by number.
     frontends: HashSet<SocketAddr>,
 }
@@ -182,6 +185,7 @@ impl Known {
             relays: HashSet::new(),
             origins: config.services.iter().map(|s| s.origin.clone()).collect(),
             socks: config.socks,
+            status: Role::Backend.socket(&config.state_dir),
             frontends: frontends.collect(),
         };
         known.learn();
@@ -302,8 +306,8 @@ impl Tally {
                 let origin = known
                     .origins
                     .contains(&OriginAddr::Unix(path.clone().into()));
-                // Users are looked up there, too; what it is asked for is judged.
-                if path.ends_with("/nscd/socket") {
+                // At nscd users are looked up, too; what it is asked for is judged.
+                if path.ends_with("/nscd/socket") || Path::new(&path) == known.status {
                     return;
                 }
                 let party = if origin {
@@ -409,6 +413,7 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
             ],
             socks: Some(addr("127.0.0.1:9150")),
             frontends: [addr("198.51.100.1:443")].into(),
+            status: "/var/lib/kite/backend.sock".into(),
             ..Known::default()
         }
     }
@@ -467,6 +472,7 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
             Call::Bound(addr("127.0.0.1:9150")),
             Call::ToUnix("/run/origin".into()),
             Call::ToUnix("/var/run/nscd/socket".into()),
+            Call::ToUnix("/var/lib/kite/backend.sock".into()),
         ] {
             tally.take(&known, call);
         }

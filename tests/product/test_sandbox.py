@@ -8,6 +8,7 @@ by all other tests, which run behind them, too.
 import errno
 import json
 import pathlib
+import subprocess
 
 import pytest
 
@@ -99,13 +100,15 @@ run_on_startup = true
     probe.stop()
 
 
-def test_the_log_says_what_was_taken_away(backend, sup, tornet):
+def test_log_and_status_say_what_was_taken_away(kite, backend, sup, tornet):
     """Once each, on a kernel that has it all; and a backend without Tor has no walls."""
     walls = backend(via_tor=tornet.arti_toml(sup.directory / "tor")).start()
     walls.wait_line("Tor ready", timeout=90)
     assert confined(walls.proc) == {("2", "1")}
     for line in ("sandbox: Landlock (ABI ", "sandbox: seccomp: no datagram"):
         assert walls.proc.text().count(line) == 1, line
+    told = subprocess.run([kite, "status", "--state-dir", walls.state], capture_output=True, text=True, timeout=20)
+    assert "sandbox: Landlock (ABI " in told.stdout and "sandbox: seccomp: no datagram" in told.stdout, told
     walls.stop()
     walls = backend().start()
     walls.wait_line("Tor is off", timeout=10)
