@@ -100,6 +100,10 @@ const NAMESPACES: [i32; 7] = [
 /// a kernel without them; a C library then falls back to older ones.
 const FIRST_UNKNOWN: u32 = 470;
 
+/// Ways to put words into a terminal, which the shell behind it runs. (Each C library has a type of its own for them.)
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+
 /// The part of a socket's type that is not a flag.
 const SOCK_TYPE_MASK: u64 = 0xf;
 
@@ -148,12 +152,8 @@ fn denied(plan: &Plan) -> Result<BpfProgram, Error> {
         libc::SYS_clone,
         NAMESPACES.iter().map(namespace).collect::<Result<_, _>>()?,
     );
-    // Words put into a terminal are run by the shell behind it.
     let typing = |call: u64| all_of(&[(1, SeccompCmpOp::Eq, call)]);
-    rules.insert(
-        libc::SYS_ioctl,
-        vec![typing(libc::TIOCSTI)?, typing(libc::TIOCLINUX)?],
-    );
+    rules.insert(libc::SYS_ioctl, vec![typing(TIOCSTI)?, typing(TIOCLINUX)?]);
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Allow,
@@ -226,4 +226,72 @@ fn unknown() -> BpfProgram {
         ),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would make of a call's number.
+    fn answer(program: &BpfProgram, number: u32) -> u32 {
+        let mut at = 0;
+        loop {
+            let step = &program[at];
+            let jump = |yes| usize::from(if yes { step.jt } else { step.jf });
+            at += 1 + match u32::from(step.code) {
+                code if code == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => 0,
+                code if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => {
+                    jump(number >= step.k)
+                }
+                code if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => {
+                    jump(number == step.k)
+                }
+                code if code == libc::BPF_RET | libc::BPF_K => return step.k,
+                code => panic!("{code}"),
+            };
+        }
+    }
+
+    #[test]
+    fn calls_of_tomorrow_do_not_exist() {
+        let absent = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        let x32 = 1 << 30;
+        for number in [
+            FIRST_UNKNOWN,
+            999,
+            x32,
+            x32 | libc::SYS_socket as u32,
+            u32::MAX,
+        ] {
+            assert_eq!(answer(&unknown(), number), absent, "{number}");
+        }
+        assert_eq!(answer(&unknown(), libc::SYS_clone3 as u32), absent);
+        for number in [
+            0,
+            libc::SYS_clone as u32,
+            libc::SYS_socket as u32,
+            FIRST_UNKNOWN - 1,
+        ] {
+            assert_eq!(
+                answer(&unknown(), number),
+                libc::SECCOMP_RET_ALLOW,
+                "{number}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_filters_are_within_the_kernels_limit() {
+        for plan in [
+            Plan::default(),
+            Plan {
+                sockets: vec!["/run/origin".into()],
+                programs: vec!["/usr/bin/obfs4proxy".into()],
+                ..Plan::default()
+            },
+        ] {
+            let steps = denied(&plan).expect("a filter").len();
+            assert!((100..4096).contains(&steps), "{steps}");
+        }
+    }
 }

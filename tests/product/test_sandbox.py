@@ -8,6 +8,7 @@ by all other tests, which run behind them, too.
 import errno
 import json
 import pathlib
+import signal
 import subprocess
 
 import pytest
@@ -20,11 +21,11 @@ NUMBERS = {                               # of calls for which Python has no wor
     "ptrace": (101, 117), "io_uring_setup": (425, 425), "bpf": (321, 280), "init_module": (175, 105),
     "request_key": (249, 218), "unshare": (272, 97), "mount": (165, 40), "pidfd_getfd": (438, 438),
     "process_vm_readv": (310, 270), "open_by_handle_at": (304, 265), "perf_event_open": (298, 241),
-    "clone3": (435, 435), "a call of tomorrow": (999, 999)}
-ABSENT = {"clone3", "a call of tomorrow"}
+    "clone3": (435, 435)}
+ABSENT = {"clone3"}
 
 PROBE = """
-import ctypes, json, os, platform, socket
+import ctypes, json, mmap, os, platform, socket
 libc = ctypes.CDLL(None, use_errno=True)
 said = {}
 def ask(name, f):
@@ -50,6 +51,15 @@ ask("another program", lambda: os.execv("/bin/true", ["true"]))
 ask("kill another", lambda: os.kill(1, 0))
 ask("tcp", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
 ask("any free port", lambda: socket.create_server(("127.0.0.1", 0)))
+if platform.machine() == "x86_64":
+    # getpid as a 32-bit program asks for it: mov eax, 20; int 0x80; ret
+    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3")
+    child = os.fork()
+    if not child:
+        ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+        os._exit(0)
+    said["32-bit call"] = -os.WTERMSIG(os.waitpid(child, 0)[1])
 place = os.environ["TOR_PT_STATE_LOCATION"]
 ask("its own file", lambda: open(place + "/probe.new", "w").write(json.dumps(said)))
 os.rename(place + "/probe.new", place + "/probe.json")
@@ -94,6 +104,7 @@ run_on_startup = true
     assert open_ == {"tcp", "any free port"}, said
     for name in NUMBERS:
         assert said[name] == (errno.ENOSYS if name in ABSENT else errno.EPERM), (name, said)
+    assert said.pop("32-bit call", -signal.SIGSYS) == -signal.SIGSYS
     assert all(said[name] in (errno.EPERM, errno.EACCES) for name in said.keys() - ABSENT - open_), said
     assert confined(probe.proc) == {("2", "1")}
     assert f"no program can be started but {PYTHON}" in probe.proc.text()
