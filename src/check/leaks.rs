@@ -20,9 +20,9 @@ use crate::observe::status::Role;
 use crate::tor::{FirstHops, TorError, TorSettings};
 use trace::{Call, Trace};
 
-/// Most of a trace that is read, in bytes. A minute of full traffic took some 20 MB.
+/// Most of a trace that is read, in bytes. Each piece that is sent is a line of it.
 const MAX_TRACE: u64 = 1 << 30;
-/// Largest directory of Tor's that is read, in bytes. The public one has some 3 MB.
+/// Largest directory of Tor's that is read, in bytes.
 const MAX_DIRECTORY: u64 = 32 << 20;
 /// A backend that does not end in so many seconds, when it is told to, is ended.
 const PATIENCE: &str = "20";
