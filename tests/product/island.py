@@ -69,6 +69,18 @@ def enter():
         _ip("-6 route add local default dev lo table main")
 
 
+@contextlib.contextmanager
+def severed(sources, target):
+    """Within this block none of these addresses of the island finds a way to that one."""
+    rules = [f"pref 10 from {source} to {target} unreachable" for source in sources]
+    # A rule counts only if it stands before the one for local addresses.
+    _ip("rule add pref 100 lookup local", "rule del pref 0", *(f"rule add {rule}" for rule in rules))
+    try:
+        yield
+    finally:
+        _ip(*(f"rule del {rule}" for rule in rules), "rule add pref 0 lookup local", "rule del pref 100")
+
+
 class Machine:
     """A computer behind a cable.  Sockets and processes made `inside` are its own."""
 
@@ -121,6 +133,15 @@ class Machine:
                 yield self
             finally:
                 _call("setns", self._home, CLONE_NEWNET)
+
+    def unplug(self):
+        """No network, as when Wi-Fi is switched off."""
+        with self.inside():
+            _ip("link set up0 down")
+
+    def plug(self):
+        with self.inside():
+            _ip("link set up0 up", f"route add default via {self.gateway}")
 
     def listen(self, address=("127.0.0.1", 0)):
         with self.inside():

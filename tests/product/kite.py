@@ -116,6 +116,13 @@ class _Role:
     def secret(self, kite):
         return secret_file(self.dir / f"{kite.protocol}-{kite.name.replace('*', 'any')}.secret", kite.secret)
 
+    def status(self):
+        """What `kite status` says.  (It ends with 1 unless all is well.)"""
+        done = subprocess.run([binary(), "status", "--state-dir", self.state, "--json"], capture_output=True, text=True,
+                              timeout=10)
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)[0]
+
     def stop(self):
         """SIGTERM, which drains: the exit status must be 0."""
         status = self.proc.stop()

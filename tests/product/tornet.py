@@ -5,6 +5,8 @@ that comes through an exit shows that exit's address (on 127/8 C tor would not
 bind to it, hence the island).  The exits ask a name server of ours, so a name
 that nobody else knows reaches its host through an exit only.
 
+A private bridge is a node of the network that no directory lists; only who has its line finds it.
+
 Usable about ten seconds after start: the authority assigns the flags, nothing
 is measured, and the voting clock is shifted so that the first vote comes just
 after every relay has published itself.
@@ -16,6 +18,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -29,6 +32,7 @@ OR_PORT = 9001
 DIR_PORT = 9030
 DNS_PORT = 5353
 CONTROL_PORT = 9051     # of exits
+OBFS4_PORT = 9003
 INITIAL_S = 20          # interval of the first votes; more than UPLOAD_S + VOTE_S ever gets
 VOTE_S = 4              # V3AuthVoteDelay + V3AuthDistDelay, both at their minimum
 UPLOAD_S = 5            # what relays get to publish themselves before the first vote
@@ -67,25 +71,48 @@ class Node:
         return "".join((self.dir / f"fingerprint{kind}").read_text().split()[1:])
 
     @property
+    def listed(self):
+        """Does the directory know it?"""
+        return self.role not in ("bridge", "obfs4")
+
+    @property
+    def entrance(self):
+        """Where a client that has the bridge line comes in: ("tcp", address, port)."""
+        return ("tcp", self.ip, OBFS4_PORT if self.role == "obfs4" else OR_PORT)
+
+    @property
+    def bridge_line(self):
+        _, ip, port = self.entrance
+        if self.role == "bridge":
+            return f"{ip}:{port} {self.fingerprint()}"
+        text = (self.dir / "pt_state" / "obfs4_bridgeline.txt").read_text()
+        return f"obfs4 {ip}:{port} {self.fingerprint()} {re.search(r'cert=.*', text)[0]}"
+
+    @property
     def v3ident(self):
         text = (self.keys / "authority_certificate").read_text()
         return re.search(r"^fingerprint (\w+)", text, re.M)[1]
 
 
 class TorNet:
-    """The network.  `names` maps what the exits can resolve to addresses.
+    """The network.  `names` maps what the exits can resolve to addresses; `bridges` are roles, "bridge" or "obfs4".
 
     With `exits_are_kin` they are one family, and no circuit has two of them: an exit that dies takes the circuits
-    with it that end there, and no others.
+    with it that end there, and no others.  `interval` is the time between two votes, each of which is good for three
+    of these.  `authority` is the program that the authority runs.
     """
 
-    def __init__(self, root, subnet, names, exits=3, relays=2, exits_are_kin=False):
-        if not shutil.which("tor"):
-            raise RuntimeError("the tests need C tor: apt-get install tor")
+    def __init__(self, root, subnet, names, exits=3, relays=2, exits_are_kin=False, bridges=(), interval=INTERVAL_S,
+                 authority="tor"):
+        for program, package in (("tor", "tor"), *(("obfs4proxy", "obfs4proxy") for b in bridges if b == "obfs4")):
+            if not shutil.which(program):
+                raise RuntimeError(f"the tests need {program}: apt-get install {package}")
         self.root, self.names, self.subnet, self.exits_are_kin = root, names, subnet, exits_are_kin
+        self.interval, self.program = interval, authority
+        self.exit_policy = "accept *:*"
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
-        roles = ["auth"] + ["relay"] * relays + ["exit"] * exits
+        roles = ["auth"] + ["relay"] * relays + ["exit"] * exits + list(bridges)
         self.nodes = [Node(root, f"{role}{i}", role, f"{subnet}.{i + 1}") for i, role in enumerate(roles)]
         self.sup = Supervisor(root / "logs")
         self.asked = []                       # the names that exits looked up, in order
@@ -112,11 +139,19 @@ class TorNet:
     @property
     def relays(self):
         """What a Tor client may dial: ("tcp", address, port) of every relay."""
-        return {("tcp", n.ip, OR_PORT) for n in self.nodes}
+        return {("tcp", n.ip, OR_PORT) for n in self.nodes if n.listed}
 
-    def arti_toml(self, directory):
-        """A configuration for arti-client, with its state in `directory`; the file."""
-        a = self.auth
+    @property
+    def bridges(self):
+        return [n for n in self.nodes if not n.listed]
+
+    @property
+    def guards(self):
+        return [n for n in self.nodes if n.role in ("auth", "relay")]
+
+    def arti_toml(self, directory, bridge=None, caches=None, transport="obfs4proxy", more=""):
+        """A configuration for arti-client, with its state in `directory`, and more lines; the file."""
+        a, caches = self.auth, caches or [self.auth]
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         path = directory / "arti.toml"
@@ -128,8 +163,8 @@ state_dir = "{directory}/arti/state"
 dangerously_trust_everyone = true     # the test's directory may lie below anything
 [tor_network]
 fallback_caches = [
-  {{ rsa_identity = "{a.fingerprint()}", ed_identity = "{a.fingerprint('-ed25519')}", orports = ["{a.ip}:{OR_PORT}"] }},
-]
+{"".join(f'  {{ rsa_identity = "{n.fingerprint()}", ed_identity = "{n.fingerprint("-ed25519")}", '
+         f'orports = ["{n.ip}:{OR_PORT}"] }},{chr(10)}' for n in caches)}]
 [tor_network.authorities]
 v3idents = ["{a.v3ident}"]
 [address_filter]
@@ -146,8 +181,14 @@ hs_dir_requery_interval = "2 seconds"
 # learns a few tens of milliseconds and then gives up on healthy circuits.
 cbtmintimeout = 3000
 # C tor's test networks use 24 voting intervals as the onion time period.
-hsdir_interval = {INTERVAL_S * 24 // 60}
-""")
+hsdir_interval = {self.interval * 24 // 60}
+""" + (f"""\
+[bridges]
+bridges = ["{bridge.bridge_line}"]
+[[bridges.transports]]
+protocols = ["obfs4"]
+path = "{shutil.which(transport) or transport}"
+""" if bridge else "") + more)
         return path
 
     # ----------------------------------------------------------- actions
@@ -159,10 +200,9 @@ hsdir_interval = {INTERVAL_S * 24 // 60}
             self._dns.bind((self.auth.ip, DNS_PORT))
             threading.Thread(target=self._serve_names, daemon=True).start()
         for attempt in range(3):
-            offset = int(time.time() + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
+            self._offset = int(time.time() + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
             for n in self.nodes:
-                (n.dir / "torrc").write_text(self._torrc(n, offset))
-                self.sup.spawn(n.name, ["tor", "-f", n.dir / "torrc", "--quiet"])
+                self.run(n)
             if self._wait_usable():
                 return self
             # The first consensus came without some relay, and the next is
@@ -174,13 +214,28 @@ hsdir_interval = {INTERVAL_S * 24 // 60}
         raise AssertionError("no usable Tor network after three attempts\n"
                              + "\n".join(evidence))
 
-    def kill(self):
-        """Every relay at once, without goodbye."""
+    def run(self, node):
+        """Start one node, perhaps again."""
+        (node.dir / "torrc").write_text(self._torrc(node))
+        program = self.program if node.role == "auth" else "tor"
+        self.sup.spawn(node.name, [program, "-f", node.dir / "torrc", "--quiet"])
+
+    def reload(self, node):
+        """The node reads its torrc again, and takes the exit policy as it is now."""
+        (node.dir / "torrc").write_text(self._torrc(node))
         for p in self.sup.procs:
+            if p.name == node.name:
+                p.popen.send_signal(signal.SIGHUP)
+
+    def kill(self, nodes=None):
+        """Every relay, or some, at once, without goodbye."""
+        names = {n.name for n in nodes or self.nodes}
+        doomed = [p for p in self.sup.procs if p.name in names]
+        for p in doomed:
             p.popen.kill()
-        for p in self.sup.procs:
+        for p in doomed:
             p.popen.wait(5)
-        self.sup.procs.clear()
+            self.sup.procs.remove(p)
 
     def stop(self):
         self.kill()
@@ -198,10 +253,10 @@ ClientRejectInternalAddresses 0
 """)
         sup.spawn("client", ["tor", "-f", torrc]).wait_log("Bootstrapped 100%", 30)
 
-    def _torrc(self, node, offset):
+    def _torrc(self, node):
         d, a = node.dir, self.auth
         exits = ",".join(sorted(self.exits))
-        guards = ",".join(n.ip for n in self.nodes if n.role != "exit")
+        guards = ",".join(n.ip for n in self.guards)
         lines = [
             "TestingTorNetwork 1",
             self.authority,
@@ -211,7 +266,7 @@ ClientRejectInternalAddresses 0
             "AddressDisableIPv6 1", "PathsNeededToBuildCircuits 0.25", "NumCPUs 1",
             f"GeoIPFile {os.devnull}", f"GeoIPv6File {os.devnull}",      # half a second each
             f"Nickname {node.name}", f"Address {node.ip}",
-            f"ORPort {node.ip}:{OR_PORT}", f"DirPort {node.ip}:{DIR_PORT}",
+            f"ORPort {node.ip}:{OR_PORT}", f"DirPort {f'{node.ip}:{DIR_PORT}' if node.listed else 0}",
             f"OutboundBindAddress {node.ip}",
             "AssumeReachable 1", "ContactInfo test@example.invalid",
             "ServerDNSDetectHijacking 0", "ServerDNSTestAddresses",
@@ -220,15 +275,16 @@ ClientRejectInternalAddresses 0
             lines += [
                 "AuthoritativeDirectory 1", "V3AuthoritativeDirectory 1",
                 f"TestingV3AuthInitialVotingInterval {INITIAL_S}",
-                f"TestingV3AuthVotingStartOffset {offset}",
+                f"TestingV3AuthVotingStartOffset {self._offset}",
                 "TestingV3AuthInitialVoteDelay 2", "TestingV3AuthInitialDistDelay 2",
-                f"V3AuthVotingInterval {INTERVAL_S}", "V3AuthVoteDelay 2", "V3AuthDistDelay 2",
+                f"V3AuthVotingInterval {self.interval}", "V3AuthVoteDelay 2", "V3AuthDistDelay 2",
                 "V3AuthNIntervalsValid 3",
                 "TestingAuthDirTimeToLearnReachability 0",
                 "TestingMinExitFlagThreshold 0", "TestingMinFastFlagThreshold 0",
                 f"TestingDirAuthVoteExit {exits}", "TestingDirAuthVoteExitIsStrict 1",
                 f"TestingDirAuthVoteGuard {guards}", "TestingDirAuthVoteGuardIsStrict 1",
                 "TestingDirAuthVoteHSDir *", "MinUptimeHidServDirectoryV2 0",
+                "AuthDirFastGuarantee 1",           # byte a second: else some lose the flag when this one restarts
                 "AuthDirVoteStableGuaranteeMinUptime 0", "AuthDirVoteStableGuaranteeMTBF 0",
                 # No shared random value is ever published, so C tor and Arti both
                 # use the fall-back ring of directories from the first consensus on.
@@ -240,13 +296,18 @@ ClientRejectInternalAddresses 0
             resolv = d / "resolv.conf"
             # libevent, unlike the C library, accepts a port here.
             resolv.write_text(f"nameserver {a.ip}:{DNS_PORT}\n")
-            lines += ["ExitRelay 1", "ExitPolicyRejectPrivate 0", "ExitPolicy accept *:*",
+            lines += ["ExitRelay 1", "ExitPolicyRejectPrivate 0", f"ExitPolicy {self.exit_policy}",
                       # Else an exit refuses streams until its first consensus.
                       "RefuseUnknownExits 0",
                       f"ControlPort {node.ip}:{CONTROL_PORT}", "CookieAuthentication 1",
                       f"ServerDNSResolvConfFile {resolv}", "ServerDNSSearchDomains 0"]
         else:
             lines += ["ExitRelay 0", "ExitPolicy reject *:*"]
+        if not node.listed:
+            lines += ["BridgeRelay 1", "PublishServerDescriptor 0", "BridgeDistribution none"]
+        if node.role == "obfs4":
+            lines += [f"ServerTransportPlugin obfs4 exec {shutil.which('obfs4proxy')}",
+                      f"ServerTransportListenAddr obfs4 {node.ip}:{OBFS4_PORT}", "ExtORPort auto"]
         return "\n".join(lines) + "\n"
 
     def _wait_usable(self):
@@ -273,7 +334,7 @@ ClientRejectInternalAddresses 0
         if text is None:
             return None
         running = {m[1] for m in re.finditer(r"^r (\S+) .*\n(?:[^r].*\n)*?s .*\bRunning\b", text, re.M)}
-        if running != {n.name for n in self.nodes}:
+        if running != {n.name for n in self.nodes if n.listed}:
             return False
         digests = re.findall(r"^m (\S+)$", text, re.M)
         return bool(_fetch(url + "micro/d/" + "-".join(digests)))
