@@ -90,6 +90,7 @@ pub async fn run(
                     Lane(n) => format!("{address} (tunnel {})", n + 1),
                 },
                 session: None,
+                trouble: None,
                 dies_of_ping: false,
             };
             tasks.spawn(link.keep(shutdown.clone()));
@@ -112,6 +113,8 @@ struct Link {
     shown: String,
     /// The last tunnel's name, so that the next replaces it instead of being its rival.
     session: Option<String>,
+    /// The name of what is the matter, once it has been logged.
+    trouble: Option<&'static str>,
     /// This frontend drops tunnels that send PING (protocol page §8).
     dies_of_ping: bool,
 }
@@ -134,6 +137,15 @@ enum LinkError {
 }
 
 impl LinkError {
+    /// The state's name; docs/states.md lists them.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Dial(e) => e.name(),
+            Self::AllRefused => "kites-refused",
+            Self::Handshake(_) | Self::Io(_) | Self::Closed | Self::TimedOut => "handshake-failed",
+        }
+    }
+
     /// The connection stood, and brought nothing: perhaps another circuit does.
     fn blames_path(&self) -> bool {
         // The dialer itself has seen to its own.
@@ -166,14 +178,14 @@ impl Link {
             }
             match self.connect(current.as_ref()).await {
                 Ok((tunnel, verdict)) => {
+                    self.trouble = None;
                     let next = self.fly(flights, tunnel, verdict, shutdown);
                     if let Some(old) = current.replace(next) {
                         old.retire();
                     }
                 }
                 Err(e) => {
-                    tracing::warn!("frontend {}: {e}", self.shown);
-                    self.slot.failed(&e.to_string());
+                    self.complain(&e);
                     if e.blames_path() {
                         self.dialer.leave(&self.address, self.lane);
                     }
@@ -207,12 +219,24 @@ impl Link {
         }
     }
 
+    /// One line for each state, not for each try; and none for Tor's, which speaks for itself.
+    fn complain(&mut self, error: &LinkError) {
+        let (name, shown) = (error.name(), &self.shown);
+        let tors = matches!(error, LinkError::Dial(e) if e.is_tors());
+        if tors || self.trouble.replace(name) == Some(name) {
+            tracing::debug!("frontend {shown}: {name}: {error}");
+        } else {
+            tracing::warn!("frontend {shown}: {name}: {error}");
+        }
+        self.slot.failed(&format!("{name}: {error}"));
+    }
+
     /// Waits before the next attempt, twice as long each time. Jitter keeps backends from
     /// returning in step, and frontends from linking one node's reconnects by their instants.
     async fn pause(&self, wait: &mut Duration, most: Duration, show: bool) {
         let pause = jitter(*wait);
         *wait = (*wait * 2).min(most);
-        tracing::info!(
+        tracing::debug!(
             "frontend {}: retry in {:.1} s",
             self.shown,
             pause.as_secs_f64()

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 #[command(name = "kite", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Try it without any set-up: kite demo\n\
     Exit status: 0 ended as asked, 1 failed at run time or a check found a leak, \
-    2 wrong usage or configuration.")]
+    2 wrong usage or configuration, 3 the Tor network demands a newer kite.")]
 pub struct Cli {
     /// How much to log: error, warn, info, debug, trace, or filters such as kite=debug
     /// [default: info, for the demo warn]

@@ -152,6 +152,44 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// The state's name, for logs and status; docs/states.md lists them. Where Tor itself is the
+    /// matter it is one of [`crate::tor::Trouble`]'s, or near it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NameNotFound => "name-not-found",
+            Self::Refused
+            | Self::Unreachable
+            | Self::TimedOut
+            | Self::ExitFailed
+            | Self::Closed => "frontend-unreachable",
+            Self::ExitPolicy => "exit-policy",
+            Self::Circuit(_) => "circuits-failing",
+            Self::NotBootstrapped => "tor-starting",
+            Self::TorUnreachable => "tor-unreachable",
+            Self::TorDirectory(_) => "directory-unavailable",
+            Self::TorLocal(_) => "tor-local",
+            Self::TorObsolete => "tor-obsolete",
+            Self::OnionNotFound => "onion-unknown",
+            Self::OnionDown => "onion-down",
+            Self::OnionAuth => "onion-auth",
+            Self::NeedsTor | Self::BadAddress | Self::ForbiddenAddress => "address-unusable",
+            Self::Socket(_) => "socket-failed",
+            Self::Tls(_) => "frontend-unproven",
+        }
+    }
+
+    /// True if Tor itself is the matter. Then its own watch says so, once for all frontends.
+    pub fn is_tors(&self) -> bool {
+        matches!(
+            self,
+            Self::Circuit(_)
+                | Self::NotBootstrapped
+                | Self::TorUnreachable
+                | Self::TorDirectory(_)
+                | Self::TorObsolete
+        )
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
@@ -250,4 +288,33 @@ fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_documented() {
+        let page = include_str!("../docs/states.md");
+        for error in [
+            DialError::NameNotFound,
+            DialError::ExitFailed,
+            DialError::ExitPolicy,
+            DialError::Circuit(""),
+            DialError::TorUnreachable,
+            DialError::TorDirectory(""),
+            DialError::TorLocal(""),
+            DialError::TorObsolete,
+            DialError::OnionNotFound,
+            DialError::OnionDown,
+            DialError::OnionAuth,
+            DialError::BadAddress,
+            DialError::Socket(std::io::ErrorKind::Other),
+            DialError::Tls(TlsError::Closed),
+        ] {
+            let name = error.name();
+            assert!(page.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

@@ -15,6 +15,8 @@ use kite::{check, demo, shutdown, tahoe};
 const USAGE: u8 = 2;
 /// Failure at run time.
 const FAILED: u8 = 1;
+/// The Tor network demands a newer Arti. To start again does not help.
+const OBSOLETE: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -167,10 +169,10 @@ fn verdict<E: std::fmt::Display>(clean: Result<bool, E>) -> ExitCode {
 }
 
 fn failed(error: &RunError) -> ExitCode {
-    let code = if error.is_configuration() {
-        USAGE
-    } else {
-        FAILED
+    let code = match () {
+        () if error.is_configuration() => USAGE,
+        () if error.is_obsolete() => OBSOLETE,
+        () => FAILED,
     };
     fail(code, &error.to_string())
 }

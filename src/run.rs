@@ -4,9 +4,11 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
@@ -19,10 +21,13 @@ use crate::listen::Port;
 use crate::observe::board::Board;
 use crate::observe::status::{self, Role, Status};
 use crate::sandbox;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
 use crate::tor::{self, Progress, TorError, TorSettings};
+
+/// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why a role ended otherwise than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,11 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// True if neither a restart nor another configuration helps, but a newer kite.
+    pub fn is_obsolete(&self) -> bool {
+        matches!(self, Self::Tor(TorError::Obsolete))
+    }
+
     /// True if the configuration is to be mended, false if the world is.
     pub fn is_configuration(&self) -> bool {
         match self {
@@ -106,13 +116,17 @@ pub async fn frontend(
     let client = tor::Client::start(settings)?;
     let opening = open_door(&client, frontend.handle(), &onion, progress);
     let mut serving = pin!(frontend.run(shutdown));
+    let mut obsolete = pin!(client.watch());
     // The service lives as long as its handle: until all tunnels have ended.
     let _door = tokio::select! {
         () = &mut serving => return Ok(()),
         door = opening => door?,
+        end = &mut obsolete => return Err(end.into()),
     };
-    serving.await;
-    Ok(())
+    tokio::select! {
+        () = serving => Ok(()),
+        end = obsolete => Err(end.into()),
+    }
 }
 
 /// Starts Tor and publishes the frontend's onion service, however long it takes.
@@ -225,6 +239,7 @@ impl Backend {
         };
         // Dropped, it closes the port and all that came in there.
         let mut ports = JoinSet::new();
+        let mut obsolete: BoxFuture<TorError> = Box::pin(std::future::pending());
         let dialer: Arc<dyn Dialer> = match self.egress {
             Egress::Direct(allowed) => {
                 tracing::info!(
@@ -237,9 +252,12 @@ impl Backend {
                 let client = Arc::new(tor::Client::start(settings)?);
                 let _ = tor.set(client.clone());
                 status::offer(self.status, report);
+                let watched = client.clone();
+                obsolete = Box::pin(async move { watched.watch().await });
                 let mut show = |p| progress(&p);
                 tokio::select! {
                     started = client.bootstrap(&mut show) => started?,
+                    end = &mut obsolete => return Err(end.into()),
                     () = shutdown.requested() => return Ok(()),
                 }
                 tracing::info!("Tor ready");
@@ -254,8 +272,27 @@ impl Backend {
                 Arc::new(TorDialer::new(client, self.tls))
             }
         };
-        backend::run(config.frontends, config.services, dialer, board, shutdown).await;
-        Ok(())
+        let (stop, order) = shutdown::channel();
+        let mut serving = pin!(backend::run(
+            config.frontends,
+            config.services,
+            dialer,
+            board,
+            order
+        ));
+        tokio::select! {
+            () = &mut serving => Ok(()),
+            () = shutdown.requested() => {
+                stop.stop();
+                serving.await;
+                Ok(())
+            }
+            end = obsolete => {
+                stop.stop();
+                let _ = timeout(LAST_WORDS, serving).await;
+                Err(end.into())
+            }
+        }
     }
 }
 

@@ -49,8 +49,9 @@ impl Display {
             None => {
                 let line = format!("Tor: {text}");
                 if line != self.last {
+                    // What keeps it is said by the watch, with what to do: here it is Arti's guess.
                     if progress.blocked.is_some() {
-                        tracing::warn!("{line}")
+                        tracing::debug!("{line}")
                     } else {
                         tracing::info!("{line}")
                     }

@@ -74,9 +74,11 @@ pub struct Status {
 /// The embedded Tor client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tor {
+    /// `working`, `starting`, or what is the matter, by the name that it has in docs/states.md.
+    pub state: String,
     /// Streams can be opened, as far as it knows.
     pub ready: bool,
-    /// What it says of itself, or why it does not go on.
+    /// What it says of itself; or what is the matter, and what to do.
     pub text: String,
     /// Connections it has opened, by what they went to.
     pub dials: BTreeMap<String, u64>,
@@ -173,9 +175,15 @@ impl Tor {
     /// From what the client says.
     pub fn new(progress: Progress, dialled: &DialReport) -> Self {
         let named = |(what, n): (String, &u64)| (what, *n);
+        let (state, text) = match (progress.trouble, progress.ready) {
+            (Some(trouble), _) => (trouble.name(), format!("{trouble}; {}", trouble.remedy())),
+            (None, true) => ("working", progress.text),
+            (None, false) => ("starting", progress.blocked.unwrap_or(progress.text)),
+        };
         Self {
+            state: state.to_owned(),
             ready: progress.ready,
-            text: progress.blocked.unwrap_or(progress.text),
+            text,
             dials: dialled
                 .allowed
                 .iter()
@@ -206,8 +214,7 @@ impl fmt::Display for Status {
             (None, _) => {}
         }
         if let Some(tor) = &self.tor {
-            let ready = if tor.ready { "ready" } else { "not ready" };
-            writeln!(f, "Tor: {ready}; {}", tor.text)?;
+            writeln!(f, "Tor: {}; {}", tor.state, tor.text)?;
             writeln!(f, "  dialled: {}", Counts(&tor.dials))?;
             if !tor.refused.is_empty() {
                 writeln!(f, "  REFUSED: {}; please report this", Counts(&tor.refused))?;

@@ -18,7 +18,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -219,13 +218,6 @@ path = "{shutil.which(transport) or transport}"
         (node.dir / "torrc").write_text(self._torrc(node))
         program = self.program if node.role == "auth" else "tor"
         self.sup.spawn(node.name, [program, "-f", node.dir / "torrc", "--quiet"])
-
-    def reload(self, node):
-        """The node reads its torrc again, and takes the exit policy as it is now."""
-        (node.dir / "torrc").write_text(self._torrc(node))
-        for p in self.sup.procs:
-            if p.name == node.name:
-                p.popen.send_signal(signal.SIGHUP)
 
     def kill(self, nodes=None):
         """Every relay, or some, at once, without goodbye."""

@@ -4,12 +4,14 @@
 //! [`relays`]. Everything that leaves does so through [`Client::connect`] or
 //! through an [`onion`] service.
 //!
-//! Arti has one habit that no caller can change: when the signed directory says that
-//! its protocol is obsolete, it prints a message and ends the process.
+//! Arti has one habit that no caller can change: 5 s after the signed directory has said that
+//! its protocol is obsolete, it ends the process. [`Client::watch`] sees that coming.
 
+mod health;
 pub mod onion;
 pub mod relays;
 pub mod runtime;
+mod watch;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -18,8 +20,9 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arti_client::config::{CfgPath, TorClientConfigBuilder};
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
@@ -28,18 +31,21 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use rand::Rng;
 use serde::Deserialize;
-use tokio::time::sleep;
+use tokio::sync::watch as signal;
+use tokio::time::{sleep, timeout};
 use tor_dircommon::fallback::FallbackList;
 use tor_guardmgr::GuardMgrConfig;
 use tor_guardmgr::bridge::BridgeConfig;
 use tor_linkspec::{ChannelMethod, HasAddrs, HasChanMethod};
 use tor_netdir::Timeliness;
 
+use self::health::Pulse;
+pub use self::health::Trouble;
 pub use self::onion::OnionService;
 pub use self::relays::Peer;
 use self::relays::{Bridges, Rules};
 pub use self::runtime::{DialReport, Refusal};
-use self::runtime::{Gate, Guarded, Ledger};
+use self::runtime::{Guarded, Ledger, Maker};
 pub use arti_client::{DataStream, ErrorKind, IsolationToken};
 
 /// First wait after a failed bootstrap. Arti has tried many relays by then.
@@ -47,6 +53,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Longest wait between two attempts to bootstrap.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait for an Arti that is being replaced to let go of its files.
+const STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// What one kite holds locked in Arti's state directory.
 const LOCK_FILE: &str = "kite.lock";
@@ -156,6 +165,9 @@ pub enum TorError {
         /// Arti's words.
         reason: String,
     },
+    /// The Tor network demands a protocol that this Arti does not speak.
+    #[error("tor-obsolete: {}", Trouble::Obsolete)]
+    Obsolete,
     /// A tool must run before this one: [`Client::bootstrap`].
     #[error("Tor is not ready yet")]
     NotBootstrapped,
@@ -182,6 +194,7 @@ impl TorError {
                 "make the directory private (chmod 700), and let only its owner write to those above it"
             }
             Self::Local { .. } => "check the state directory's disk, permissions and free space",
+            Self::Obsolete => Trouble::Obsolete.remedy(),
             Self::NotBootstrapped => "wait for Tor to start",
             Self::Onion { .. } => "check the nickname, and the permissions of the state directory",
         }
@@ -195,6 +208,7 @@ impl TorError {
                 reason: chain(error),
             },
             ErrorKind::BootstrapRequired => Self::NotBootstrapped,
+            ErrorKind::SoftwareDeprecated => Self::Obsolete,
             _ => Self::Local {
                 reason: chain(error),
             },
@@ -248,6 +262,8 @@ pub struct Progress {
     pub text: String,
     /// Why it does not go on, if Arti knows. Its best guess: say so when showing it.
     pub blocked: Option<String>,
+    /// What kite itself has found out: see [`Client::watch`].
+    pub trouble: Option<Trouble>,
 }
 
 impl From<&BootstrapStatus> for Progress {
@@ -265,16 +281,66 @@ impl From<&BootstrapStatus> for Progress {
             ready: status.ready_for_traffic(),
             text,
             blocked,
+            trouble: None,
         }
     }
 }
 
 /// The embedded Tor client. One for each process and state directory.
 pub struct Client {
-    inner: Arc<TorClient<Guarded>>,
+    /// The Arti in use: none while it is being replaced.
+    slot: Arc<Slot>,
+    /// Counts replacements; whoever holds an old Arti must then let it go.
+    generation: signal::Sender<u64>,
+    config: TorClientConfig,
+    maker: Maker,
+    bridges: bool,
+    /// The programs of pluggable transports that Arti starts.
+    transports: Vec<PathBuf>,
+    /// An onion service runs in this Arti, and would end with it.
+    serves: AtomicBool,
+    pulse: Pulse,
+    /// What [`Client::watch`] has found.
+    trouble: Mutex<Option<Trouble>>,
     ledger: Ledger,
     /// Held open, and thereby locked, as long as there is a client.
     _lock: File,
+}
+
+type Arti = Arc<TorClient<Guarded>>;
+
+/// An Arti, and what ends its tasks when it is dropped.
+type Running = (Arti, signal::Sender<()>);
+
+#[derive(Default)]
+struct Slot(Mutex<Option<Running>>);
+
+impl Slot {
+    fn get(&self) -> Option<Arti> {
+        Some(self.lock().as_ref()?.0.clone())
+    }
+
+    fn swap(&self, running: Option<Running>) -> Option<Running> {
+        std::mem::replace(&mut *self.lock(), running)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn create(
+    config: &TorClientConfig,
+    maker: &Maker,
+    behavior: BootstrapBehavior,
+) -> Result<Running, TorError> {
+    let (runtime, end) = maker.runtime();
+    let arti = TorClient::with_runtime(runtime)
+        .config(config.clone())
+        .bootstrap_behavior(behavior)
+        .create_unbootstrapped()
+        .map_err(|e| TorError::sort(&e))?;
+    Ok((arti, end))
 }
 
 impl Client {
@@ -291,17 +357,23 @@ impl Client {
         }
         let (config, rules, needs) = configure(&settings)?;
         let lock = lock(&needs.state_dir)?;
-        let (runtime, gate, ledger) = runtime::guarded(rules).map_err(|e| TorError::Local {
+        let bridges = rules.bridges.is_some();
+        let (maker, ledger) = Maker::new(rules).map_err(|e| TorError::Local {
             reason: e.to_string(),
         })?;
-        let inner = TorClient::with_runtime(runtime)
-            .config(config)
-            .bootstrap_behavior(BootstrapBehavior::Manual)
-            .create_unbootstrapped()
-            .map_err(|e| TorError::sort(&e))?;
-        follow(&gate, &inner);
+        let slot = Arc::new(Slot::default());
+        slot.swap(Some(create(&config, &maker, BootstrapBehavior::Manual)?));
+        follow(&maker, &slot);
         Ok(Self {
-            inner,
+            slot,
+            generation: signal::Sender::new(0),
+            config,
+            maker,
+            bridges,
+            transports: needs.programs,
+            serves: AtomicBool::new(false),
+            pulse: Pulse::default(),
+            trouble: Mutex::default(),
             ledger,
             _lock: lock,
         })
@@ -317,67 +389,25 @@ impl Client {
         &'a self,
         progress: &'a mut (dyn FnMut(Progress) + Send),
     ) -> BoxFuture<'a, Result<(), TorError>> {
-        Box::pin(self.bring_up(progress))
-    }
-
-    async fn bring_up(&self, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), TorError> {
-        let mut events = self.inner.bootstrap_events();
-        let mut wait = RETRY_FIRST;
-        loop {
-            let outcome = {
-                let attempt = self.inner.bootstrap();
-                tokio::pin!(attempt);
-                loop {
-                    tokio::select! {
-                        outcome = &mut attempt => break outcome,
-                        Some(status) = events.next() => progress(Progress::from(&status)),
-                    }
+        Box::pin(async move {
+            self.pulse.asked();
+            let mut renewed = self.generation.subscribe();
+            loop {
+                let Some(arti) = self.arti() else {
+                    // It is being replaced.
+                    let _ = renewed.changed().await;
+                    continue;
+                };
+                let outcome = tokio::select! {
+                    outcome = bring_up(arti, progress) => outcome,
+                    _ = renewed.changed() => continue,
+                };
+                if outcome.is_ok() {
+                    self.pulse.ended(&Ok(()));
                 }
-            };
-            let Err(error) = outcome else {
-                return self.until_ready(&mut events, progress).await;
-            };
-            if is_local(error.kind()) {
-                return Err(TorError::sort(&error));
+                return outcome;
             }
-            // The kind's text, not the error's: that one may name relays.
-            let reason = error.kind().to_string();
-            tracing::warn!(
-                "Tor could not start ({reason}); trying again in {} s",
-                wait.as_secs()
-            );
-            let mut now = self.progress();
-            now.blocked.get_or_insert(reason);
-            progress(now);
-            let pause = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
-            sleep(pause).await;
-            wait = (wait * 2).min(RETRY_MAX);
-        }
-    }
-
-    /// A directory from the cache makes Arti call itself bootstrapped before it has reached
-    /// any relay. Goes on until one has answered.
-    async fn until_ready(
-        &self,
-        events: &mut BootstrapEvents,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<(), TorError> {
-        let mut now = self.progress();
-        loop {
-            let ready = now.ready;
-            progress(now);
-            if ready {
-                return Ok(());
-            }
-            now = match events.next().await {
-                Some(status) => Progress::from(&status),
-                None => {
-                    return Err(TorError::Local {
-                        reason: "Arti has stopped".to_owned(),
-                    });
-                }
-            };
-        }
+        })
     }
 
     /// Opens a stream to a host, given as text and looked up by the exit relay, or to an onion service.
@@ -394,24 +424,135 @@ impl Client {
         prefs.set_isolation(isolation);
         // Boxed here, so that who calls it need not compile Arti again.
         Box::pin(async move {
-            let opened = self.inner.connect_with_prefs((host, port), &prefs).await;
-            opened.map_err(|error| error.kind())
+            self.pulse.asked();
+            let mut renewed = self.generation.subscribe();
+            let arti = self.arti().ok_or(ErrorKind::BootstrapRequired)?;
+            let outcome = tokio::select! {
+                opened = arti.connect_with_prefs((host, port), &prefs) => opened.map_err(|error| error.kind()),
+                _ = renewed.changed() => Err(ErrorKind::ReactorShuttingDown),
+            };
+            self.pulse.ended(&outcome);
+            outcome
         })
     }
 
     /// True if a stream can be opened now, as far as Arti knows.
     pub fn ready(&self) -> bool {
-        self.inner.bootstrap_status().ready_for_traffic()
+        self.progress().ready
     }
 
     /// How far Tor is, now.
     pub fn progress(&self) -> Progress {
-        Progress::from(&self.inner.bootstrap_status())
+        let arti = self.arti();
+        let status = arti.map(|arti| arti.bootstrap_status()).unwrap_or_default();
+        Progress {
+            trouble: self.trouble(),
+            ..Progress::from(&status)
+        }
+    }
+
+    /// What keeps Tor from working, as far as [`Client::watch`] has found out.
+    pub fn trouble(&self) -> Option<Trouble> {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What Arti has dialled so far.
     pub fn dialled(&self) -> DialReport {
         self.ledger.report()
+    }
+
+    fn arti(&self) -> Option<Arti> {
+        self.slot.get()
+    }
+
+    fn heard_nothing_for(&self, long: Duration) -> bool {
+        self.ledger
+            .heard()
+            .is_none_or(|at: Instant| at.elapsed() >= long)
+    }
+
+    /// Puts a fresh Arti, with the same settings and files, in place of this one.
+    async fn renew(&self) {
+        if self.serves.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some((old, tasks)) = self.slot.swap(None) {
+            self.generation.send_modify(|n| *n += 1);
+            let stopped = old.wait_for_stop();
+            drop((old, tasks));
+            if timeout(STOP_WAIT, stopped).await.is_err() {
+                tracing::debug!("the old Arti has not let go of its files");
+            }
+        }
+        self.ledger.forget();
+        match create(&self.config, &self.maker, BootstrapBehavior::OnDemand) {
+            Ok(running) => {
+                tracing::debug!("a fresh Arti");
+                self.slot.swap(Some(running));
+            }
+            Err(e) => tracing::debug!("no fresh Arti yet: {e}"),
+        }
+        self.generation.send_modify(|n| *n += 1);
+    }
+}
+
+async fn bring_up(arti: Arti, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), TorError> {
+    let mut events = arti.bootstrap_events();
+    let mut wait = RETRY_FIRST;
+    loop {
+        let outcome = {
+            let attempt = arti.bootstrap();
+            tokio::pin!(attempt);
+            loop {
+                tokio::select! {
+                    outcome = &mut attempt => break outcome,
+                    Some(status) = events.next() => progress(Progress::from(&status)),
+                }
+            }
+        };
+        let Err(error) = outcome else {
+            return until_ready(&arti, &mut events, progress).await;
+        };
+        if is_local(error.kind()) {
+            return Err(TorError::sort(&error));
+        }
+        // The kind's text, not the error's: that one may name relays.
+        let reason = error.kind().to_string();
+        tracing::debug!(
+            "Tor could not start ({reason}); trying again in {} s",
+            wait.as_secs()
+        );
+        let mut now = Progress::from(&arti.bootstrap_status());
+        now.blocked.get_or_insert(reason);
+        progress(now);
+        let pause = wait.mul_f64(rand::rng().random_range(0.5..=1.0));
+        sleep(pause).await;
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+/// A directory from the cache makes Arti call itself bootstrapped before it has reached
+/// any relay. Goes on until one has answered.
+async fn until_ready(
+    arti: &Arti,
+    events: &mut BootstrapEvents,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), TorError> {
+    let mut now = Progress::from(&arti.bootstrap_status());
+    loop {
+        let ready = now.ready;
+        progress(now);
+        if ready {
+            return Ok(());
+        }
+        now = match events.next().await {
+            Some(status) => Progress::from(&status),
+            None => {
+                return Err(TorError::Local {
+                    reason: "Arti has stopped".to_owned(),
+                });
+            }
+        };
     }
 }
 
@@ -422,10 +563,10 @@ impl fmt::Debug for Client {
 }
 
 /// Shows the gate the client's directory, without keeping the client alive.
-fn follow(gate: &Gate, client: &Arc<TorClient<Guarded>>) {
-    let client: Weak<TorClient<Guarded>> = Arc::downgrade(client);
-    gate.follow(Box::new(move || {
-        let directory = client.upgrade()?.dirmgr().ok()?;
+fn follow(maker: &Maker, slot: &Arc<Slot>) {
+    let slot = Arc::downgrade(slot);
+    maker.gate().follow(Box::new(move || {
+        let directory = slot.upgrade()?.get()?.dirmgr().ok()?;
         // However old: an expired directory still says which addresses are relays.
         directory.netdir(Timeliness::Unchecked).ok()
     }));
@@ -628,11 +769,10 @@ fn bridges(config: &TorClientConfig, user: &User) -> Result<Bridges, String> {
     if ports.iter().any(|port| !port.ip().is_loopback()) {
         return Err("bridges.transports: proxy_addr must be a loopback address, or Tor's traffic could be seen".to_owned());
     }
-    let managed = transports.iter().any(|t| t.path.is_some());
     Ok(Bridges {
         direct,
         transports: ports.into_iter().collect(),
-        managed,
+        managed: transports.iter().any(|t| t.path.is_some()),
     })
 }
 

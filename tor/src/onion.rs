@@ -4,6 +4,7 @@
 //! same at each start for the same nickname.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -50,8 +51,9 @@ impl OnionService {
             .max_concurrent_streams_per_circuit(MAX_STREAMS_PER_CIRCUIT)
             .build()
             .map_err(|e| invalid(e.to_string()))?;
-        let launched = client
-            .inner
+        let arti = client.arti().ok_or(TorError::NotBootstrapped)?;
+        client.serves.store(true, Ordering::Relaxed);
+        let launched = arti
             .launch_onion_service(config)
             .map_err(|e| TorError::sort(&e))?;
         let (running, requests) = launched.ok_or_else(|| invalid("it is disabled".to_owned()))?;

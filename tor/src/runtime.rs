@@ -8,16 +8,23 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::io::{AsyncRead, AsyncWrite, IoSlice};
+use futures::task::{FutureObj, Spawn, SpawnError};
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tor_linkspec::HasAddrs;
 use tor_netdir::NetDir;
 use tor_rtcompat::tokio::TokioRustlsRuntime as Base;
 use tor_rtcompat::unimpl::{FakeListener, FakeStream};
 use tor_rtcompat::{
-    CompoundRuntime, NetStreamListener, NetStreamProvider, RealCoarseTimeProvider,
-    TcpConnectOptions, TcpListenOptions, UdpProvider, UdpSocket, UnixConnectOptions,
+    Blocking, CompoundRuntime, NetStreamListener, NetStreamProvider, RealCoarseTimeProvider,
+    StreamOps, TcpConnectOptions, TcpListenOptions, UdpProvider, UdpSocket, UnixConnectOptions,
     UnixListenOptions,
 };
 
@@ -25,7 +32,7 @@ use crate::relays::{Peer, Rules};
 
 /// The runtime type that Arti sees.
 pub(crate) type Guarded =
-    CompoundRuntime<Base, Base, RealCoarseTimeProvider, Gate, NoSockets, Base, NoSockets>;
+    CompoundRuntime<Nursery, Base, RealCoarseTimeProvider, Gate, NoSockets, Base, NoSockets>;
 
 /// Where the current directory can be found, once there is one.
 type Directory = Box<dyn Fn() -> Option<Arc<NetDir>> + Send + Sync>;
@@ -33,6 +40,13 @@ type Directory = Box<dyn Fn() -> Option<Arc<NetDir>> + Send + Sync>;
 /// Most addresses that the report lists one by one. A client has a handful of guards; past
 /// this, only the counts by kind go on.
 const MAX_LISTED: usize = 1024;
+
+/// Between two looks for a route, when there is none. Failing at once would have Arti blame
+/// one relay after the other, and leave each alone for minutes.
+const ROUTE_POLL: Duration = Duration::from_millis(500);
+
+/// Longest wait for a route in one attempt. Arti's own patience is 5 s, with a transport 10 s.
+const ROUTE_WAIT: Duration = Duration::from_secs(30);
 
 /// What Arti wanted and did not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,25 +125,85 @@ impl fmt::Debug for DialReport {
 
 /// The count, shared between the gate and whoever asks.
 #[derive(Clone, Default)]
-pub(crate) struct Ledger(Arc<Mutex<DialReport>>);
+pub(crate) struct Ledger {
+    dials: Arc<Mutex<DialReport>>,
+    line: Arc<Mutex<Line>>,
+}
+
+/// How Arti's connections fare.
+#[derive(Default)]
+struct Line {
+    /// Attempts that failed since one succeeded, or a relay was heard.
+    failed: u32,
+    /// The last of them found no route.
+    no_route: bool,
+    /// When a relay last sent anything.
+    heard: Option<Instant>,
+    /// Whom Arti wanted to reach last.
+    wanted: Option<SocketAddr>,
+}
 
 impl Ledger {
     pub(crate) fn report(&self) -> DialReport {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.dials().clone()
+    }
+
+    /// Attempts that failed since one succeeded or a relay was heard, and whether a route is missing.
+    pub(crate) fn attempts(&self) -> (u32, bool) {
+        let line = self.line();
+        (line.failed, line.no_route)
+    }
+
+    /// When a relay last sent anything.
+    pub(crate) fn heard(&self) -> Option<Instant> {
+        self.line().heard
+    }
+
+    /// Whom Arti wanted to reach last.
+    pub(crate) fn wanted(&self) -> Option<SocketAddr> {
+        self.line().wanted
+    }
+
+    /// A fresh Arti has heard nothing yet.
+    pub(crate) fn forget(&self) {
+        self.note_success();
+        self.line().heard = None;
+    }
+
+    fn note_failure(&self, no_route: bool) {
+        let mut line = self.line();
+        line.failed = line.failed.saturating_add(1);
+        line.no_route = no_route;
+    }
+
+    fn note_success(&self) {
+        let mut line = self.line();
+        line.failed = 0;
+        line.no_route = false;
+    }
+
+    fn note_heard(&self) {
+        self.note_success();
+        self.line().heard = Some(Instant::now());
+    }
+
+    fn dials(&self) -> MutexGuard<'_, DialReport> {
+        self.dials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allow(&self, addr: &SocketAddr, peer: Peer) {
-        let mut report = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = self.dials();
         *report.allowed.entry(peer).or_default() += 1;
         list(&mut report, addr, Some(peer));
     }
 
     /// Counts and, the first time, says aloud: a refusal should never happen.
     fn refuse(&self, what: Refusal, addr: Option<&SocketAddr>) -> io::Error {
-        let mut report = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = self.dials();
         if report.total_refused() == 0 {
             tracing::warn!(
                 "kept Arti from opening a connection that is none of Tor's ({what}); kite stays safe, please report it"
@@ -188,7 +262,7 @@ fn lists(directory: &NetDir, addr: &SocketAddr) -> bool {
 
 #[async_trait]
 impl NetStreamProvider<SocketAddr> for Gate {
-    type Stream = <Base as NetStreamProvider<SocketAddr>>::Stream;
+    type Stream = Wire;
     type Listener = Never;
     type ConnectOptions = TcpConnectOptions;
     type ListenOptions = TcpListenOptions;
@@ -202,11 +276,108 @@ impl NetStreamProvider<SocketAddr> for Gate {
             return Err(self.ledger.refuse(Refusal::Stranger, Some(addr)));
         };
         self.ledger.allow(addr, peer);
-        self.inner.connect(addr, options).await
+        self.ledger.line().wanted = Some(*addr);
+        let mut attempt = Attempt(Some(self.ledger.clone()));
+        let begun = Instant::now();
+        loop {
+            match self.inner.connect(addr, options).await {
+                Err(e) if is_no_route(e.kind()) && begun.elapsed() < ROUTE_WAIT => {
+                    self.ledger.note_failure(true);
+                    sleep(ROUTE_POLL).await;
+                }
+                outcome => {
+                    attempt.0 = None;
+                    match &outcome {
+                        Ok(_) => self.ledger.note_success(),
+                        Err(e) => self.ledger.note_failure(is_no_route(e.kind())),
+                    }
+                    return outcome.map(|inner| Wire {
+                        inner,
+                        ledger: self.ledger.clone(),
+                    });
+                }
+            }
+        }
     }
 
     async fn listen(&self, _: &SocketAddr, _: &TcpListenOptions) -> io::Result<Never> {
         Err(self.ledger.refuse(Refusal::Listener, None))
+    }
+}
+
+/// The system itself knows that nothing can be reached.
+fn is_no_route(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown
+    )
+}
+
+/// An attempt to connect. Arti drops those that take it too long, and they have failed then.
+struct Attempt(Option<Ledger>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(ledger) = self.0.take() {
+            let (_, no_route) = ledger.attempts();
+            ledger.note_failure(no_route);
+        }
+    }
+}
+
+/// A connection of Arti's; what comes in is a sign of life.
+pub(crate) struct Wire {
+    inner: <Base as NetStreamProvider<SocketAddr>>::Stream,
+    ledger: Ledger,
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        if n > 0 {
+            self.ledger.note_heard();
+        }
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(cx)
+    }
+}
+
+impl StreamOps for Wire {
+    fn set_tcp_notsent_lowat(&self, lowat: u32) -> io::Result<()> {
+        self.inner.set_tcp_notsent_lowat(lowat)
+    }
+
+    fn new_handle(&self) -> Box<dyn StreamOps + Send + Unpin> {
+        self.inner.new_handle()
     }
 }
 
@@ -275,29 +446,94 @@ impl UdpSocket for NoDatagrams {
     }
 }
 
-/// Puts the gate into the Tokio runtime that we are called in.
-///
-/// Panics without a rustls provider: [`crate::Client::start`] checks that first.
-pub(crate) fn guarded(rules: Rules) -> io::Result<(Guarded, Gate, Ledger)> {
-    let base = Base::current()?;
-    let ledger = Ledger::default();
-    let gate = Gate {
-        inner: base.clone(),
-        rules: Arc::new(rules),
-        directory: Arc::default(),
-        ledger: ledger.clone(),
-    };
-    let none = NoSockets(ledger.clone());
-    let runtime = CompoundRuntime::new(
-        base.clone(),
-        base.clone(),
-        RealCoarseTimeProvider::new(),
-        gate.clone(),
-        none.clone(),
-        base,
-        none,
-    );
-    Ok((runtime, gate, ledger))
+/// Where Arti's tasks live, so that they can end with it. Left to themselves, some go on
+/// for a minute, and hold its files.
+#[derive(Clone)]
+pub(crate) struct Nursery {
+    base: Base,
+    end: watch::Receiver<()>,
+}
+
+impl Spawn for Nursery {
+    fn spawn_obj(&self, task: FutureObj<'static, ()>) -> Result<(), SpawnError> {
+        let mut end = self.end.clone();
+        self.base.spawn_obj(FutureObj::new(Box::new(async move {
+            tokio::select! {
+                () = task => {}
+                // Also when nobody is left to say so.
+                _ = end.changed() => {}
+            }
+        })))
+    }
+}
+
+impl Blocking for Nursery {
+    type ThreadHandle<T: Send + 'static> = <Base as Blocking>::ThreadHandle<T>;
+
+    fn spawn_blocking<F, T>(&self, f: F) -> Self::ThreadHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.base.spawn_blocking(f)
+    }
+
+    fn reenter_block_on<F>(&self, future: F) -> F::Output
+    where
+        F: Future,
+        F::Output: Send + 'static,
+    {
+        self.base.reenter_block_on(future)
+    }
+}
+
+/// Makes runtimes with one gate and one ledger.
+pub(crate) struct Maker {
+    base: Base,
+    gate: Gate,
+    none: NoSockets,
+}
+
+impl Maker {
+    /// For the Tokio runtime that we are called in.
+    ///
+    /// Panics without a rustls provider: [`crate::Client::start`] checks that first.
+    pub(crate) fn new(rules: Rules) -> io::Result<(Self, Ledger)> {
+        let base = Base::current()?;
+        let ledger = Ledger::default();
+        let gate = Gate {
+            inner: base.clone(),
+            rules: Arc::new(rules),
+            directory: Arc::default(),
+            ledger: ledger.clone(),
+        };
+        let none = NoSockets(ledger.clone());
+        Ok((Self { base, gate, none }, ledger))
+    }
+
+    /// A runtime, and what ends its tasks when it is dropped.
+    pub(crate) fn runtime(&self) -> (Guarded, watch::Sender<()>) {
+        let (end, ended) = watch::channel(());
+        let nursery = Nursery {
+            base: self.base.clone(),
+            end: ended,
+        };
+        let runtime = CompoundRuntime::new(
+            nursery,
+            self.base.clone(),
+            RealCoarseTimeProvider::new(),
+            self.gate.clone(),
+            self.none.clone(),
+            self.base.clone(),
+            self.none.clone(),
+        );
+        (runtime, end)
+    }
+
+    /// The gate that they share.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
 }
 
 #[cfg(test)]
@@ -323,7 +559,8 @@ mod tests {
             .expect("bind");
         let relay = listener.local_addr().expect("address");
         let stranger: SocketAddr = "192.0.2.1:443".parse().expect("address");
-        let (runtime, _gate, ledger) = guarded(rules(relay)).expect("a runtime");
+        let (maker, ledger) = Maker::new(rules(relay)).expect("a maker");
+        let (runtime, _end) = maker.runtime();
 
         NetStreamProvider::<SocketAddr>::connect(&runtime, &relay, &Default::default())
             .await

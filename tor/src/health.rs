@@ -1,0 +1,484 @@
+//! Does Tor work, and if not, what is the matter?
+//!
+//! Arti says of itself that it is ready long after the network has gone. So the
+//! question is answered from what can be seen: whether those who ask for a stream
+//! get one ([`Pulse`]), how the gate's connections fare, and how old the directory is.
+//! [`judge`] puts it together; it is a pure function.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arti_client::ErrorKind;
+
+/// Somebody has waited this long for Tor: now it is worth asking why.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// And this long for a handshake, or a directory, of which Arti despairs early.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// And this long: something is wrong, though nothing shows what.
+const NO_REASON: Duration = Duration::from_secs(60);
+
+/// Why Tor does not work. The names are stable; docs/states.md lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trouble {
+    /// There is no route to anywhere.
+    NoNetwork,
+    /// No directory yet, and no directory cache answers.
+    TorUnreachable,
+    /// Relays accept connections, and then it is not Tor that answers.
+    TorBlocked,
+    /// There is a directory; the guards do not answer.
+    GuardsDown,
+    /// Bridges are configured, and none answers.
+    BridgeDown,
+    /// The program of a pluggable transport does not run.
+    TransportFailed,
+    /// The clock is too far from the network's.
+    ClockWrong,
+    /// The directory has expired, and no newer one can be had.
+    DirectoryExpired,
+    /// There is no usable directory, though its caches answer.
+    DirectoryUnavailable,
+    /// Circuits fail for no reason that shows.
+    CircuitsFailing,
+    /// The network demands a protocol that this Arti does not speak.
+    Obsolete,
+}
+
+impl Trouble {
+    /// The state's name, for logs, status and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoNetwork => "no-network",
+            Self::TorUnreachable => "tor-unreachable",
+            Self::TorBlocked => "tor-blocked",
+            Self::GuardsDown => "guards-down",
+            Self::BridgeDown => "bridge-down",
+            Self::TransportFailed => "transport-failed",
+            Self::ClockWrong => "clock-wrong",
+            Self::DirectoryExpired => "directory-expired",
+            Self::DirectoryUnavailable => "directory-unavailable",
+            Self::CircuitsFailing => "circuits-failing",
+            Self::Obsolete => "tor-obsolete",
+        }
+    }
+
+    /// What the user can do about it. kite itself goes on trying in all but the last.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::NoNetwork => {
+                "check the cable, the Wi-Fi and the router; kite goes on when it is back"
+            }
+            Self::TorUnreachable => {
+                "check this machine's network and firewall; where Tor is blocked, configure bridges in Tor's configuration"
+            }
+            Self::TorBlocked => {
+                "log in if this network wants that first, and check the clock; where Tor is blocked, configure bridges in Tor's configuration"
+            }
+            Self::GuardsDown => {
+                "check this machine's network; kite tries the guards again, and where Tor is blocked needs bridges"
+            }
+            Self::BridgeDown => {
+                "check this machine's network; if that works, ask for other bridges and put them into Tor's configuration"
+            }
+            Self::TransportFailed => {
+                "check `path` in [[bridges.transports]] of Tor's configuration, and that the program is installed"
+            }
+            Self::ClockWrong => {
+                "set this machine's clock (and time zone), and keep it right with NTP; kite goes on by itself"
+            }
+            Self::DirectoryExpired | Self::DirectoryUnavailable => {
+                "check this machine's clock; kite goes on asking for a new directory"
+            }
+            Self::CircuitsFailing => {
+                "nothing, unless it lasts; then check whether this machine's network is slow or overloaded"
+            }
+            Self::Obsolete => "install a newer kite",
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoNetwork => "this machine has no network",
+            Self::TorUnreachable => "no directory cache of Tor's can be reached",
+            Self::TorBlocked => "relays take connections, and do not answer as relays do",
+            Self::GuardsDown => "none of the guard relays can be reached",
+            Self::BridgeDown => "no configured bridge can be reached",
+            Self::TransportFailed => "the pluggable transport does not run",
+            Self::ClockWrong => "this machine's clock seems to be wrong",
+            Self::DirectoryExpired => "Tor's directory has expired, and there is no newer one",
+            Self::DirectoryUnavailable => "no usable directory of Tor's can be had",
+            Self::CircuitsFailing => "circuits through Tor fail",
+            Self::Obsolete => "the embedded Tor client is too old for today's Tor network",
+        })
+    }
+}
+
+/// How old Tor's directory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Directory {
+    #[default]
+    None,
+    Timely,
+    Expired,
+    /// It is not valid yet.
+    Early,
+}
+
+/// What can be seen from outside of Arti.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Signs {
+    /// How long somebody has waited for a stream, or for the start, without success.
+    pub(crate) waited: Option<Duration>,
+    /// How the last of these attempts failed.
+    pub(crate) error: Option<ErrorKind>,
+    /// Connections that failed since one succeeded, or since a relay was last heard.
+    pub(crate) failed: u32,
+    /// No relay was heard for some minutes.
+    pub(crate) silent: bool,
+    /// The last of them for want of a route.
+    pub(crate) no_route: bool,
+    pub(crate) directory: Directory,
+    /// Connections stand, and none has become one to a relay.
+    pub(crate) no_handshake: bool,
+    /// Arti's own guesses.
+    pub(crate) thinks_clock: bool,
+    pub(crate) thinks_filtered: bool,
+    pub(crate) thinks_directory: bool,
+    /// The clock says that this program has not been released yet.
+    pub(crate) before_release: bool,
+    pub(crate) bridges: bool,
+    /// The program of a transport is missing.
+    pub(crate) no_transport: bool,
+}
+
+impl Signs {
+    /// Somebody waits, and Arti tries nothing.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.waited.is_some_and(|waited| waited >= PATIENCE)
+            && self.failed == 0
+            && self.directory == Directory::Timely
+    }
+
+    /// Relays answer, and nothing comes of it: perhaps the clock is wrong.
+    pub(crate) fn is_puzzling(&self) -> bool {
+        self.waited.is_some_and(|waited| waited >= PATIENCE)
+            && self.failed == 0
+            && (self.no_handshake || matches!(self.directory, Directory::Expired))
+    }
+}
+
+/// Errors that say something of Tor, and not of who was to be reached through it.
+fn blames_tor(error: ErrorKind) -> bool {
+    use ErrorKind as K;
+    matches!(
+        error,
+        K::TorAccessFailed
+            | K::LocalNetworkError
+            | K::TorNetworkTimeout
+            | K::CircuitCollapse
+            | K::DirectoryExpired
+            | K::TorDirectoryError
+            | K::TorDirectoryUnusable
+            | K::ClockSkew
+            | K::ExternalToolFailed
+            | K::TransientFailure
+            | K::ReactorShuttingDown
+            | K::BootstrapRequired
+            | K::NoPath
+    )
+}
+
+/// The exit, or an onion service's relays, answered: Tor works.
+fn praises_tor(error: ErrorKind) -> bool {
+    use ErrorKind as K;
+    matches!(
+        error,
+        K::RemoteHostNotFound
+            | K::RemoteHostResolutionFailed
+            | K::RemoteConnectionRefused
+            | K::RemoteNetworkFailed
+            | K::RemoteNetworkTimeout
+            | K::RemoteStreamClosed
+            | K::RemoteStreamReset
+            | K::RemoteStreamError
+            | K::ExitPolicyRejected
+            | K::OnionServiceNotFound
+            | K::OnionServiceNotRunning
+    )
+}
+
+/// What is the matter; `None` if nobody waits, or it is too early to tell. The order is that of causes.
+pub(crate) fn judge(signs: &Signs) -> Option<Trouble> {
+    let waited = signs.waited?;
+    if waited < PATIENCE {
+        return None;
+    }
+    if signs.no_transport || signs.error == Some(ErrorKind::ExternalToolFailed) {
+        return Some(Trouble::TransportFailed);
+    }
+    if signs.no_route {
+        return Some(Trouble::NoNetwork);
+    }
+    if signs.before_release
+        || signs.directory == Directory::Early
+        || signs.thinks_clock
+        || signs.error == Some(ErrorKind::ClockSkew)
+    {
+        return Some(Trouble::ClockWrong);
+    }
+    if signs.directory == Directory::Expired && !signs.silent {
+        // One dead guard more or less does not matter then.
+        return Some(Trouble::DirectoryExpired);
+    }
+    if signs.failed > 0 {
+        return Some(match signs.directory {
+            _ if signs.bridges => Trouble::BridgeDown,
+            Directory::None => Trouble::TorUnreachable,
+            _ => Trouble::GuardsDown,
+        });
+    }
+    if signs.directory == Directory::Expired {
+        return Some(Trouble::DirectoryExpired);
+    }
+    if signs.thinks_filtered || signs.no_handshake && waited >= START_PATIENCE {
+        return Some(match signs.bridges {
+            true => Trouble::BridgeDown,
+            false => Trouble::TorBlocked,
+        });
+    }
+    if signs.thinks_directory && signs.directory == Directory::None && waited >= START_PATIENCE {
+        return Some(Trouble::DirectoryUnavailable);
+    }
+    if signs.bridges && signs.error == Some(ErrorKind::TorAccessFailed) {
+        // A transport on this machine answers for a bridge that does not.
+        return Some(Trouble::BridgeDown);
+    }
+    (waited >= NO_REASON && signs.error.is_some()).then_some(Trouble::CircuitsFailing)
+}
+
+/// Whether those who ask Tor for something get it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pulse(Arc<Mutex<Beat>>);
+
+#[derive(Debug, Default)]
+struct Beat {
+    since: Option<Instant>,
+    error: Option<ErrorKind>,
+}
+
+impl Pulse {
+    /// Somebody asks.
+    pub(crate) fn asked(&self) {
+        self.lock().since.get_or_insert_with(Instant::now);
+    }
+
+    /// How it went.
+    pub(crate) fn ended<T>(&self, outcome: &Result<T, ErrorKind>) {
+        let mut beat = self.lock();
+        match outcome {
+            Err(error) if blames_tor(*error) => beat.error = Some(*error),
+            Err(error) if !praises_tor(*error) => {}
+            _ => *beat = Beat::default(),
+        }
+    }
+
+    pub(crate) fn read(&self) -> (Option<Duration>, Option<ErrorKind>) {
+        let beat = self.lock();
+        (beat.since.map(|since| since.elapsed()), beat.error)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting() -> Signs {
+        Signs {
+            waited: Some(PATIENCE),
+            directory: Directory::Timely,
+            ..Signs::default()
+        }
+    }
+
+    #[test]
+    fn nobody_waits_nothing_is_wrong() {
+        let idle = Signs {
+            waited: None,
+            failed: 9,
+            no_route: true,
+            directory: Directory::Expired,
+            ..Signs::default()
+        };
+        assert_eq!(judge(&idle), None);
+        assert_eq!(
+            judge(&waiting()),
+            None,
+            "and waiting alone is no trouble yet"
+        );
+        let early = Signs {
+            waited: Some(PATIENCE / 2),
+            failed: 9,
+            ..waiting()
+        };
+        assert_eq!(judge(&early), None);
+    }
+
+    #[test]
+    fn each_sign_has_its_trouble() {
+        let cases = [
+            (
+                Signs {
+                    no_route: true,
+                    failed: 3,
+                    ..waiting()
+                },
+                Trouble::NoNetwork,
+            ),
+            (
+                Signs {
+                    failed: 1,
+                    ..waiting()
+                },
+                Trouble::GuardsDown,
+            ),
+            (
+                Signs {
+                    failed: 1,
+                    directory: Directory::None,
+                    ..waiting()
+                },
+                Trouble::TorUnreachable,
+            ),
+            (
+                Signs {
+                    failed: 1,
+                    bridges: true,
+                    ..waiting()
+                },
+                Trouble::BridgeDown,
+            ),
+            (
+                Signs {
+                    bridges: true,
+                    error: Some(ErrorKind::TorAccessFailed),
+                    ..waiting()
+                },
+                Trouble::BridgeDown,
+            ),
+            (
+                Signs {
+                    error: Some(ErrorKind::ExternalToolFailed),
+                    ..waiting()
+                },
+                Trouble::TransportFailed,
+            ),
+            (
+                Signs {
+                    directory: Directory::Expired,
+                    ..waiting()
+                },
+                Trouble::DirectoryExpired,
+            ),
+            (
+                Signs {
+                    directory: Directory::Early,
+                    failed: 2,
+                    ..waiting()
+                },
+                Trouble::ClockWrong,
+            ),
+            (
+                Signs {
+                    before_release: true,
+                    ..waiting()
+                },
+                Trouble::ClockWrong,
+            ),
+            (
+                Signs {
+                    thinks_clock: true,
+                    failed: 2,
+                    ..waiting()
+                },
+                Trouble::ClockWrong,
+            ),
+            (
+                Signs {
+                    thinks_filtered: true,
+                    ..waiting()
+                },
+                Trouble::TorBlocked,
+            ),
+            (
+                Signs {
+                    waited: Some(START_PATIENCE),
+                    thinks_directory: true,
+                    directory: Directory::None,
+                    ..waiting()
+                },
+                Trouble::DirectoryUnavailable,
+            ),
+            (
+                Signs {
+                    no_transport: true,
+                    ..waiting()
+                },
+                Trouble::TransportFailed,
+            ),
+            (
+                Signs {
+                    waited: Some(NO_REASON),
+                    error: Some(ErrorKind::TorNetworkTimeout),
+                    ..waiting()
+                },
+                Trouble::CircuitsFailing,
+            ),
+        ];
+        for (signs, trouble) in cases {
+            assert_eq!(judge(&signs), Some(trouble), "{signs:?}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_documented() {
+        let page = include_str!("../../docs/states.md");
+        for trouble in [
+            Trouble::NoNetwork,
+            Trouble::TorUnreachable,
+            Trouble::TorBlocked,
+            Trouble::GuardsDown,
+            Trouble::BridgeDown,
+            Trouble::TransportFailed,
+            Trouble::ClockWrong,
+            Trouble::DirectoryExpired,
+            Trouble::DirectoryUnavailable,
+            Trouble::CircuitsFailing,
+            Trouble::Obsolete,
+        ] {
+            let name = trouble.name();
+            assert!(page.contains(&format!("| `{name}` |")), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_answer_from_an_exit_is_a_pulse() {
+        let pulse = Pulse::default();
+        pulse.asked();
+        pulse.ended::<()>(&Err(ErrorKind::TorAccessFailed));
+        let (waited, error) = pulse.read();
+        assert!(waited.is_some() && error == Some(ErrorKind::TorAccessFailed));
+        pulse.ended::<()>(&Err(ErrorKind::ExitTimeout));
+        assert!(pulse.read().0.is_some(), "silence proves nothing");
+        pulse.ended::<()>(&Err(ErrorKind::RemoteConnectionRefused));
+        assert_eq!(pulse.read(), (None, None));
+    }
+}
