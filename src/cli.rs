@@ -31,6 +31,8 @@ pub enum Command {
     Backend(BackendArgs),
     /// Say how a running kite is
     Status(StatusArgs),
+    /// Give a running backend its configuration anew: other frontends and kites, without a restart
+    Reload(ReloadArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
     /// Look for what shows the address of the machine. Exit status: 0 nothing, 1 a leak or
@@ -151,6 +153,14 @@ pub struct StatusArgs {
     /// Print JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `kite reload`: those that the backend was started with.
+#[derive(Debug, Default, Args)]
+pub struct ReloadArgs {
+    /// As for `kite backend`.
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 /// Flags of `kite demo`.

@@ -14,7 +14,7 @@ use crate::backend;
 use crate::cli::DemoArgs;
 use crate::config;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, FrontendAddr, OriginAddr, TorDialer};
-use crate::frontend::onion::{self, OnionDoor};
+use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, Handle};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::observe::board::Board;
@@ -195,8 +195,7 @@ async fn perform(
         tunnels: 1,
     };
     tokio::spawn(backend::run(
-        vec![to],
-        vec![service],
+        backend::Plan::fixed(vec![to], vec![service]),
         dialer,
         Board::default(),
         parts,
@@ -258,7 +257,6 @@ async fn bring_up_tor(args: &DemoArgs, scratch: &Scratch) -> Result<Arc<Client>,
     let settings = TorSettings {
         state_dir: scratch.0.join("backend"),
         config: args.tor_config.clone(),
-        long_lived_ports: vec![onion::PORT],
     };
     let client = Client::start(settings).map_err(|e| start("Tor")(e.to_string()))?;
     let mut display = Display::new();

@@ -12,6 +12,7 @@
 //! * [`sandbox`]: what the kernel takes away in Tor mode.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
+//! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -20,6 +21,7 @@ pub mod backend;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod demo;
 pub mod dial;
 pub mod frontend;
@@ -28,6 +30,7 @@ pub mod listen;
 pub mod observe;
 pub mod random;
 pub mod refusal;
+pub mod reload;
 pub mod run;
 pub mod sandbox;
 pub mod shutdown;

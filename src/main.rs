@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use kite::cli::{Cli, Command, DemoArgs, StatusArgs};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
-use kite::observe::status::{self, Role, Status};
+use kite::control;
+use kite::observe::status::{Role, Status};
 use kite::observe::{log, progress};
+use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
 use kite::{check, demo, shutdown, tahoe};
 
@@ -58,6 +60,7 @@ enum Job {
     Backend(Box<run::Backend>),
     Demo(DemoArgs),
     Status(StatusArgs),
+    Reload(Box<BackendConfig>),
 }
 
 impl Job {
@@ -75,6 +78,9 @@ impl Job {
             }
             Command::Demo(args) => Self::Demo(args),
             Command::Status(args) => Self::Status(args),
+            Command::Reload(args) => Self::Reload(Box::new(
+                BackendConfig::load(&args.backend).map_err(|e| wrong(&e))?,
+            )),
             // These need no runtime.
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
@@ -97,6 +103,7 @@ async fn dispatch(job: Job) -> ExitCode {
             backend.run(move |p| display.show(p), order).await
         }
         Job::Status(args) => return tell(&args).await,
+        Job::Reload(config) => return reload(&config).await,
         Job::Demo(args) => {
             let mut out = std::io::stdout();
             return match demo::run(&args, &mut out, order).await {
@@ -128,7 +135,7 @@ async fn tell(args: &StatusArgs) -> ExitCode {
         if !socket.exists() {
             continue;
         }
-        match status::ask(&socket).await {
+        match control::status(&socket).await {
             Ok(status) => found.push(status),
             Err(e) => {
                 well = false;
@@ -156,6 +163,21 @@ async fn tell(args: &StatusArgs) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(FAILED)
+    }
+}
+
+/// Gives the backend with this state directory its configuration anew, and prints what has changed.
+async fn reload(config: &BackendConfig) -> ExitCode {
+    let socket = Role::Backend.socket(&config.state_dir);
+    match control::reload(&socket, &Order::new(config)).await {
+        Ok(Answer::Changed(lines)) => {
+            let nothing = lines.is_empty().then_some("nothing has changed");
+            let lines = lines.iter().map(String::as_str).chain(nothing);
+            lines.for_each(|line| println!("{line}"));
+            ExitCode::SUCCESS
+        }
+        Ok(Answer::Refused(why)) => fail(USAGE, &format!("nothing was changed: {why}")),
+        Err(e) => fail(FAILED, &e.to_string()),
     }
 }
 

@@ -6,13 +6,15 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use async_trait::async_trait;
+use futures::future::{BoxFuture, join_all};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
 use crate::config::{self, BackendConfig, FrontendConfig};
+use crate::control::{self, Desk};
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle};
@@ -20,6 +22,7 @@ use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
 use crate::observe::status::{self, Role, Status};
+use crate::reload::{Answer, Order, Reloader};
 use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
 use crate::socks;
@@ -93,7 +96,6 @@ pub async fn frontend(
     let settings = config.onion.enabled.then(|| TorSettings {
         state_dir: config.state_dir.clone(),
         config: config.onion.config.clone(),
-        long_lived_ports: Vec::new(),
     });
     let state_dir = config.state_dir.clone();
     let frontend = Frontend::new(config)?;
@@ -102,13 +104,14 @@ pub async fn frontend(
     let published = onion.clone();
     let pinned = frontend.pinned_addresses();
     let began = Instant::now();
-    let report = move || Status {
-        addresses: pinned.iter().chain(published.get()).cloned().collect(),
-        backends: handle.tunnels().into_iter().map(Into::into).collect(),
-        ..Status::new(Role::Frontend, began)
+    let socket = control::Socket::open(&Role::Frontend.socket(&state_dir));
+    let desk = FrontendDesk {
+        pinned,
+        published,
+        handle,
+        began,
     };
-    let socket = status::Socket::open(&Role::Frontend.socket(&state_dir));
-    status::offer(socket, report);
+    control::offer(socket, Arc::new(desk));
     let Some(settings) = settings else {
         frontend.run(shutdown).await;
         return Ok(());
@@ -126,6 +129,30 @@ pub async fn frontend(
     tokio::select! {
         () = serving => Ok(()),
         end = obsolete => Err(end.into()),
+    }
+}
+
+/// What a running frontend can be asked.
+struct FrontendDesk {
+    pinned: Vec<String>,
+    published: Arc<OnceLock<String>>,
+    handle: Handle,
+    began: Instant,
+}
+
+#[async_trait]
+impl Desk for FrontendDesk {
+    fn status(&self) -> Status {
+        let onion = self.published.get();
+        Status {
+            addresses: self.pinned.iter().chain(onion).cloned().collect(),
+            backends: self.handle.tunnels().into_iter().map(Into::into).collect(),
+            ..Status::new(Role::Frontend, self.began)
+        }
+    }
+
+    async fn reload(&self, _: Order) -> Answer {
+        Answer::Refused("a frontend must be restarted for that".to_owned())
     }
 }
 
@@ -151,7 +178,7 @@ pub struct Backend {
     egress: Egress,
     tls: TlsClient,
     socks: Option<(Port, SocketAddr)>,
-    status: Option<status::Socket>,
+    control: Option<control::Socket>,
     sandbox: sandbox::Report,
 }
 
@@ -161,7 +188,6 @@ impl Backend {
         let settings = TorSettings {
             state_dir: config.state_dir.clone(),
             config: config.tor.config.clone(),
-            long_lived_ports: config.frontends.iter().map(|f| f.address.port()).collect(),
         };
         let egress = Egress::decide(EgressArgs {
             via_tor: config.tor.enabled,
@@ -173,13 +199,13 @@ impl Backend {
             Ok::<_, RunError>((port, address))
         };
         let socks = config.socks.map(open).transpose()?;
-        let status = status::Socket::open(&Role::Backend.socket(&config.state_dir));
+        let control = control::Socket::open(&Role::Backend.socket(&config.state_dir));
         Ok(Self {
             config,
             egress,
             tls,
             socks,
-            status,
+            control,
             sandbox: sandbox::Report::default(),
         })
     }
@@ -220,23 +246,23 @@ impl Backend {
         mut progress: impl FnMut(&Progress) + Send,
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
-        let config = self.config;
-        check_origins(&config).await?;
+        check_origins(&self.config.services).await?;
         let board = Board::default();
         let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
-        let began = Instant::now();
-        let (shown, client) = (board.clone(), tor.clone());
-        let via = if config.tor.enabled { "Tor" } else { "direct" };
-        let sandbox: Vec<String> = self.sandbox.to_string().lines().map(Into::into).collect();
-        let report = move || Status {
-            via: Some(via.to_owned()),
-            tor: client
-                .get()
-                .map(|c| status::Tor::new(c.progress(), &c.dialled())),
-            sandbox: sandbox.clone(),
-            tunnels: shown.view().into_iter().map(Into::into).collect(),
-            ..Status::new(Role::Backend, began)
-        };
+        let reloader = Reloader::new(&self.config, self.config.tor.enabled);
+        let plans = reloader.plans();
+        let desk = Arc::new(BackendDesk {
+            via: if self.config.tor.enabled {
+                "Tor"
+            } else {
+                "direct"
+            },
+            tor: tor.clone(),
+            sandbox: self.sandbox.to_string().lines().map(Into::into).collect(),
+            board: board.clone(),
+            began: Instant::now(),
+            reloader,
+        });
         // Dropped, it closes the port and all that came in there.
         let mut ports = JoinSet::new();
         let mut obsolete: BoxFuture<TorError> = Box::pin(std::future::pending());
@@ -245,13 +271,13 @@ impl Backend {
                 tracing::info!(
                     "Tor is off: frontends see this machine's address; --via-tor hides it"
                 );
-                status::offer(self.status, report);
+                control::offer(self.control, desk);
                 Arc::new(DirectDialer::new(allowed, self.tls))
             }
             Egress::Tor(settings) => {
                 let client = Arc::new(tor::Client::start(settings)?);
                 let _ = tor.set(client.clone());
-                status::offer(self.status, report);
+                control::offer(self.control, desk);
                 let watched = client.clone();
                 obsolete = Box::pin(async move { watched.watch().await });
                 let mut show = |p| progress(&p);
@@ -273,13 +299,7 @@ impl Backend {
             }
         };
         let (stop, order) = shutdown::channel();
-        let mut serving = pin!(backend::run(
-            config.frontends,
-            config.services,
-            dialer,
-            board,
-            order
-        ));
+        let mut serving = pin!(backend::run(plans, dialer, board, order));
         tokio::select! {
             () = &mut serving => Ok(()),
             () = shutdown.requested() => {
@@ -296,29 +316,69 @@ impl Backend {
     }
 }
 
+/// What a running backend can be asked.
+struct BackendDesk {
+    via: &'static str,
+    tor: Arc<OnceLock<Arc<tor::Client>>>,
+    sandbox: Vec<String>,
+    board: Board,
+    began: Instant,
+    reloader: Reloader,
+}
+
+#[async_trait]
+impl Desk for BackendDesk {
+    fn status(&self) -> Status {
+        let tor = self.tor.get();
+        Status {
+            via: Some(self.via.to_owned()),
+            tor: tor.map(|c| status::Tor::new(c.progress(), &c.dialled())),
+            sandbox: self.sandbox.clone(),
+            tunnels: self.board.view().into_iter().map(Into::into).collect(),
+            ..Status::new(Role::Backend, self.began)
+        }
+    }
+
+    async fn reload(&self, order: Order) -> Answer {
+        let refused = |why: String| {
+            tracing::warn!("reload: nothing was changed: {why}");
+            Answer::Refused(why)
+        };
+        let plan = match self.reloader.accept(&order) {
+            Ok(plan) => plan,
+            Err(why) => return refused(why),
+        };
+        if let Err(e) = check_origins(&plan.services).await {
+            return refused(e.to_string());
+        }
+        let changes = self.reloader.turn_to(plan);
+        changes
+            .iter()
+            .for_each(|line| tracing::info!("reload: {line}"));
+        Answer::Changed(changes)
+    }
+}
+
 /// Looks at each origin. One that is down may come up later, and is looked at again before
 /// it gets a visitor; a web server behind a foolscap kite is a mistake that must not fly.
-async fn check_origins(config: &BackendConfig) -> Result<(), RunError> {
-    for service in &config.services {
-        if service.protocol.is_plaintext() {
-            tracing::warn!(
-                "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
-                service.protocol,
-                service.name
-            );
+async fn check_origins(services: &[config::Service]) -> Result<(), RunError> {
+    for service in services.iter().filter(|s| s.protocol.is_plaintext()) {
+        tracing::warn!(
+            "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
+            service.protocol,
+            service.name
+        );
+    }
+    let foolscap = services.iter().filter(|s| s.protocol == Protocol::Foolscap);
+    let looks = foolscap.map(|s| async move { (s, probe::look(&s.origin, &s.name).await) });
+    for (service, seen) in join_all(looks).await {
+        if seen == Seen::Web {
+            return Err(RunError::WebOrigin {
+                kite: service.name.to_string(),
+                origin: service.origin.to_string(),
+            });
         }
-        if service.protocol != Protocol::Foolscap {
-            continue;
-        }
-        match probe::look(&service.origin, &service.name).await {
-            Seen::Web => {
-                return Err(RunError::WebOrigin {
-                    kite: service.name.to_string(),
-                    origin: service.origin.to_string(),
-                });
-            }
-            seen => seen.log(service),
-        }
+        seen.log(service);
     }
     Ok(())
 }

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
+use super::link::{Services, flies_as};
 use super::siblings::Siblings;
 use super::watch::Watch;
 use super::{DRAIN, stream};
 use crate::config::Service;
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Ended, Tunnel};
-use crate::wire::Verdict;
+use crate::wire::{KiteId, Verdict};
 
-/// How long the streams of a tunnel that was replaced may go on.
+/// How long the streams of a failing tunnel that was replaced may go on.
 pub const RETIRE: Duration = Duration::from_secs(300);
 /// A replaced tunnel that carries nothing is closed after so long: visitors that were sent
 /// into it before the frontend heard of its successor have arrived by then.
@@ -32,7 +34,9 @@ pub(super) struct Flight {
     pub(super) verdict: Box<Verdict>,
     /// When it began.
     pub(super) since: Instant,
-    retire: oneshot::Sender<()>,
+    /// What its handshake asked for.
+    asked: Services,
+    retire: oneshot::Sender<Option<Duration>>,
     lost: oneshot::Receiver<Ended>,
 }
 
@@ -42,12 +46,14 @@ pub(super) enum Fate {
     Lost(Ended),
     /// The frontend does not answer, and another tunnel may take its place.
     Suspect,
+    /// Its kites are not those of the configuration any more, and another tunnel may take its place.
+    Outdated,
 }
 
 /// What a flight's task needs.
 pub(super) struct Crew {
-    /// The kites that fly.
-    pub(super) services: Arc<Vec<Service>>,
+    /// The kites to fly.
+    pub(super) services: Receiver<Services>,
     /// What is known of their origins.
     pub(super) watch: Arc<Watch>,
     /// The frontend, for logs.
@@ -64,18 +70,20 @@ impl Flight {
         tasks: &mut JoinSet<()>,
         tunnel: Tunnel,
         verdict: Box<Verdict>,
+        asked: Services,
         crew: Crew,
     ) -> Self {
         let (retire, retired) = oneshot::channel();
         let (ended, lost) = oneshot::channel();
         let (session, serving) = (verdict.session_id.clone(), tunnel.clone());
+        let flying = verdict.flying.clone();
         // Before the task begins: the next handshake may be sooner.
         if let Some(session) = &session {
             crew.siblings.up(session, verdict.peer.beside);
         }
         tasks.spawn(async move {
             let siblings = crew.siblings.clone();
-            let why = crew.serve(&serving, retired).await;
+            let why = crew.serve(&serving, &flying, retired).await;
             if let Some(session) = &session {
                 siblings.down(session);
             }
@@ -86,56 +94,83 @@ impl Flight {
             tunnel,
             verdict,
             since: Instant::now(),
+            asked,
             retire,
             lost,
         }
     }
 
     /// Waits until there is something to be done about it.
-    pub(super) async fn watch(&mut self) -> Fate {
+    pub(super) async fn watch(&mut self, services: &mut Receiver<Services>) -> Fate {
         loop {
-            match timeout(LOOK, &mut self.lost).await {
-                Ok(why) => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
-                Err(_) if self.verdict.peer.beside && self.tunnel.is_suspect() => {
-                    return Fate::Suspect;
+            if !self.tunnel.is_closed() && self.is_outdated(&services.borrow_and_update().clone()) {
+                if self.verdict.peer.beside {
+                    return Fate::Outdated;
                 }
-                Err(_) => {}
+                // An older frontend takes one tunnel for a kite, so this one must go first.
+                self.tunnel.close("the backend's kites have changed");
+            }
+            tokio::select! {
+                why = &mut self.lost => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
+                Ok(()) = services.changed() => {}
+                () = sleep(LOOK) => {
+                    if self.verdict.peer.beside && self.tunnel.is_suspect() {
+                        return Fate::Suspect;
+                    }
+                }
             }
         }
     }
 
-    /// Another has taken its place: it ends with its streams, at the latest after [`RETIRE`].
-    pub(super) fn retire(self) {
-        let _ = self.retire.send(());
+    /// Would another handshake ask for something else? Where the origins are is no part of it.
+    fn is_outdated(&self, services: &[Service]) -> bool {
+        let same = |(a, b): (&Service, &Service)| {
+            (a.protocol.on_wire(), &a.name, &a.secret) == (b.protocol.on_wire(), &b.name, &b.secret)
+        };
+        services.len() != self.asked.len() || !services.iter().zip(self.asked.iter()).all(same)
+    }
+
+    /// Another has taken its place: it ends with its streams, at the latest after `most`, if that is given.
+    pub(super) fn retire(self, most: Option<Duration>) {
+        let _ = self.retire.send(most);
     }
 }
 
 impl Crew {
-    async fn serve(self, tunnel: &Tunnel, retired: oneshot::Receiver<()>) -> Ended {
+    async fn serve(
+        mut self,
+        tunnel: &Tunnel,
+        flying: &[KiteId],
+        retired: oneshot::Receiver<Option<Duration>>,
+    ) -> Ended {
         let mut streams = JoinSet::new();
         let mut retired = pin!(async move {
-            // Without the message the link is gone, and the order to stop comes.
-            if retired.await.is_err() {
-                std::future::pending::<()>().await;
+            match retired.await {
+                Ok(most) => most,
+                // The link is gone, and the order to stop comes.
+                Err(_) => std::future::pending().await,
             }
         });
         let mut retiring = None;
+        let mut flown = self.flown(flying);
         let mut look = interval(LAST_VISITORS);
         loop {
             tokio::select! {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
-                        streams.spawn(stream::serve(incoming, self.services.clone(), self.watch.clone()));
+                        let services = self.services.clone();
+                        streams.spawn(stream::serve(incoming, flown.clone(), services, self.watch.clone()));
                     }
                     None => break,
                 },
                 Some(_) = streams.join_next() => {}
-                () = &mut retired, if retiring.is_none() => {
-                    retiring = Some(Instant::now());
+                Ok(()) = self.services.changed() => flown = self.flown(flying),
+                most = &mut retired, if retiring.is_none() => {
+                    retiring = Some((Instant::now(), most));
                     look.reset();
                 }
                 _ = look.tick(), if retiring.is_some() => {
-                    let too_long = retiring.is_some_and(|since| since.elapsed() >= RETIRE);
+                    let too_long = matches!(retiring, Some((since, Some(most))) if since.elapsed() >= most);
                     if streams.is_empty() || too_long {
                         tracing::info!("frontend {}: the replaced tunnel is closed", self.frontend);
                         tunnel.close("another tunnel has taken its place");
@@ -155,5 +190,14 @@ impl Crew {
         // Each stream sees the end for itself, and closes its origin's connection.
         streams.detach_all();
         why
+    }
+
+    /// What this tunnel's streams may be for, now. A kite that was refused here is none of this frontend's business.
+    fn flown(&mut self, flying: &[KiteId]) -> Services {
+        let services = self.services.borrow_and_update();
+        let flown = services
+            .iter()
+            .filter(|s| flying.iter().any(|id| flies_as(s, id)));
+        Arc::new(flown.cloned().collect())
     }
 }

@@ -2,7 +2,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard as Turn, watch};
+
+use crate::frontend::registry::MAX_BESIDE;
+
+/// Most sessions that a handshake names: the frontend takes no more tunnels for a kite.
+const MAX_NAMED: usize = MAX_BESIDE;
 
 /// Shared by all tunnels to one frontend.
 pub(super) struct Siblings {
@@ -10,6 +15,8 @@ pub(super) struct Siblings {
     standing: Mutex<Vec<String>>,
     /// There is one that stands, and the frontend takes others beside it.
     wanted: watch::Sender<bool>,
+    /// Held by the one that asks for kites which nobody flies yet.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Siblings {
@@ -17,6 +24,7 @@ impl Siblings {
         Self {
             standing: Mutex::default(),
             wanted: watch::Sender::new(false),
+            turn: tokio::sync::Mutex::default(),
         }
     }
 
@@ -46,9 +54,14 @@ impl Siblings {
         self.lock().iter().any(|s| s == session)
     }
 
-    /// A tunnel that stands.
-    pub(super) fn any(&self) -> Option<String> {
-        self.lock().last().cloned()
+    /// The tunnels that stand, the newest first, and those that only finish their streams.
+    pub(super) fn standing(&self) -> Vec<String> {
+        self.lock().iter().rev().take(MAX_NAMED).cloned().collect()
+    }
+
+    /// Waits until no other tunnel asks for new kites: the second finds its place beside the first.
+    pub(super) async fn turn(&self) -> Turn<'_, ()> {
+        self.turn.lock().await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch::Receiver;
 
+use super::link::Services;
 use super::policy::{Gate, PolicyError, Verdict};
 use super::watch::Watch;
 use crate::config::Service;
@@ -20,17 +22,37 @@ use crate::wire::frame::Open;
 /// How long a visitor may take for its first flight.
 pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves one stream to its end.
-pub(super) async fn serve(incoming: Incoming, services: Arc<Vec<Service>>, watch: Arc<Watch>) {
-    let Incoming { open, mut stream } = incoming;
+/// Serves one stream to its end, or until its kite is taken out of the configuration.
+pub(super) async fn serve(
+    incoming: Incoming,
+    flown: Services,
+    mut services: Receiver<Services>,
+    watch: Arc<Watch>,
+) {
+    let Incoming { open, stream } = incoming;
     let sid = stream.sid();
-    let Some(service) = choose(&services, &open) else {
+    let Some(service) = choose(&flown, &open) else {
         tracing::warn!(
             ?sid,
             "the frontend opened a stream for a kite that is not flown"
         );
         return refuse(stream, unreachable(&open.proto));
     };
+    let is_gone = |now: &Services| {
+        let same = |s: &Service| (s.protocol, &s.name) == (service.protocol, &service.name);
+        !now.iter().any(same)
+    };
+    tokio::select! {
+        () = join(stream, service, &watch) => {}
+        Ok(_) = services.wait_for(is_gone) => {
+            tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
+        }
+    }
+}
+
+/// Looks at what the visitor says, and joins it with the origin.
+async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch) {
+    let sid = stream.sid();
     let mut gate = Gate::new(service.protocol, &service.name, service.tub);
     let held = match tokio::time::timeout(
         FIRST_FLIGHT_TIMEOUT,

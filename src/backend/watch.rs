@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -19,7 +20,7 @@ pub const TRUSTED_FOR: Duration = Duration::from_secs(10);
 pub const DISTRUSTED_FOR: Duration = Duration::from_secs(2);
 
 /// The foolscap origins of a backend, for the visitors of all its tunnels.
-pub struct Watch(HashMap<OriginAddr, Origin>);
+pub struct Watch(std::sync::Mutex<HashMap<OriginAddr, Arc<Origin>>>);
 
 #[derive(Default)]
 struct Origin {
@@ -37,11 +38,21 @@ struct Look {
 impl Watch {
     /// Nothing is known yet.
     pub fn new(services: &[Service]) -> Self {
-        let foolscap = services
-            .iter()
-            .filter(|s| s.protocol == Protocol::Foolscap)
-            .map(|s| (s.origin.clone(), Origin::default()));
-        Self(foolscap.collect())
+        let watch = Self(std::sync::Mutex::default());
+        watch.turn_to(services);
+        watch
+    }
+
+    /// These are the kites from now on. What is known of their origins stays known.
+    pub fn turn_to(&self, services: &[Service]) {
+        let mut origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let foolscap = services.iter().filter(|s| s.protocol == Protocol::Foolscap);
+        *origins = foolscap
+            .map(|s| {
+                let known = origins.get(&s.origin).cloned().unwrap_or_default();
+                (s.origin.clone(), known)
+            })
+            .collect();
     }
 
     /// May a visitor be passed to this kite's origin? Looks if need be; whoever comes meanwhile
@@ -73,9 +84,13 @@ impl Watch {
         }
     }
 
-    fn of(&self, service: &Service) -> Option<&Origin> {
-        let foolscap = service.protocol == Protocol::Foolscap;
-        self.0.get(&service.origin).filter(|_| foolscap)
+    fn of(&self, service: &Service) -> Option<Arc<Origin>> {
+        if service.protocol != Protocol::Foolscap {
+            return None;
+        }
+        let origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A kite that has just gone: its last visitors are looked after one by one.
+        Some(origins.get(&service.origin).cloned().unwrap_or_default())
     }
 }
 

@@ -171,7 +171,6 @@ impl Known {
         let settings = TorSettings {
             state_dir: config.state_dir.clone(),
             config: config.tor.config.clone(),
-            long_lived_ports: Vec::new(),
         };
         let needs = settings.needs()?;
         let frontends = config.frontends.iter().filter_map(|frontend| {

@@ -106,7 +106,6 @@ mod tests {
         let tor = TorSettings {
             state_dir: "/unused".into(),
             config: None,
-            long_lived_ports: vec![],
         };
         match Egress::decide(EgressArgs {
             via_tor: false,

@@ -72,7 +72,6 @@ mod tests {
             tor: TorSettings {
                 state_dir: state_dir.into(),
                 config,
-                long_lived_ports: vec![],
             },
         }
     }

@@ -102,7 +102,7 @@ impl Registration<'_> {
         };
         if asked.has_feature(KITE_BESIDE) {
             answer.features.push(KITE_BESIDE.to_owned());
-            claimant.beside = asked.beside.as_deref();
+            claimant.beside = &asked.beside;
             claimant.retire = asked.retire.as_deref();
         }
         self.judge(&asked.services, claimant, &mut answer);
@@ -164,7 +164,7 @@ impl Registration<'_> {
             session: self.session,
             peer: self.peer,
             replace: None,
-            beside: None,
+            beside: &[],
             retire: None,
         }
     }

@@ -58,8 +58,8 @@ pub struct Claimant<'a> {
     pub peer: &'a str,
     /// A session that is to end, if it stands.
     pub replace: Option<&'a str>,
-    /// A session that does not mind company (protocol page §21.4).
-    pub beside: Option<&'a str>,
+    /// Sessions that do not mind company (protocol page §21.4).
+    pub beside: &'a [String],
     /// A session that is to get no more visitors (protocol page §21.4).
     pub retire: Option<&'a str>,
 }
@@ -107,7 +107,8 @@ impl Registry {
             if is(claimant.replace) {
                 tunnel.close("replaced by its backend");
             }
-            welcome |= is(claimant.replace) || is(claimant.retire) || is(claimant.beside);
+            let beside = claimant.beside.iter().any(|s| *s == holder.session);
+            welcome |= is(claimant.replace) || is(claimant.retire) || beside;
             !tunnel.is_closed() && !is(claimant.retire)
         });
         if !holders.is_empty() && (!welcome || holders.len() >= MAX_BESIDE) {

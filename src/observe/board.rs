@@ -11,6 +11,8 @@ use crate::tunnel::Tunnel;
 pub struct Board(Arc<Mutex<Vec<Entry>>>);
 
 struct Entry {
+    /// No other on the board has it.
+    id: u64,
     frontend: String,
     lane: Lane,
     stage: Stage,
@@ -31,10 +33,10 @@ pub enum Stage {
     Waiting(Instant),
 }
 
-/// One tunnel's place on the board.
+/// One tunnel's place on the board. Dropped, it is free.
 pub struct Slot {
     board: Board,
-    at: usize,
+    id: u64,
 }
 
 /// A tunnel as the board shows it.
@@ -64,7 +66,9 @@ impl Board {
     /// A place for one tunnel.
     pub fn slot(&self, frontend: &str, lane: Lane) -> Slot {
         let mut entries = self.lock();
+        let id = entries.last().map_or(0, |last| last.id + 1);
         entries.push(Entry {
+            id,
             frontend: frontend.to_owned(),
             lane,
             stage: Stage::Idle,
@@ -74,7 +78,7 @@ impl Board {
         });
         Slot {
             board: self.clone(),
-            at: entries.len() - 1,
+            id,
         }
     }
 
@@ -112,9 +116,15 @@ impl Slot {
     }
 
     fn change(&self, act: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.board.lock().get_mut(self.at) {
+        if let Some(entry) = self.board.lock().iter_mut().find(|e| e.id == self.id) {
             act(entry);
         }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.board.lock().retain(|entry| entry.id != self.id);
     }
 }
 

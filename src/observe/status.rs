@@ -1,32 +1,15 @@
-//! `kite status`: a running kite tells its owner how it is, over a Unix socket in its state directory.
-//!
-//! The socket says one thing, to whoever connects: a [`Status`] as JSON. It takes no orders.
-//! Only the user that runs kite, and root, are answered.
+//! `kite status`: what a running kite says of itself, over its control socket ([`crate::control`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{sleep, timeout};
 
-use crate::dial::{OriginAddr, OriginDialer};
 use crate::frontend::registry::TunnelView;
-use crate::listen::{self, UnixListener, UnixStream};
 use crate::observe::board::View;
 use crate::tor::{DialReport, Progress};
-
-/// How long one who asks may take to read the answer.
-const ANSWER: Duration = Duration::from_secs(5);
-/// The pause after a failed accept.
-const PAUSE: Duration = Duration::from_millis(100);
-/// The longest answer that is read, in bytes. One tunnel takes some 300.
-const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
 /// The two roles. Both may run with one state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,95 +283,4 @@ impl fmt::Display for Counts<'_> {
             .collect();
         f.write_str(&each.join(", "))
     }
-}
-
-/// The socket, open. Who asks waits in the kernel's queue until [`offer`].
-#[derive(Debug)]
-pub struct Socket(listen::PrivatePort);
-
-impl Socket {
-    /// Opens it, in a process that can still open sockets. Without it kite works, too: trouble is only logged.
-    pub fn open(path: &Path) -> Option<Self> {
-        if let Some(dir) = path.parent() {
-            // If it cannot be made, the socket cannot, and that is said.
-            let mut builder = DirBuilder::new();
-            let _ = builder.recursive(true).mode(0o700).create(dir);
-        }
-        let opened = listen::PrivatePort::open(path);
-        opened.inspect_err(|e| no_status(path, e)).ok().map(Self)
-    }
-}
-
-fn no_status(path: &Path, error: &std::io::Error) {
-    tracing::warn!(
-        "`kite status` will not work: {}: {error}; choose a shorter or writable --state-dir",
-        path.display()
-    );
-}
-
-/// Answers on the socket from now on. Must be called within a Tokio runtime.
-pub fn offer(socket: Option<Socket>, status: impl Fn() -> Status + Send + Sync + 'static) {
-    let Some(Socket(port)) = socket else { return };
-    match port.listener() {
-        Ok((listener, owner)) => {
-            tokio::spawn(serve(listener, owner, Arc::new(status)));
-        }
-        Err(e) => tracing::warn!("`kite status` will not work: {e}"),
-    }
-}
-
-async fn serve(listener: UnixListener, owner: u32, status: Arc<dyn Fn() -> Status + Send + Sync>) {
-    loop {
-        match listener.accept().await {
-            // One at a time: each takes ANSWER at most.
-            Ok((conn, _)) => {
-                let peer = conn.peer_cred().map(|cred| cred.uid());
-                if peer.is_ok_and(|uid| uid == owner || uid == 0) {
-                    answer(conn, &*status).await;
-                }
-            }
-            Err(_) => sleep(PAUSE).await,
-        }
-    }
-}
-
-async fn answer(mut conn: UnixStream, status: &(dyn Fn() -> Status + Send + Sync)) {
-    let Ok(text) = serde_json::to_vec(&status()) else {
-        return;
-    };
-    let _ = timeout(ANSWER, async {
-        conn.write_all(&text).await?;
-        conn.shutdown().await
-    })
-    .await;
-}
-
-/// Asks a running kite.
-pub async fn ask(socket: &Path) -> Result<Status, AskError> {
-    let shown = || socket.display().to_string();
-    let address = OriginAddr::Unix(socket.to_owned());
-    let mut conn = OriginDialer::new()
-        .dial(&address)
-        .await
-        .map_err(|_| AskError::Nobody(shown()))?;
-    let mut text = Vec::new();
-    let reading = (&mut conn).take(MAX_ANSWER).read_to_end(&mut text).await;
-    match reading {
-        Ok(0) | Err(_) => Err(AskError::Silent(shown())),
-        Ok(_) => serde_json::from_slice(&text).map_err(|_| AskError::Strange(shown())),
-    }
-}
-
-/// Why there is no status.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// No kite listens there.
-    #[error("no kite answers at {0}; is it running, and with this state directory (--state-dir)?")]
-    Nobody(String),
-    /// It does not talk to us.
-    #[error("the kite at {0} gave no answer; ask as the user that runs it, or as root")]
-    Silent(String),
-    /// It says what we do not understand.
-    #[error("the kite at {0} is of another version; restart it, or use its own `kite status`")]
-    Strange(String),
 }

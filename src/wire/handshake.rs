@@ -119,8 +119,8 @@ pub struct Options {
     pub replace: Option<String>,
     /// Offer [`KITE_BESIDE`].
     pub offer_beside: bool,
-    /// A tunnel of ours that this one is to stand beside; said only with `offer_beside`.
-    pub beside: Option<String>,
+    /// Tunnels of ours that this one is to stand beside; said only with `offer_beside`.
+    pub beside: Vec<String>,
     /// A tunnel of ours that is to get no more visitors once this one flies; said only
     /// with `offer_beside`.
     pub retire: Option<String>,

@@ -73,8 +73,8 @@ pub struct Lines {
     pub raw_ports: Vec<String>,
     /// The session to be replaced by this tunnel.
     pub replace: Option<String>,
-    /// A session that this tunnel is to stand beside; see [`KITE_BESIDE`].
-    pub beside: Option<String>,
+    /// Sessions that this tunnel is to stand beside; see [`KITE_BESIDE`].
+    pub beside: Vec<String>,
     /// A session that gets no more visitors once this tunnel flies; see [`KITE_BESIDE`].
     pub retire: Option<String>,
     /// Kites that are asked for.
@@ -145,7 +145,7 @@ impl Lines {
             b"-ports" => self.ports = list("Ports", value)?,
             b"-raw-ports" => self.raw_ports = list("Raw-Ports", value)?,
             b"-replace" => self.replace = Some(word("Replace", value)?),
-            b"-beside" => self.beside = Some(word("Beside", value)?),
+            b"-beside" => push("Beside", &mut self.beside, word("Beside", value)?)?,
             b"-retire" => self.retire = Some(word("Retire", value)?),
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,

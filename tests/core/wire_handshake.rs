@@ -287,7 +287,7 @@ fn our_backend_and_our_frontend_agree_in_the_tunnel() {
         frame: 16_384,
         replace: Some("old-1".into()),
         offer_beside: true,
-        beside: Some("other-2".into()),
+        beside: vec!["other-2".into()],
         retire: Some("old-3".into()),
         ..Options::default()
     };
@@ -310,7 +310,7 @@ fn our_backend_and_our_frontend_agree_in_the_tunnel() {
         (None, Some("old-1"))
     );
     assert!(request.features.iter().any(|word| word == KITE_BESIDE));
-    assert_eq!(request.beside.as_deref(), Some("other-2"));
+    assert_eq!(request.beside, ["other-2"]);
     assert_eq!(request.retire.as_deref(), Some("old-3"));
 
     let mut head = judge(&request.services, "one", NOW);

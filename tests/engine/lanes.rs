@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use kite::backend;
+use kite::backend::{self, Plan};
 use kite::config::Frontend as To;
 use kite::dial::{DialError, Dialer, Dialled, FrontendAddr, Lane};
 use kite::kite::Protocol;
@@ -120,8 +120,7 @@ async fn scene() -> Scene {
     let board = Board::default();
     let services = vec![service(Protocol::Foolscap, NAME, origin, "right")];
     tokio::spawn(backend::run(
-        vec![to],
-        services,
+        Plan::fixed(vec![to], services),
         Arc::new(dialer),
         board.clone(),
         order,
@@ -231,8 +230,7 @@ async fn one_who_knows_no_session_gets_no_place_beside_it() {
     let board = Board::default();
     let services = vec![service(Protocol::Foolscap, NAME, other, "right")];
     tokio::spawn(backend::run(
-        vec![to],
-        services,
+        Plan::fixed(vec![to], services),
         dialer(),
         board.clone(),
         order,

@@ -14,6 +14,7 @@ mod attacks;
 mod hostile;
 mod lanes;
 mod origins;
+mod reload;
 mod roles;
 #[cfg(target_os = "linux")]
 mod sandbox;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use kite::backend::Plan;
 use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service, TorChoice};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::{Frontend, Handle};
@@ -135,8 +136,7 @@ pub fn backend_of(addresses: &[&str], services: Vec<Service>) -> Trigger {
     };
     let all = addresses.iter().map(to).collect();
     tokio::spawn(kite::backend::run(
-        all,
-        services,
+        Plan::fixed(all, services),
         dialer(),
         Board::default(),
         order,

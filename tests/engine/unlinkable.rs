@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use kite::backend;
+use kite::backend::{self, Plan};
 use kite::config::Frontend as To;
 use kite::kite::Protocol;
 use kite::observe::board::Board;
@@ -109,8 +109,7 @@ async fn backend_at(frontends: &[(&str, &str)]) -> Trigger {
         .map(|(_, name)| service(Protocol::Foolscap, name, origin, "one secret for all"));
     let (trigger, order) = shutdown::channel();
     tokio::spawn(backend::run(
-        to.collect(),
-        services.collect(),
+        Plan::fixed(to.collect(), services.collect()),
         dialer(),
         Board::default(),
         order,

@@ -202,14 +202,19 @@ class Backend(_Role):
                  tunnels=None):
         super().__init__(sup, name)
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
-        self.env = env
+        self.env, self.share, self.socks, self.tunnels_each = env, share, socks, tunnels
+        self.write()
+
+    def write(self):
+        """Its file, from what it is to do."""
+        via_tor, socks, share, tunnels = self.via_tor, self.socks, self.share, self.tunnels_each
         text = _table("", state_dir=self.state)
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
-        for i, address in enumerate(frontends):
-            text += _table("[[frontends]]", address=address, **({"kites": [kites[i].name]} if share else {}),
+        for i, address in enumerate(self.frontends):
+            text += _table("[[frontends]]", address=address, **({"kites": [self.kites[i].name]} if share else {}),
                            **({"tunnels": tunnels} if tunnels else {}))
-        for kite in kites:
+        for kite in self.kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
                            secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}))
         self.file.write_text(text)
@@ -217,6 +222,15 @@ class Backend(_Role):
     def start(self):
         self.spawn(self.machine, env=self.env)
         return self
+
+    def reload(self, status=0):
+        """Write the file anew, and have the running backend take it; what `kite reload` said.  It runs where
+        the backend does, so whatever it sends is seen."""
+        self.write()
+        asking = self.sup.spawn(f"{self.name}-reload", [binary(), "reload", "--config", self.file],
+                                machine=self.machine, log=self.dir / "reload-log")
+        assert asking.wait(30) == status, asking.tail()
+        return asking.text()
 
     def wait_up(self, kite, via, since=0, timeout=None):
         """The kite flies from a frontend whose address has `via` in it."""

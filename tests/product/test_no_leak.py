@@ -59,8 +59,10 @@ def test_relays_and_nobody_else(kite, sup, net, lone_machine):
     story = Story(hidden, net.relays)
     tub = foolscap_peer.TubOrigin(sup, hidden, "tub.bob.example")
     service = Kite("foolscap", "tub.bob.example", tub.address)
-    alice = Frontend(sup, "alice", ALICE, [service]).start()
-    carol = Frontend(sup, "carol", CAROL, [service]).start()
+    other = foolscap_peer.TubOrigin(sup, hidden, "other.bob.example")
+    second = Kite("foolscap", "other.bob.example", other.address)
+    alice = Frontend(sup, "alice", ALICE, [service, second]).start()
+    carol = Frontend(sup, "carol", CAROL, [service, second]).start()
     # By name, by a name that nobody can find, and by a number that could be dialled as it stands.
     addresses = [alice.pinned("alice.example"), alice.pinned(NOWHERE), carol.pinned()]
     backend = Backend(sup, "backend", addresses, [service], machine=hidden,
@@ -87,6 +89,18 @@ def test_relays_and_nobody_else(kite, sup, net, lone_machine):
         backend.wait_line(r"WARN frontend .*{via}.*: name-not-found: ", NOWHERE)
     with story.phase("storage traffic through both"):
         exchange(1, alice, carol)
+
+    since = backend.proc.mark()
+    with story.phase("a reload: another kite, and a frontend less"):
+        backend.kites.append(second)
+        backend.frontends = [alice.pinned("alice.example"), carol.pinned()]
+        assert backend.reload().splitlines() == [
+            f"frontend {alice.pinned(NOWHERE)}: removed", f"kite foolscap:{second.name}: added"]
+        for via in ("alice.example", CAROL):
+            backend.wait_up(second, via, since=since)
+        for frontend in (alice, carol):
+            foolscap_peer.exchange(sup, other.furl, {second.name: frontend.ip}, f"6{frontend.ip[-1]}", SIZE)
+        exchange(6, alice, carol)
 
     since = backend.proc.mark()
     with story.phase("a frontend is killed"):

@@ -63,10 +63,10 @@ const LOCK_FILE: &str = "kite.lock";
 /// Largest configuration file that is read, in bytes. A thousand bridge lines fit.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Arti's own long-lived ports (`tor-circmgr` 0.47, `long_lived_ports_default`), to which ours are added.
-const ARTI_LONG_LIVED: [u16; 12] = [
-    21, 22, 706, 1863, 5050, 5190, 5222, 5223, 6523, 6667, 6697, 8300,
-];
+/// Arti makes circuits for these ports from stable relays. Its own list (`tor-circmgr` 0.47,
+/// `long_lived_ports_default`) has a dozen, and neither 80 nor 443; but a tunnel lives for weeks whatever its frontend's
+/// port, and so do the connections that a node makes through the SOCKS port.
+const LONG_LIVED: std::ops::RangeInclusive<u16> = 1..=u16::MAX;
 
 /// What kite needs to know to start Tor.
 #[derive(Clone, Debug, Default)]
@@ -76,9 +76,6 @@ pub struct TorSettings {
     /// A file with settings of Arti's own, laid over kite's: bridges, `address_filter`,
     /// `path_rules`, … even other directories.
     pub config: Option<PathBuf>,
-    /// The port of every frontend. Arti builds circuits for such ports from stable relays;
-    /// its own list holds neither 80 nor 443, and a tunnel lives for days.
-    pub long_lived_ports: Vec<u16>,
 }
 
 /// What a Tor client wants of its machine besides the network.
@@ -632,18 +629,9 @@ fn configure(settings: &TorSettings) -> Result<(TorClientConfig, Rules, Needs), 
             .storage()
             .cache_dir(CfgPath::new_literal(base.join("cache")));
     }
-    let long_lived = user
-        .path_rules
-        .long_lived_ports
-        .clone()
-        .unwrap_or_else(|| ARTI_LONG_LIVED.to_vec());
-    let long_lived: BTreeSet<u16> = long_lived
-        .into_iter()
-        .chain(settings.long_lived_ports.iter().copied())
-        .collect();
     builder
         .path_rules()
-        .set_long_lived_ports(long_lived.into_iter().collect());
+        .set_long_lived_ports(LONG_LIVED.collect());
     let config = builder.build().map_err(|e| bad(e.to_string()))?;
 
     let place = |path: &CfgPath| path.path(config.as_ref()).map_err(|e| bad(e.to_string()));
@@ -690,7 +678,6 @@ fn read_config(path: &Path) -> Result<toml::Table, TorError> {
 #[serde(default)]
 struct User {
     storage: UserStorage,
-    path_rules: UserPathRules,
     bridges: UserBridges,
     channel: UserChannel,
 }
@@ -700,12 +687,6 @@ struct User {
 struct UserStorage {
     state_dir: Option<CfgPath>,
     cache_dir: Option<CfgPath>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct UserPathRules {
-    long_lived_ports: Option<Vec<u16>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -798,7 +779,6 @@ mod tests {
         TorSettings {
             state_dir: dir.path().join("kite"),
             config,
-            long_lived_ports: vec![443, 8443],
         }
     }
 
@@ -834,7 +814,7 @@ mod tests {
         cert=YXJlIGZyZXF1ZW50bHkgZnVsbCBvZiBsaXR0bGUgbWVzc2FnZXMgeW91IGNhbiBmaW5kLg iat-mode=0";
 
     #[test]
-    fn defaults_know_the_public_network_and_the_frontends_ports() {
+    fn defaults_know_the_public_network_and_want_stable_relays() {
         let dir = tempfile::tempdir().expect("a directory");
         let (config, rules, needs) = configure(&settings(&dir, None)).expect("defaults");
         assert!(rules.fallbacks.len() > 100);
@@ -845,18 +825,7 @@ mod tests {
             programs: vec![],
         };
         assert_eq!(needs, usual);
-        assert_eq!(
-            long_lived(&config),
-            ARTI_LONG_LIVED.into_iter().chain([443, 8443]).collect()
-        );
-        let arti = TorClientConfigBuilder::default()
-            .build()
-            .expect("Arti's defaults");
-        assert_eq!(
-            long_lived(&arti),
-            ARTI_LONG_LIVED.into(),
-            "Arti has changed its list"
-        );
+        assert_eq!(long_lived(&config), LONG_LIVED.collect());
     }
 
     #[test]
@@ -870,7 +839,7 @@ mod tests {
             text.contains("/elsewhere") && text.contains("kite/tor/cache"),
             "{text}"
         );
-        assert_eq!(long_lived(&config), [80, 443, 8443].into());
+        assert_eq!(long_lived(&config), LONG_LIVED.collect());
     }
 
     #[test]

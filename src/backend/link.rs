@@ -1,0 +1,483 @@
+//! One of the tunnels to one frontend: dialled, flown, lost, and dialled again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinSet;
+
+use super::flight::{Crew, Fate, Flight, RETIRE};
+use super::siblings::Siblings;
+use super::watch::Watch;
+use super::{HANDSHAKE_TIMEOUT, LIVED, RETRY_FIRST, RETRY_MAX, RETRY_REFUSED};
+use crate::config::Service;
+use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
+use crate::observe::board::{Board, Slot, Stage};
+use crate::random::{jitter, random_hex};
+use crate::shutdown::Shutdown;
+use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
+use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
+use crate::tunnel::{Ended, Tunnel};
+use crate::wire::handshake::{
+    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
+};
+use crate::wire::{Binding, KiteId};
+
+/// Asked of the connection at once during the handshake, in bytes.
+const READ: usize = 4 * 1024;
+
+/// The kites to fly at one frontend. They change when the configuration is read again.
+pub(super) type Services = Arc<Vec<Service>>;
+
+/// What all tunnels of a backend have in common.
+pub(super) struct Base {
+    pub(super) dialer: Arc<dyn Dialer>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) board: Board,
+    pub(super) pool: Pool,
+}
+
+/// One of the tunnels to one frontend.
+pub(super) struct Link {
+    address: FrontendAddr,
+    lane: Lane,
+    services: Receiver<Services>,
+    /// What the last handshake asked for.
+    asked: Services,
+    dialer: Arc<dyn Dialer>,
+    pool: Pool,
+    watch: Arc<Watch>,
+    siblings: Arc<Siblings>,
+    slot: Slot,
+    /// The frontend in logs; with the tunnel's number, if there are several.
+    shown: String,
+    /// The last tunnel's name, so that the next replaces it instead of being its rival.
+    session: Option<String>,
+    /// The name of what is the matter, once it has been logged.
+    trouble: Option<&'static str>,
+    /// This frontend drops tunnels that send PING (protocol page §8).
+    dies_of_ping: bool,
+}
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("{} ({})", .0, .0.hint())]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("the connection broke during the handshake: {}", .0.kind())]
+    Io(#[from] std::io::Error),
+    #[error("the frontend closed the connection during the handshake")]
+    Closed,
+    #[error("the frontend gave no verdict within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("the frontend refused every kite")]
+    AllRefused,
+}
+
+impl LinkError {
+    /// The state's name; docs/states.md lists them.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Dial(e) => e.name(),
+            Self::AllRefused => "kites-refused",
+            Self::Handshake(_) | Self::Io(_) | Self::Closed | Self::TimedOut => "handshake-failed",
+        }
+    }
+
+    /// The connection stood, and brought nothing: perhaps another circuit does.
+    fn blames_path(&self) -> bool {
+        // The dialer itself has seen to its own.
+        matches!(self, Self::Io(_) | Self::Closed | Self::TimedOut)
+    }
+}
+
+impl Link {
+    /// One that has dialled nothing yet.
+    pub(super) fn new(
+        base: &Base,
+        address: FrontendAddr,
+        lane: Lane,
+        services: Receiver<Services>,
+        siblings: Arc<Siblings>,
+    ) -> Self {
+        Self {
+            lane,
+            asked: Services::default(),
+            services,
+            dialer: base.dialer.clone(),
+            pool: base.pool.clone(),
+            watch: base.watch.clone(),
+            siblings,
+            slot: base.board.slot(&address.to_string(), lane),
+            shown: match lane {
+                Lane(0) => address.to_string(),
+                Lane(n) => format!("{address} (tunnel {})", n + 1),
+            },
+            address,
+            session: None,
+            trouble: None,
+            dies_of_ping: false,
+        }
+    }
+
+    /// Dials, flies, and begins again, until `shutdown`.
+    pub(super) async fn keep(mut self, shutdown: Shutdown) {
+        let mut flights = JoinSet::new();
+        tokio::select! {
+            () = self.keep_on(&mut flights, &shutdown) => {}
+            () = shutdown.requested() => {}
+        }
+        // Each flight hears the order itself, and lets its streams end.
+        while flights.join_next().await.is_some() {}
+    }
+
+    async fn keep_on(&mut self, flights: &mut JoinSet<()>, shutdown: &Shutdown) {
+        let mut wait = RETRY_FIRST;
+        let mut current: Option<Flight> = None;
+        let mut outdated = false;
+        let siblings = self.siblings.clone();
+        loop {
+            if current.is_none() {
+                if self.lane != Lane(0) {
+                    self.slot.set(Stage::Idle);
+                    self.siblings.wanted().await;
+                }
+                self.slot.set(Stage::Dialling);
+            }
+            let turn = match outdated {
+                true => Some(siblings.turn().await),
+                false => None,
+            };
+            let outcome = self.connect(current.as_ref()).await;
+            match outcome {
+                Ok((tunnel, verdict)) => {
+                    self.trouble = None;
+                    let next = self.fly(flights, tunnel, verdict, shutdown);
+                    drop(turn);
+                    let now: Vec<_> = next.verdict.flying.iter().map(flown).collect();
+                    if let Some(old) = current.replace(next) {
+                        let gone = old.verdict.flying.iter().map(flown);
+                        for (proto, name) in gone.filter(|kite| !now.contains(kite)) {
+                            tracing::info!("kite down: {proto}:{name} via {}", self.shown);
+                        }
+                        // If nothing is wrong with it, its streams have all the time they want.
+                        old.retire((!outdated).then_some(RETIRE));
+                    }
+                }
+                Err(e) => {
+                    drop(turn);
+                    self.complain(&e);
+                    if e.blames_path() {
+                        self.dialer.leave(&self.address, self.lane);
+                    }
+                    let most = match e {
+                        LinkError::AllRefused => RETRY_REFUSED,
+                        _ => RETRY_MAX,
+                    };
+                    self.pause(&mut wait, most, current.is_none()).await;
+                }
+            }
+            outdated = false;
+            let Some(flight) = &mut current else { continue };
+            match flight.watch(&mut self.services).await {
+                Fate::Lost(why) => {
+                    let lived = flight.since.elapsed();
+                    self.lost(flight, &why);
+                    current = None;
+                    if lived >= LIVED {
+                        wait = RETRY_FIRST;
+                    }
+                    self.pause(&mut wait, RETRY_MAX, true).await;
+                }
+                // It is replaced before it is given up.
+                Fate::Suspect => {
+                    tracing::info!(
+                        "frontend {}: it does not answer; making another tunnel on another way",
+                        self.shown
+                    );
+                    self.dialer.leave(&self.address, self.lane);
+                }
+                Fate::Outdated => {
+                    tracing::info!(
+                        "frontend {}: its kites have changed; making another tunnel for them",
+                        self.shown
+                    );
+                    outdated = true;
+                }
+            }
+        }
+    }
+
+    /// One line for each state, not for each try; and none for Tor's, which speaks for itself.
+    fn complain(&mut self, error: &LinkError) {
+        let (name, shown) = (error.name(), &self.shown);
+        let tors = matches!(error, LinkError::Dial(e) if e.is_tors());
+        if tors || self.trouble.replace(name) == Some(name) {
+            tracing::debug!("frontend {shown}: {name}: {error}");
+        } else {
+            tracing::warn!("frontend {shown}: {name}: {error}");
+        }
+        self.slot.failed(&format!("{name}: {error}"));
+    }
+
+    /// Waits before the next attempt, twice as long each time. Jitter keeps backends from
+    /// returning in step, and frontends from linking one node's reconnects by their instants.
+    /// Ends early when the kites change: that may have been the trouble.
+    async fn pause(&mut self, wait: &mut Duration, most: Duration, show: bool) {
+        let pause = jitter(*wait);
+        *wait = (*wait * 2).min(most);
+        tracing::debug!(
+            "frontend {}: retry in {:.1} s",
+            self.shown,
+            pause.as_secs_f64()
+        );
+        if show {
+            self.slot.set(Stage::Waiting(Instant::now() + pause));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = self.services.changed() => {
+                self.trouble = None;
+                *wait = RETRY_FIRST;
+            }
+        }
+    }
+
+    /// One attempt at a tunnel; beside `failing`, if that is to be replaced.
+    async fn connect(
+        &mut self,
+        failing: Option<&Flight>,
+    ) -> Result<(Tunnel, Box<Verdict>), LinkError> {
+        self.asked = self.services.borrow_and_update().clone();
+        let Dialled { mut conn, binding } = self.dialer.dial(&self.address, self.lane).await?;
+        let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?, failing);
+        let (buf, verdict, redialled) =
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(done) => done?,
+                Err(_) => return Err(LinkError::TimedOut),
+            };
+        let conn = redialled.unwrap_or(conn);
+        self.report(&verdict);
+        if verdict.flying.is_empty() {
+            // Another tunnel of ours may still be in the way; its name is worth keeping.
+            return Err(LinkError::AllRefused);
+        }
+        self.session.clone_from(&verdict.session_id);
+        let liveness = if self.dies_of_ping {
+            Liveness::QUIET
+        } else {
+            Liveness::DEFAULT
+        };
+        let settings = Settings::agreed(Side::Backend, verdict.peer.kite_mux, liveness);
+        let tunnel = Tunnel::start(conn, buf, settings, self.pool.clone());
+        Ok((tunnel, verdict))
+    }
+
+    fn fly(
+        &self,
+        flights: &mut JoinSet<()>,
+        tunnel: Tunnel,
+        verdict: Box<Verdict>,
+        shutdown: &Shutdown,
+    ) -> Flight {
+        self.slot.set(Stage::Up(tunnel.clone()));
+        let kites = verdict.flying.iter().map(|id| self.shown_kite(id));
+        self.slot.flies(kites.collect());
+        let crew = Crew {
+            services: self.services.clone(),
+            watch: self.watch.clone(),
+            frontend: self.shown.clone(),
+            siblings: self.siblings.clone(),
+            shutdown: shutdown.clone(),
+        };
+        Flight::start(flights, tunnel, verdict, self.asked.clone(), crew)
+    }
+
+    /// Says that a tunnel is gone, and learns from it.
+    fn lost(&mut self, flight: &Flight, why: &Ended) {
+        if flight.verdict.peer.kite_mux.is_none()
+            && matches!(why, Ended::ByPeer | Ended::Io(_))
+            && flight.tunnel.ping_unanswered()
+        {
+            tracing::info!(
+                "frontend {}: it seems to drop tunnels at a PING; none from now on",
+                self.shown
+            );
+            self.dies_of_ping = true;
+        }
+        for id in &flight.verdict.flying {
+            tracing::info!("kite down: {} via {}", self.shown_kite(id), self.shown);
+        }
+        let lost = format!("lost after {} s: {why}", flight.since.elapsed().as_secs());
+        tracing::warn!("frontend {}: {lost}", self.shown);
+        self.slot.failed(&lost);
+    }
+
+    /// The handshake; the connection it ended on, if that is a new one.
+    async fn shake_hands(
+        &self,
+        conn: &mut BoxConn,
+        proof: ProofPolicy,
+        failing: Option<&Flight>,
+    ) -> Result<(BytesMut, Box<Verdict>, Option<BoxConn>), LinkError> {
+        let wanted = self.asked.iter().map(|s| Wanted {
+            proto: s.protocol.on_wire().to_owned(),
+            name: s.name.clone(),
+            secret: s.secret.clone(),
+            bsalt: random_hex(36),
+        });
+        let options = Options {
+            replace: self.session.clone().filter(|s| !self.siblings.stands(s)),
+            offer_beside: true,
+            beside: self.siblings.standing(),
+            retire: failing.and_then(|flight| flight.verdict.session_id.clone()),
+            window_kb: RECV_WINDOW_KB,
+            frame: BUFFER_PAYLOAD as u32,
+            offer_mux: true,
+            proof,
+        };
+        let (mut machine, request) =
+            BackendHandshake::new(wanted.collect(), options, || random_hex(8));
+        let mut redialled: Option<BoxConn> = None;
+        let mut buf = BytesMut::new();
+        send(conn, &request).await?;
+        loop {
+            let conn = redialled.as_mut().unwrap_or(conn);
+            match machine.step(&mut buf)? {
+                Step::Done(verdict) => return Ok((buf, verdict, redialled)),
+                Step::Send(bytes) => send(conn, &bytes).await?,
+                Step::Redial(request) => {
+                    let _ = conn.shutdown().await;
+                    let mut next = self.dialer.dial(&self.address, self.lane).await?.conn;
+                    send(&mut next, &request).await?;
+                    redialled = Some(next);
+                    buf.clear();
+                }
+                Step::NeedMore => {
+                    buf.reserve(READ);
+                    if conn.read_buf(&mut buf).await? == 0 {
+                        return Err(LinkError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A pin is a key that only a kite frontend prints, so one that has no proof is an
+    /// impostor or a relic. Behind a certificate, or an onion name, may be an old program.
+    fn proof_policy(&self, binding: Option<Binding>) -> Result<ProofPolicy, HandshakeError> {
+        match (self.address.trust(), binding) {
+            (Trust::Pin(_), Some(binding)) => Ok(ProofPolicy::Demand(binding)),
+            // A pinned session is TLS 1.3 and always has one; if not, nothing is said there.
+            (Trust::Pin(_), None) => Err(HandshakeError::NoProof),
+            (Trust::Roots | Trust::Onion, Some(binding)) => Ok(ProofPolicy::Offer(binding)),
+            (Trust::Roots | Trust::Onion | Trust::Plain, _) => Ok(ProofPolicy::Off),
+        }
+    }
+
+    fn report(&self, verdict: &Verdict) {
+        let address = &self.shown;
+        tracing::info!("frontend {address}: connected ({})", self.dialer.describe());
+        for id in &verdict.flying {
+            tracing::info!("kite up: {} via {address}", self.shown_kite(id));
+        }
+        for refusal in &verdict.refused {
+            let (why, remedy) = explain(&refusal.why);
+            tracing::warn!(
+                "kite refused: {} via {address}: {why}; {remedy}",
+                self.shown_kite(&refusal.id)
+            );
+        }
+        for id in &verdict.tls_ended {
+            tracing::warn!(
+                "{}: the frontend {address} ends TLS for it, and reads what it carries",
+                self.shown_kite(id)
+            );
+        }
+        if !verdict.proven && !verdict.flying.is_empty() && *self.address.trust() != Trust::Plain {
+            tracing::warn!(
+                "frontend {address}: it does not prove that it knows the secret, and can use our answer at \
+                 another frontend (an old program, or kite behind another's TLS or Tor); give each frontend \
+                 its own secret, or pin the key that kite prints there"
+            );
+        }
+        if !verdict.challenged
+            && !verdict.flying.is_empty()
+            && *self.address.trust() == Trust::Plain
+        {
+            tracing::warn!(
+                "frontend {address}: it asked for no proof of the secret; it may be anybody"
+            );
+        }
+        if let Some(motd) = &verdict.motd {
+            tracing::info!("frontend {address} says: {motd}");
+        }
+    }
+
+    /// A kite as the operator wrote it: by its own protocol, not the wire's.
+    fn shown_kite(&self, id: &KiteId) -> String {
+        let ours = self.asked.iter().find(|s| flies_as(s, id));
+        format!(
+            "{}:{}",
+            ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
+            id.name
+        )
+    }
+}
+
+/// A kite without its handshake's salt.
+fn flown(id: &KiteId) -> (String, String) {
+    (id.proto.clone(), id.name.clone())
+}
+
+/// Is this what the kite of a verdict is for?
+pub(super) fn flies_as(service: &Service, id: &KiteId) -> bool {
+    service.name.as_str() == id.name && service.protocol.on_wire() == id.proto
+}
+
+async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
+    conn.write_all(bytes).await?;
+    conn.flush().await
+}
+
+/// A refusal in words, and what to do about it.
+fn explain(why: &RefusalKind) -> (&str, &'static str) {
+    match why {
+        RefusalKind::Signature => (
+            "the secret is wrong",
+            "compare the secret files of both sides",
+        ),
+        RefusalKind::Unauthorized => (
+            "the frontend does not know this name",
+            "correct the name, or ask the frontend's operator to allow it",
+        ),
+        RefusalKind::Quota => (
+            "the quota is used up",
+            "ask the frontend's operator for more",
+        ),
+        RefusalKind::Port => (
+            "the frontend does not serve this port",
+            "use one of its ports",
+        ),
+        RefusalKind::Proto => (
+            "the frontend does not carry this protocol for this name",
+            "ask its operator to add it to `protocols`",
+        ),
+        RefusalKind::Proof => (
+            "the frontend takes the proof of two kites (KiteProof1) only",
+            "give its pinned address or its onion name, as it prints them",
+        ),
+        RefusalKind::Duplicate => (
+            "another tunnel flies this kite",
+            "if it is an old one of this node the frontend will find out within a minute; else stop the other backend",
+        ),
+        RefusalKind::Other(text) if text.is_empty() => {
+            ("no reason was given", "ask the frontend's operator")
+        }
+        RefusalKind::Other(text) => (text, "ask the frontend's operator"),
+    }
+}
