@@ -77,6 +77,7 @@ pub async fn run(
     let base = Base {
         dialer,
         watch,
+        noise: Arc::default(),
         board,
         pool,
     };

@@ -8,7 +8,8 @@
 //! Origins have [`origin::OriginDialer`], which understands literal addresses only.
 //!
 //! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
-//! the exceptions, which are in `direct.rs`, `origin.rs` and `listen.rs`.
+//! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, and in `check/leaks.rs`,
+//! which starts strace.
 
 pub mod direct;
 pub mod egress;

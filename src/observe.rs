@@ -1,6 +1,7 @@
 //! What people and programs see of a running kite.
 
 pub mod board;
+pub mod hush;
 pub mod log;
 pub mod progress;
 pub mod status;

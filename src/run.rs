@@ -2,6 +2,7 @@
 //! once, before anything is dialled.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
-use crate::config::{self, BackendConfig, FrontendConfig};
+use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
@@ -57,6 +58,15 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A program that we start would know the secret.
+    #[error(
+        "{SECRET_VARIABLE} is set, and {} would inherit it; put the secret into a file (--secret-file, secret_file)",
+        program.display()
+    )]
+    SecretInherited {
+        /// The program of a pluggable transport.
+        program: PathBuf,
+    },
     /// An origin that must not become public.
     #[error(
         "{kite}: the origin {origin} is a web server, not a foolscap port. {remedy}",
@@ -80,7 +90,11 @@ impl RunError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Frontend(FrontendError::Bind { .. }) | Self::Socks { .. } => false,
-            Self::Frontend(_) | Self::Egress(_) | Self::File(_) | Self::WebOrigin { .. } => true,
+            Self::Frontend(_)
+            | Self::Egress(_)
+            | Self::File(_)
+            | Self::SecretInherited { .. }
+            | Self::WebOrigin { .. } => true,
             Self::Tor(e) => matches!(e, TorError::Unreadable { .. } | TorError::Config { .. }),
         }
     }
@@ -217,6 +231,13 @@ impl Backend {
             return Ok(());
         };
         let needs = settings.needs()?;
+        if let Some(program) = needs.programs.first()
+            && std::env::var_os(SECRET_VARIABLE).is_some()
+        {
+            return Err(RunError::SecretInherited {
+                program: program.clone(),
+            });
+        }
         let unix = |service: &config::Service| match &service.origin {
             OriginAddr::Unix(path) => Some(path.clone()),
             OriginAddr::Tcp(_) => None,
@@ -246,7 +267,10 @@ impl Backend {
         mut progress: impl FnMut(&Progress) + Send,
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
-        check_origins(&self.config.services).await?;
+        tokio::select! {
+            seen = check_origins(&self.config.services) => seen?,
+            () = shutdown.requested() => return Ok(()),
+        }
         let board = Board::default();
         let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
         let reloader = Reloader::new(&self.config, self.config.tor.enabled);
@@ -330,11 +354,13 @@ struct BackendDesk {
 impl Desk for BackendDesk {
     fn status(&self) -> Status {
         let tor = self.tor.get();
+        let tunnels = self.board.view().into_iter().map(status::Tunnel::from);
+        let tunnels = tunnels.map(|t| if tor.is_some() { t.in_tor() } else { t });
         Status {
             via: Some(self.via.to_owned()),
             tor: tor.map(|c| status::Tor::new(c.progress(), &c.dialled())),
             sandbox: self.sandbox.clone(),
-            tunnels: self.board.view().into_iter().map(Into::into).collect(),
+            tunnels: tunnels.collect(),
             ..Status::new(Role::Backend, self.began)
         }
     }

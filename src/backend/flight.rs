@@ -11,6 +11,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use super::link::{Services, flies_as};
 use super::siblings::Siblings;
+use super::stream::Noise;
 use super::watch::Watch;
 use super::{DRAIN, stream};
 use crate::config::Service;
@@ -54,6 +55,8 @@ pub(super) enum Fate {
 pub(super) struct Crew {
     /// The kites to fly.
     pub(super) services: Receiver<Services>,
+    /// What has been said of strangers.
+    pub(super) noise: Arc<Noise>,
     /// What is known of their origins.
     pub(super) watch: Arc<Watch>,
     /// The frontend, for logs.
@@ -159,7 +162,7 @@ impl Crew {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
                         let services = self.services.clone();
-                        streams.spawn(stream::serve(incoming, flown.clone(), services, self.watch.clone()));
+                        streams.spawn(stream::serve(incoming, flown.clone(), services, self.watch.clone(), self.noise.clone()));
                     }
                     None => break,
                 },

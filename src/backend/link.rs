@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::flight::{Crew, Fate, Flight, RETIRE};
 use super::siblings::Siblings;
+use super::stream::Noise;
 use super::watch::Watch;
 use super::{HANDSHAKE_TIMEOUT, LIVED, RETRY_FIRST, RETRY_MAX, RETRY_REFUSED};
 use crate::config::Service;
@@ -35,6 +36,7 @@ pub(super) type Services = Arc<Vec<Service>>;
 pub(super) struct Base {
     pub(super) dialer: Arc<dyn Dialer>,
     pub(super) watch: Arc<Watch>,
+    pub(super) noise: Arc<Noise>,
     pub(super) board: Board,
     pub(super) pool: Pool,
 }
@@ -49,6 +51,7 @@ pub(super) struct Link {
     dialer: Arc<dyn Dialer>,
     pool: Pool,
     watch: Arc<Watch>,
+    noise: Arc<Noise>,
     siblings: Arc<Siblings>,
     slot: Slot,
     /// The frontend in logs; with the tunnel's number, if there are several.
@@ -111,6 +114,7 @@ impl Link {
             dialer: base.dialer.clone(),
             pool: base.pool.clone(),
             watch: base.watch.clone(),
+            noise: base.noise.clone(),
             siblings,
             slot: base.board.slot(&address.to_string(), lane),
             shown: match lane {
@@ -225,7 +229,7 @@ impl Link {
     }
 
     /// Waits before the next attempt, twice as long each time. Jitter keeps backends from
-    /// returning in step, and frontends from linking one node's reconnects by their instants.
+    /// returning in step. Two frontends that a node loses at one instant can still tell that it came back at one time.
     /// Ends early when the kites change: that may have been the trouble.
     async fn pause(&mut self, wait: &mut Duration, most: Duration, show: bool) {
         let pause = jitter(*wait);
@@ -290,6 +294,7 @@ impl Link {
         let crew = Crew {
             services: self.services.clone(),
             watch: self.watch.clone(),
+            noise: self.noise.clone(),
             frontend: self.shown.clone(),
             siblings: self.siblings.clone(),
             shutdown: shutdown.clone(),

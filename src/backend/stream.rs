@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::watch::Receiver;
@@ -13,6 +13,7 @@ use super::watch::Watch;
 use crate::config::Service;
 use crate::dial::{OriginConn, OriginDialer};
 use crate::kite::KiteName;
+use crate::observe::hush::Hush;
 use crate::refusal;
 use crate::sniff::{Voice, alert};
 use crate::tunnel::splice::{Inspect, Local, Objection, splice};
@@ -22,20 +23,31 @@ use crate::wire::frame::Open;
 /// How long a visitor may take for its first flight.
 pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What strangers can make a backend say, each at most once a minute.
+#[derive(Default)]
+pub(super) struct Noise {
+    unflown: Hush,
+    turned_away: Hush,
+    no_origin: Hush,
+}
+
 /// Serves one stream to its end, or until its kite is taken out of the configuration.
 pub(super) async fn serve(
     incoming: Incoming,
     flown: Services,
     mut services: Receiver<Services>,
     watch: Arc<Watch>,
+    noise: Arc<Noise>,
 ) {
     let Incoming { open, stream } = incoming;
     let sid = stream.sid();
     let Some(service) = choose(&flown, &open) else {
-        tracing::warn!(
-            ?sid,
-            "the frontend opened a stream for a kite that is not flown"
-        );
+        if let Some(before) = noise.unflown.due(Instant::now()) {
+            tracing::warn!(
+                ?sid,
+                "a frontend opened a stream for a kite that is not flown{before}"
+            );
+        }
         return refuse(stream, unreachable(&open.proto));
     };
     let is_gone = |now: &Services| {
@@ -43,7 +55,7 @@ pub(super) async fn serve(
         !now.iter().any(same)
     };
     tokio::select! {
-        () = join(stream, service, &watch) => {}
+        () = join(stream, service, &watch, &noise) => {}
         Ok(_) = services.wait_for(is_gone) => {
             tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
         }
@@ -51,7 +63,7 @@ pub(super) async fn serve(
 }
 
 /// Looks at what the visitor says, and joins it with the origin.
-async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch) {
+async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch, noise: &Noise) {
     let sid = stream.sid();
     let mut gate = Gate::new(service.protocol, &service.name, service.tub);
     let held = match tokio::time::timeout(
@@ -62,7 +74,10 @@ async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch) {
     {
         Ok(Ok(held)) => held,
         Ok(Err(Turned::Away(why))) => {
-            tracing::info!(?sid, "{}: a visitor was turned away: {why}", service.name);
+            tracing::debug!(?sid, "{}: a visitor was turned away: {why}", service.name);
+            if let Some(before) = noise.turned_away.due(Instant::now()) {
+                tracing::info!("{}: a visitor was turned away: {why}{before}", service.name);
+            }
             return refuse(stream, why.voice());
         }
         Ok(Err(Turned::Left)) => return,
@@ -79,7 +94,9 @@ async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch) {
     let origin = match OriginDialer::new().dial(&service.origin).await {
         Ok(origin) => origin,
         Err(e) => {
-            tracing::warn!(?sid, "{}: {e}; {}", service.name, e.hint());
+            if let Some(before) = noise.no_origin.due(Instant::now()) {
+                tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
+            }
             watch.doubt(service);
             return refuse(stream, unreachable(service.protocol.on_wire()));
         }

@@ -215,7 +215,9 @@ impl Known {
         if self.origins.contains(&OriginAddr::Tcp(to)) {
             return Ok(Party::Origin);
         }
-        if self.hops.transports.contains(&to) || (self.managed && to.ip().is_loopback()) {
+        // A program that Arti starts chooses its port; a resolver on this machine is none.
+        let chosen = self.managed && to.ip().is_loopback() && to.port() != 53;
+        if self.hops.transports.contains(&to) || chosen && !self.frontends.contains(&to) {
             return Ok(Party::Transport);
         }
         let hops = &self.hops;

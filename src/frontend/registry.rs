@@ -107,7 +107,7 @@ impl Registry {
             if is(claimant.replace) {
                 tunnel.close("replaced by its backend");
             }
-            let beside = claimant.beside.iter().any(|s| *s == holder.session);
+            let beside = claimant.beside.contains(&holder.session);
             welcome |= is(claimant.replace) || is(claimant.retire) || beside;
             !tunnel.is_closed() && !is(claimant.retire)
         });

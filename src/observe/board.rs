@@ -48,7 +48,7 @@ pub struct View {
     pub lane: Lane,
     /// `idle`, `dialling`, `up`, `suspect` (the frontend owes a sign of life) or `waiting`.
     pub state: &'static str,
-    /// How long it has been so. Through Tor a tunnel keeps to one circuit: this is its age in use.
+    /// How long it has been so.
     pub since: Duration,
     /// The last measured round trip, if it stands.
     pub round_trip: Option<Duration>,

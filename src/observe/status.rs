@@ -78,9 +78,11 @@ pub struct Tunnel {
     pub tunnel: u8,
     /// `up`, `suspect`, `dialling`, `waiting` or `idle`.
     pub state: String,
-    /// How long it has been so. Through Tor a tunnel keeps to one circuit: while it is up, this
-    /// is how long that circuit has carried it.
+    /// How long it has been so.
     pub since: u64,
+    /// Through Tor, while it is up: how long its circuit has been in use. Arti may have built it some minutes before,
+    /// to have one in reserve, and does not say when.
+    pub circuit_age: Option<u64>,
     /// The last measured round trip, in milliseconds.
     pub round_trip_ms: Option<u64>,
     /// Open streams.
@@ -136,11 +138,23 @@ impl From<View> for Tunnel {
             tunnel: view.lane.0 + 1,
             state: view.state.to_owned(),
             since: view.since.as_secs(),
+            circuit_age: None,
             round_trip_ms: view.round_trip.map(|d| d.as_millis() as u64),
             streams: view.streams,
             retry_in: view.retry_in.map(|d| d.as_secs()),
             last_error: view.last_error,
             kites: view.kites,
+        }
+    }
+}
+
+impl Tunnel {
+    /// A tunnel through Tor keeps to one circuit from its beginning to its end.
+    pub fn in_tor(self) -> Self {
+        let stands = matches!(self.state.as_str(), "up" | "suspect");
+        Self {
+            circuit_age: stands.then_some(self.since),
+            ..self
         }
     }
 }
@@ -234,6 +248,9 @@ impl fmt::Display for Tunnel {
             self.state,
             Age(self.since)
         )?;
+        if let Some(age) = self.circuit_age {
+            write!(f, ", circuit in use for {}", Age(age))?;
+        }
         if let Some(ms) = self.round_trip_ms {
             write!(f, ", round trip {ms} ms")?;
         }

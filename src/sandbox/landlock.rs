@@ -31,15 +31,32 @@ const LIBRARIES: [&str; 5] = [
     "/etc/ld.so.cache",
 ];
 
-/// What an older kernel leaves open: below this ABI, what, and the Linux that has it.
-const LACKS: [(i32, &str, &str); 4] = [
-    (3, "files elsewhere can be emptied (not read)", "6.2"),
-    (5, "open devices take any command", "6.10"),
-    (6, "other processes of this user can be signalled", "6.12"),
+/// What an older kernel leaves open: below this ABI, what, the Linux that has it, and where it matters.
+const LACKS: [(i32, &str, &str, fn(&Plan) -> bool); 5] = [
+    (
+        3,
+        "files elsewhere can be emptied (not read)",
+        "6.2",
+        |_| true,
+    ),
+    (
+        4,
+        "a pluggable transport can listen on any port",
+        "6.7",
+        |plan| !plan.programs.is_empty(),
+    ),
+    (5, "open devices take any command", "6.10", |_| true),
+    (
+        6,
+        "other processes of this user can be signalled",
+        "6.12",
+        |_| true,
+    ),
     (
         9,
         "Unix sockets elsewhere can be dialled, if there is a unix: origin",
         "7.1",
+        |plan| !plan.sockets.is_empty(),
     ),
 ];
 
@@ -60,8 +77,8 @@ pub(super) fn enter(plan: &Plan, report: &mut Report) {
                 "Landlock (ABI {abi}): no file can be opened but in {}; {programs}",
                 listed(tops(&plan.directories))
             ));
-            for (since, what, linux) in LACKS {
-                if abi < since && (since != 9 || !plan.sockets.is_empty()) {
+            for (since, what, linux, matters) in LACKS {
+                if abi < since && matters(plan) {
                     report.missing.push(format!("Landlock {since}: {what} (Linux {linux} mends it)"));
                 }
             }

@@ -192,7 +192,7 @@ async fn a_lost_circuit_loses_no_new_visitor() {
 #[tokio::test]
 async fn a_silent_circuit_is_replaced_before_it_is_given_up() {
     let scene = scene().await;
-    let (mut kept, _) = scene.visit().await;
+    let _kept = scene.visit().await;
     scene.way(0).silent.store(true, Ordering::SeqCst);
     let silenced = Instant::now();
     // The second may be the one that carries nothing; its visitors are moved.
@@ -213,8 +213,6 @@ async fn a_silent_circuit_is_replaced_before_it_is_given_up() {
         took < Duration::from_secs(5),
         "no visitor goes there: {took:?}"
     );
-    // A stream of a tunnel that lives is not cut.
-    let _ = kept.write_all(b"x").await;
 }
 
 #[tokio::test]

@@ -143,6 +143,13 @@ class Machine:
         with self.inside():
             _ip("link set up0 up", f"route add default via {self.gateway}")
 
+    def mute(self):
+        """The cable is whole, and nobody at its other end answers, or says that he will not: a provider's outage."""
+        _ip(f"rule add pref 5 to {self.address} blackhole")
+
+    def unmute(self):
+        _ip(f"rule del pref 5 to {self.address} blackhole")
+
     def listen(self, address=("127.0.0.1", 0)):
         with self.inside():
             return socket.create_server(address, backlog=128)

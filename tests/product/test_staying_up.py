@@ -204,6 +204,7 @@ def test_frontends_that_exits_do_not_reach(kite, sup, net, machine):
     since = backend.proc.mark()
     frontend.kill()
     backend.wait_line(r"WARN frontend .*{via}.*: frontend-unreachable: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
+    assert all(t["last_error"].startswith("frontend-unreachable: ") for t in backend.status()["tunnels"] if t["last_error"])
     *deaf, good = sorted(net.exits)
     with island.severed(deaf, ip):
         since, before = backend.proc.mark(), len(frontend.tunnel_peers())

@@ -6,7 +6,8 @@ each node's `tub.location`; an introducer, and a client that has neither kite
 nor Tor and reaches the nodes by their names at the frontends.
 
 Then a fourth node that speaks Tahoe's HTTPS protocol (GBS), which names no
-kite, on a public port of its own.
+kite, on a public port of its own; and a fifth whose backend comes to its frontend
+through an onion service.
 
 The nodes' own connections, to the introducer and to each other, go into the same
 Tor through each backend's SOCKS port.
@@ -243,3 +244,35 @@ def test_gbs_on_a_port_of_its_own(kite, tornet, sup, request):
     assert tap.protocols() == {"https"}
     assert set(frontend.tunnel_peers()) <= tornet.exits
     assert machine.log.dials() - {introducer.address, ("tcp", ip, port)} <= tornet.relays
+
+
+def test_through_an_onion_frontend(kite, tornet, sup, request):
+    """The tunnel is an onion circuit: no exit has a part in it, and the frontend is told no address at all."""
+    ip, name = "10.77.1.4", "tahoebob.onion-frontend.example"
+    hosts = {"intro.onion.example": "10.77.5.3", name: ip}
+    machine = Machine(NODES + 2)
+    request.addfinalizer(machine.close)
+    introducer = Introducer(sup, sup.directory / "introducer", hosts, "intro.onion.example", "10.77.5.3").run()
+    node, client = in_parallel(
+        lambda: Storage(sup, sup.directory / "node", hosts, machine, introducer.furl, [f"tcp:{name}:80"],
+                        force_foolscap=True),
+        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45097, shares=(1, 1, 1)))
+    node.run()
+    tap = Tap(machine, node.target)
+    request.addfinalizer(tap.close)
+    storage = Kite("foolscap", name, tap.address)
+    frontend = Frontend(sup, "frontend", ip, [storage], onion=tornet.arti_toml(sup.directory / "frontend-tor")).start()
+    onion = frontend.wait_onion()
+    assert onion in frontend.status()["addresses"]
+    backend = Backend(sup, "backend", [onion], [storage], machine=machine,
+                      via_tor=tornet.arti_toml(sup.directory / "tor")).start()
+    backend.wait_up(storage, onion, timeout=150)
+    frontend.wait_up(storage)
+    client.run()
+    client.wait_connected(1, lambda status: f"Connected to tcp:{name}:80" in status)
+
+    data = random_bytes(14, SIZE)
+    assert sha256(client.download(client.upload(data))) == sha256(data)
+    assert tap.protocols() == {"foolscap"}
+    assert set(frontend.tunnel_peers()) == {"an"}, "an onion circuit, and no address"
+    assert machine.log.dials() - {introducer.address, ("tcp", ip, 80)} <= tornet.relays

@@ -77,7 +77,7 @@ def test_tor_dies_and_returns(kite, sup, machine, mortal):
 
 
 def test_no_tor_from_the_start(kite, sup, machine, mortal):
-    """The frontend is up and could be dialled; Tor never is."""
+    """The frontend is up and could be dialled; Tor is not.  It is there in the end."""
     ip, hidden = new_address(), machine()
     net = mortal(ip)
     service = Kite("http", "web.bob.example", "127.0.0.1:1")
@@ -90,6 +90,12 @@ def test_no_tor_from_the_start(kite, sup, machine, mortal):
     assert backend.proc.alive(), backend.proc.tail()
     assert not re.search(TOR_READY, backend.proc.text())
     assert backend.proc.text().count("WARN Tor: tor-unreachable: ") == 1, backend.proc.tail()
+    assert backend.status()["tor"]["state"] == "tor-unreachable"
     assert not frontend.tunnel_peers()
+    assert hidden.log.dials() <= net.relays
+    net.start()
+    backend.wait_up(service, NAME, timeout=150)
+    wait_until(lambda: backend.status()["tor"]["state"] == "working", 10, backend.status)
+    assert set(frontend.tunnel_peers()) <= net.exits
     assert hidden.log.dials() <= net.relays
     backend.stop()

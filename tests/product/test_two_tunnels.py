@@ -19,6 +19,7 @@ from traffic import HttpOrigin, Visitor
 
 NAME = "tub.bob.example"
 BACK_S = 90            # a lost or replaced tunnel is there again
+AWAY_S = 20            # the first visitor into a dead tunnel: it is asked, suspected, and left
 STARTS = 8             # backends that may choose one exit for both tunnels, before one chooses two
 
 
@@ -76,6 +77,7 @@ def test_losing_one_circuit_loses_no_new_visitor(flying, sup, own_net, how):
         os.kill(victim.pid, signal.SIGSTOP)
     try:
         took = [visit(sup, tub, frontend, 10 + i) for i in range(6)]
+        assert max(took) < AWAY_S, f"a new visitor was kept waiting: {took}"
         wait_until(lambda: len(frontend.tunnel_peers()) > before, BACK_S, lambda: backend.proc.tail(60))
         wait_until(lambda: backend.tunnels() == ["up", "up"], BACK_S, backend.status)
         assert visit(sup, tub, frontend, 20) > 0
@@ -88,6 +90,8 @@ def test_losing_one_circuit_loses_no_new_visitor(flying, sup, own_net, how):
             own_net.sup.spawn(victim.name, victim.argv)
     said = backend.status()
     assert said["exit status"] == 0 and said["via"] == "Tor" and said["tor"]["ready"] and not said["tor"]["refused"]
+    ages = [tunnel["circuit_age"] for tunnel in said["tunnels"]]
+    assert None not in ages and min(ages) < max(ages), "one circuit is younger than the other"
     print(f"exit {how}: a visit took {calm:.1f} s before, {', '.join(f'{t:.1f}' for t in took)} s after")
 
 
@@ -115,6 +119,7 @@ def test_status_says_how_it_is(kite, sup):
         assert said["exit status"] == 0 and said["via"] == "direct" and said["tor"] is None
         tunnel, = said["tunnels"]
         assert (tunnel["state"], tunnel["kites"], tunnel["tunnel"]) == ("up", ["http:web.bob.example"], 1)
+        assert tunnel["circuit_age"] is None
         assert os.stat(backend.state / "backend.sock").st_mode & 0o777 == 0o600
         text = subprocess.run([kite, "status", "--state-dir", backend.state], capture_output=True, text=True, check=True)
         assert "hidden: NO" in text.stdout and "flies http:web.bob.example" in text.stdout

@@ -350,7 +350,10 @@ ClientRejectInternalAddresses 0
             if ip and kind == 1:
                 answer = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(ip)
             head = struct.pack("!HHHHH", 0x8180 if ip else 0x8183, 1, bool(answer), 0, 0)
-            self._dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
+            try:
+                self._dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
+            except OSError:              # the network has just been stopped
+                return
 
 
 class Circuits:
