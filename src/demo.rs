@@ -269,11 +269,11 @@ async fn bring_up_tor(args: &DemoArgs, scratch: &Scratch) -> Result<Arc<Client>,
 
 /// Makes the frontend an onion service. Its address needs no pin: it is the key.
 async fn offer_onion(
-    client: &Client,
+    client: &Arc<Client>,
     handle: &Handle,
     out: &mut (dyn Write + Send),
 ) -> Result<OnionDoor, DemoError> {
-    let door = OnionDoor::open(client, handle.clone())
+    let door = OnionDoor::open(client.clone(), handle.clone())
         .map_err(|e| start("onion service")(e.to_string()))?;
     writeln!(
         out,

@@ -130,7 +130,7 @@ pub async fn frontend(
         frontend.run(shutdown).await;
         return Ok(());
     };
-    let client = tor::Client::start(settings)?;
+    let client = Arc::new(tor::Client::start(settings)?);
     let opening = open_door(&client, frontend.handle(), &onion, progress);
     let mut serving = pin!(frontend.run(shutdown));
     let mut obsolete = pin!(client.watch());
@@ -172,14 +172,14 @@ impl Desk for FrontendDesk {
 
 /// Starts Tor and publishes the frontend's onion service, however long it takes.
 async fn open_door(
-    client: &tor::Client,
+    client: &Arc<tor::Client>,
     frontend: Handle,
     address: &OnceLock<String>,
     mut progress: impl FnMut(&Progress) + Send,
 ) -> Result<OnionDoor, RunError> {
     client.bootstrap(&mut |p| progress(&p)).await?;
     tracing::info!("Tor ready; publishing the onion service, which can take a minute");
-    let door = OnionDoor::open(client, frontend)?;
+    let door = OnionDoor::open(client.clone(), frontend)?;
     door.published().await;
     tracing::info!("backends dial {}", door.address());
     let _ = address.set(door.address());

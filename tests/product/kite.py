@@ -140,9 +140,10 @@ class Frontend(_Role):
 
     role = "frontend"
 
-    def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None):
+    def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None,
+                 env=None):
         super().__init__(sup, name)
-        self.ip, self.ports, self.owned = ip, ports, owned or {}
+        self.ip, self.ports, self.owned, self.env = ip, ports, owned or {}, env
         listen = [f"{ip}:{p}" for p in ports]
         listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
         text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion))
@@ -153,7 +154,7 @@ class Frontend(_Role):
         self.file.write_text(text)
 
     def start(self, level="debug"):
-        self.spawn(level=level)
+        self.spawn(level=level, env=self.env)
         for port in [*self.ports, *self.owned]:
             self.proc.wait_log(_line(LISTENING, address=f"{self.ip}:{port}"), READY_S)
         self.pin = self.proc.wait_log(DIAL, READY_S)[1]

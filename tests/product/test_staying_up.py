@@ -5,7 +5,6 @@ is alone on its machine.
 """
 
 import contextlib
-import glob
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import socket
 import pytest
 
 import island
+from clocks import library
 from conftest import new_address
 from kite import LOST, TOR_S, Backend, Frontend, Kite
 from lone import strangers
@@ -59,10 +59,7 @@ class Case:
 
 def clock(file):
     """The environment of a process whose clock is wrong by what is in the file, whenever it looks."""
-    libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
-    if not libraries:
-        raise RuntimeError("the tests need libfaketime: apt-get install faketime")
-    return {"LD_PRELOAD": libraries[0], "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1",
+    return {"LD_PRELOAD": library(), "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 

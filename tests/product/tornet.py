@@ -98,16 +98,16 @@ class TorNet:
 
     With `exits_are_kin` they are one family, and no circuit has two of them: an exit that dies takes the circuits
     with it that end there, and no others.  `interval` is the time between two votes, each of which is good for three
-    of these.  `authority` is the program that the authority runs.
+    of these.  `authority` is the program that the authority runs.  `clock` is what all nodes live by (clocks.py).
     """
 
     def __init__(self, root, subnet, names, exits=3, relays=2, exits_are_kin=False, bridges=(), interval=INTERVAL_S,
-                 authority="tor"):
+                 authority="tor", clock=None):
         for program, package in (("tor", "tor"), *(("obfs4proxy", "obfs4proxy") for b in bridges if b == "obfs4")):
             if not shutil.which(program):
                 raise RuntimeError(f"the tests need {program}: apt-get install {package}")
         self.root, self.names, self.subnet, self.exits_are_kin = root, names, subnet, exits_are_kin
-        self.interval, self.program = interval, authority
+        self.interval, self.program, self.clock = interval, authority, clock
         self.exit_policy = "accept *:*"
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
@@ -148,8 +148,11 @@ class TorNet:
     def guards(self):
         return [n for n in self.nodes if n.role in ("auth", "relay")]
 
-    def arti_toml(self, directory, bridge=None, caches=None, transport="obfs4proxy", more=""):
-        """A configuration for arti-client, with its state in `directory`, and more lines; the file."""
+    def arti_toml(self, directory, bridge=None, caches=None, transport="obfs4proxy", more="", period=None):
+        """A configuration for arti-client, with its state in `directory`, and more lines; the file.
+
+        `period` is the onion services' time period, in minutes.
+        """
         a, caches = self.auth, caches or [self.auth]
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
@@ -180,7 +183,7 @@ hs_dir_requery_interval = "2 seconds"
 # learns a few tens of milliseconds and then gives up on healthy circuits.
 cbtmintimeout = 3000
 # C tor's test networks use 24 voting intervals as the onion time period.
-hsdir_interval = {self.interval * 24 // 60}
+hsdir_interval = {period or self.interval * 24 // 60}
 """ + (f"""\
 [bridges]
 bridges = ["{bridge.bridge_line}"]
@@ -199,7 +202,8 @@ path = "{shutil.which(transport) or transport}"
             self._dns.bind((self.auth.ip, DNS_PORT))
             threading.Thread(target=self._serve_names, daemon=True).start()
         for attempt in range(3):
-            self._offset = int(time.time() + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
+            now = time.time() + (self.clock.ahead if self.clock else 0)
+            self._offset = int(now + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
             for n in self.nodes:
                 self.run(n)
             if self._wait_usable():
@@ -213,11 +217,16 @@ path = "{shutil.which(transport) or transport}"
         raise AssertionError("no usable Tor network after three attempts\n"
                              + "\n".join(evidence))
 
+    def log(self, node):
+        """What a node has said."""
+        return (self.root / "logs" / f"{node.name}.log").read_text()
+
     def run(self, node):
         """Start one node, perhaps again."""
         (node.dir / "torrc").write_text(self._torrc(node))
         program = self.program if node.role == "auth" else "tor"
-        self.sup.spawn(node.name, [program, "-f", node.dir / "torrc", "--quiet"])
+        env = self.clock.environment(node.dir) if self.clock else None
+        self.sup.spawn(node.name, [program, "-f", node.dir / "torrc", "--quiet"], env=env)
 
     def kill(self, nodes=None):
         """Every relay, or some, at once, without goodbye."""
@@ -253,7 +262,7 @@ ClientRejectInternalAddresses 0
             "TestingTorNetwork 1",
             self.authority,
             f"DataDirectory {d}",
-            f"Log notice file {self.root}/logs/{node.name}.log",
+            f"Log notice {'[rend]info ' if self.clock else ''}file {self.root}/logs/{node.name}.log",
             "RunAsDaemon 0", "SocksPort 0", "SafeLogging 0", "ShutdownWaitLength 0",
             "AddressDisableIPv6 1", "PathsNeededToBuildCircuits 0.25", "NumCPUs 1",
             f"GeoIPFile {os.devnull}", f"GeoIPv6File {os.devnull}",      # half a second each
@@ -281,6 +290,8 @@ ClientRejectInternalAddresses 0
                 # No shared random value is ever published, so C tor and Arti both
                 # use the fall-back ring of directories from the first consensus on.
                 "AuthDirSharedRandomness 0",
+                # Else a relay is down once it has not been tested for 45 minutes, by a clock that may be set.
+                *(["AuthDirTestReachability 0"] if self.clock else []),
             ]
         if node.role == "exit" and self.exits_are_kin:
             lines.append("MyFamily " + ",".join(f"${n.fingerprint()}" for n in self.nodes if n.role == "exit"))

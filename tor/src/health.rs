@@ -173,7 +173,7 @@ impl Signs {
 }
 
 /// Errors that say something of Tor, and not of who was to be reached through it.
-fn blames_tor(error: ErrorKind) -> bool {
+pub(crate) fn blames_tor(error: ErrorKind) -> bool {
     use ErrorKind as K;
     matches!(
         error,

@@ -20,7 +20,6 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,6 +55,9 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait for an Arti that is being replaced to let go of its files.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest wait for an onion service to be reached by its own client. It takes some seconds.
+const ITSELF_WAIT: Duration = Duration::from_secs(60);
 
 /// What one kite holds locked in Arti's state directory.
 const LOCK_FILE: &str = "kite.lock";
@@ -294,8 +296,8 @@ pub struct Client {
     bridges: bool,
     /// The programs of pluggable transports that Arti starts.
     transports: Vec<PathBuf>,
-    /// An onion service runs in this Arti, and would end with it.
-    serves: AtomicBool,
+    /// Counts how often the machine slept, or its clock was set.
+    sleeps: signal::Sender<u64>,
     pulse: Pulse,
     /// What [`Client::watch`] has found.
     trouble: Mutex<Option<Trouble>>,
@@ -368,7 +370,7 @@ impl Client {
             maker,
             bridges,
             transports: needs.programs,
-            serves: AtomicBool::new(false),
+            sleeps: signal::Sender::new(0),
             pulse: Pulse::default(),
             trouble: Mutex::default(),
             ledger,
@@ -433,6 +435,19 @@ impl Client {
         })
     }
 
+    /// Dials an onion service that runs in this very client, from outside: with a descriptor fetched for the purpose.
+    async fn reaches_itself(&self, service: &str, port: u16) -> bool {
+        let dialling = self.connect(service, port, IsolationToken::new());
+        let Ok(outcome) = timeout(ITSELF_WAIT, dialling).await else {
+            return false;
+        };
+        if !outcome.as_ref().is_err_and(|e| health::blames_tor(*e)) {
+            // Until the next time nobody waits for Tor.
+            self.pulse.ended(&Ok(()));
+        }
+        outcome.is_ok()
+    }
+
     /// True if a stream can be opened now, as far as Arti knows.
     pub fn ready(&self) -> bool {
         self.progress().ready
@@ -470,9 +485,6 @@ impl Client {
 
     /// Puts a fresh Arti, with the same settings and files, in place of this one.
     async fn renew(&self) {
-        if self.serves.load(Ordering::Relaxed) {
-            return;
-        }
         if let Some((old, tasks)) = self.slot.swap(None) {
             self.generation.send_modify(|n| *n += 1);
             let stopped = old.wait_for_stop();

@@ -77,8 +77,8 @@ const LONG_SILENCE: Duration = Duration::from_secs(120);
 
 impl Client {
     /// Reads Tor's health once a second, as long as it is polled. Says in the log when it changes, with what to do;
-    /// [`Client::trouble`] has it, too. Begins anew with a fresh Arti while trouble lasts, unless
-    /// that runs an onion service.
+    /// [`Client::trouble`] has it, too. Begins anew with a fresh Arti while trouble lasts; an
+    /// [onion service](crate::OnionService) is then [lost](crate::OnionService::lost).
     ///
     /// Ends only when the network no longer takes this Arti ([`TorError::Obsolete`]): then
     /// the process must end within 4 s, or Arti will end it.
@@ -104,6 +104,7 @@ impl Client {
                 );
                 jumped = Some(Instant::now());
                 self.poke();
+                self.sleeps.send_modify(|n| *n += 1);
             }
             let mut signs = self.signs();
             // Arti believes in a connection long after it has died.
