@@ -119,7 +119,9 @@ pub async fn frontend(
     let pinned = frontend.pinned_addresses();
     let began = Instant::now();
     let socket = control::Socket::open(&Role::Frontend.socket(&state_dir));
+    let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
     let desk = FrontendDesk {
+        tor: tor.clone(),
         pinned,
         published,
         handle,
@@ -131,6 +133,7 @@ pub async fn frontend(
         return Ok(());
     };
     let client = Arc::new(tor::Client::start(settings)?);
+    let _ = tor.set(client.clone());
     let opening = open_door(&client, frontend.handle(), &onion, progress);
     let mut serving = pin!(frontend.run(shutdown));
     let mut obsolete = pin!(client.watch());
@@ -148,6 +151,7 @@ pub async fn frontend(
 
 /// What a running frontend can be asked.
 struct FrontendDesk {
+    tor: Arc<OnceLock<Arc<tor::Client>>>,
     pinned: Vec<String>,
     published: Arc<OnceLock<String>>,
     handle: Handle,
@@ -161,6 +165,10 @@ impl Desk for FrontendDesk {
         Status {
             addresses: self.pinned.iter().chain(onion).cloned().collect(),
             backends: self.handle.tunnels().into_iter().map(Into::into).collect(),
+            tor: self
+                .tor
+                .get()
+                .map(|c| status::Tor::new(c.progress(), &c.dialled())),
             ..Status::new(Role::Frontend, self.began)
         }
     }

@@ -17,7 +17,8 @@ def test_onion_frontend(kite, sup, machine, tornet):
     # Its ports are open before Tor is up, and what it says of them comes first.
     assert TOR_READY not in frontend.proc.text()
     onion = frontend.wait_onion()
-    assert onion in frontend.status()["addresses"]
+    said = frontend.status()
+    assert onion in said["addresses"] and said["tor"]["state"] == "working"
     backend = Backend(sup, "backend", [onion], [service], machine=hidden,
                       via_tor=tornet.arti_toml(sup.directory / "backend-tor")).start()
     backend.wait_up(service, onion, timeout=RETURN_S)

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -19,7 +20,7 @@ from conftest import new_address
 from kite import LOST, TOR_S, Backend, Frontend, Kite
 from lone import strangers
 from proc import wait_until
-from tornet import TorNet
+from tornet import OR_PORT, TorNet
 
 NOTICE_S = 150         # a tunnel is dead, Arti has given up on its circuits, nobody gets another
 PASS_S = 150           # the trouble has passed, and Arti's waits are over
@@ -63,6 +64,38 @@ def clock(file):
             "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
+class Wall:
+    """Takes connections on the ORPort of an address of the island, in a relay's name, and says nothing; what a captive portal,
+    or a censor, looks like.  Once it is `open` it leads to that relay."""
+
+    def __init__(self, ip, relay):
+        self.ip, self.relay, self.open = ip, relay, False
+        self.fingerprint = relay.fingerprint
+        self._server = socket.create_server((ip, OR_PORT))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        kept = []
+        while True:
+            near, _ = self._server.accept()
+            kept.append(near)
+            if self.open:
+                far = socket.create_connection((self.relay.ip, OR_PORT))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pump(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def fall(self):
+        self.open = True
+
+
 def reachable(address):
     try:
         socket.create_connection(address, 1).close()
@@ -99,13 +132,14 @@ def hasty(tmp_path_factory):
 def test_each_trouble_has_a_name_and_passes(kite, sup, net, hasty, machine, lone_machine, tmp_path):
     ip, far = new_address(), new_address()
     net.names[ALICE], hasty.names[ALICE] = ip, far
-    names = ["unplugged", "never-plugged", "slow-clock", "fast-clock", "bridge", "obfs4", "no-program", "stale",
+    names = ["unplugged", "muted", "walled", "never-plugged", "slow-clock", "fast-clock", "bridge", "obfs4", "no-program", "stale",
              "asleep"]
     services = {name: Kite("http", f"{name}.bob.example", "127.0.0.1:1") for name in names}
     frontend = Frontend(sup, "frontend", ip, list(services.values())).start()
     far_frontend = Frontend(sup, "far-frontend", far, [services["stale"]]).start()
     listed = [node for node in net.nodes if node.listed]
     plain, obfs4 = net.bridges
+    wall = Wall(f"{net.subnet}.99", net.auth)
     machines = {name: lone_machine({}) if name in ("bridge", "obfs4") else machine() for name in names}
     # Where the sandbox lets its owner read.
     clocks = {name: tmp_path / name / "state" / f"{name}.offset" for name in ("slow-clock", "fast-clock")}
@@ -139,6 +173,8 @@ def test_each_trouble_has_a_name_and_passes(kite, sup, net, hasty, machine, lone
     set_clocks("SIGN400d")
     cases = [
         Case("no-network", backend("unplugged"), machines["unplugged"].unplug, machines["unplugged"].plug),
+        Case("guards-down", backend("muted"), machines["muted"].mute, machines["muted"].unmute),
+        Case("tor-blocked", backend("walled", caches=[wall]), lambda: None, wall.fall, up=False),
         Case("no-network", backend("never-plugged", caches=listed), machines["never-plugged"].unplug,
              machines["never-plugged"].plug, up=False),
         Case("clock-wrong", backend("slow-clock", env=clock(clocks["slow-clock"])), lambda: None,
@@ -201,7 +237,7 @@ def test_frontends_that_exits_do_not_reach(kite, sup, net, machine):
     since = backend.proc.mark()
     frontend.kill()
     backend.wait_line(r"WARN frontend .*{via}.*: frontend-unreachable: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
-    assert all(t["last_error"].startswith("frontend-unreachable: ") for t in backend.status()["tunnels"] if t["last_error"])
+    assert any((t["last_error"] or "").startswith("frontend-unreachable: ") for t in backend.status()["tunnels"])
     *deaf, good = sorted(net.exits)
     with island.severed(deaf, ip):
         since, before = backend.proc.mark(), len(frontend.tunnel_peers())

@@ -20,6 +20,12 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 /// And this long: something is wrong, though nothing shows what.
 const NO_REASON: Duration = Duration::from_secs(60);
 
+/// So many questions in a row that failed are no accident.
+const MANY: u32 = 3;
+
+/// Who asked, and does not ask again for so long, has given up. A backend asks again after two minutes at most.
+const GIVEN_UP: Duration = Duration::from_secs(150);
+
 /// Why Tor does not work. The names are stable; docs/states.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trouble {
@@ -134,7 +140,9 @@ pub(crate) enum Directory {
 pub(crate) struct Signs {
     /// How long somebody has waited for a stream, or for the start, without success.
     pub(crate) waited: Option<Duration>,
-    /// How the last of these attempts failed.
+    /// How many of these attempts failed through Tor's fault.
+    pub(crate) failures: u32,
+    /// How the last of them failed.
     pub(crate) error: Option<ErrorKind>,
     /// Connections that failed since one succeeded, or since a relay was last heard.
     pub(crate) failed: u32,
@@ -172,25 +180,39 @@ impl Signs {
     }
 }
 
-/// Errors that say something of Tor, and not of who was to be reached through it.
+/// Errors that say something of Tor, and not of who was to be reached through it, nor of this machine's files. What a
+/// later Arti may add is among them: a trouble without a good name is better than one that nobody hears of.
 pub(crate) fn blames_tor(error: ErrorKind) -> bool {
     use ErrorKind as K;
-    matches!(
+    let neutral = matches!(
         error,
-        K::TorAccessFailed
-            | K::LocalNetworkError
-            | K::TorNetworkTimeout
-            | K::CircuitCollapse
-            | K::DirectoryExpired
-            | K::TorDirectoryError
-            | K::TorDirectoryUnusable
-            | K::ClockSkew
-            | K::ExternalToolFailed
-            | K::TransientFailure
-            | K::ReactorShuttingDown
-            | K::BootstrapRequired
-            | K::NoPath
-    )
+        // Arti itself waited in vain for a word of the exit, or of an onion service: either may be silent.
+        K::RemoteNetworkTimeout
+            | K::NoExit
+            | K::OnionServiceConnectionFailed
+            | K::OnionServiceProtocolViolation
+            | K::OnionServiceMissingClientAuth
+            | K::OnionServiceWrongClientAuth
+            | K::OnionServiceAddressInvalid
+            | K::InvalidStreamTarget
+            | K::ForbiddenStreamTarget
+            // The state `tor-local`, and `tor-obsolete`.
+            | K::LocalResourceAlreadyInUse
+            | K::LocalResourceExhausted
+            | K::FsPermissions
+            | K::PersistentStateAccessFailed
+            | K::PersistentStateCorrupted
+            | K::CacheAccessFailed
+            | K::CacheCorrupted
+            | K::KeystoreAccessFailed
+            | K::KeystoreCorrupted
+            | K::InvalidConfig
+            | K::InvalidConfigTransition
+            | K::NoHomeDirectory
+            | K::FeatureDisabled
+            | K::SoftwareDeprecated
+    );
+    !neutral && !praises_tor(error)
 }
 
 /// The exit, or an onion service's relays, answered: Tor works.
@@ -202,7 +224,8 @@ fn praises_tor(error: ErrorKind) -> bool {
             | K::RemoteHostResolutionFailed
             | K::RemoteConnectionRefused
             | K::RemoteNetworkFailed
-            | K::RemoteNetworkTimeout
+            // An END cell that says so; what Arti measures itself is another kind.
+            | K::ExitTimeout
             | K::RemoteStreamClosed
             | K::RemoteStreamReset
             | K::RemoteStreamError
@@ -258,7 +281,7 @@ pub(crate) fn judge(signs: &Signs) -> Option<Trouble> {
         // A transport on this machine answers for a bridge that does not.
         return Some(Trouble::BridgeDown);
     }
-    (waited >= NO_REASON && signs.error.is_some()).then_some(Trouble::CircuitsFailing)
+    (waited >= NO_REASON && signs.failures >= MANY).then_some(Trouble::CircuitsFailing)
 }
 
 /// Whether those who ask Tor for something get it.
@@ -267,29 +290,73 @@ pub(crate) struct Pulse(Arc<Mutex<Beat>>);
 
 #[derive(Debug, Default)]
 struct Beat {
+    /// The first question since the last success.
     since: Option<Instant>,
+    /// When somebody last asked, or stopped waiting.
+    last: Option<Instant>,
+    /// How many wait now.
+    waiting: usize,
+    /// Questions that failed through Tor's fault since the last success.
+    failures: u32,
+    /// How the last of these failed.
     error: Option<ErrorKind>,
+}
+
+/// Somebody waits for Tor, until this is dropped.
+pub(crate) struct Waiting(Pulse);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut beat = self.0.lock();
+        beat.waiting = beat.waiting.saturating_sub(1);
+        beat.last = Some(Instant::now());
+    }
 }
 
 impl Pulse {
     /// Somebody asks.
-    pub(crate) fn asked(&self) {
-        self.lock().since.get_or_insert_with(Instant::now);
+    pub(crate) fn asked(&self) -> Waiting {
+        let mut beat = self.lock();
+        let now = Instant::now();
+        beat.since.get_or_insert(now);
+        beat.last = Some(now);
+        beat.waiting += 1;
+        Waiting(self.clone())
     }
 
     /// How it went.
     pub(crate) fn ended<T>(&self, outcome: &Result<T, ErrorKind>) {
         let mut beat = self.lock();
         match outcome {
-            Err(error) if blames_tor(*error) => beat.error = Some(*error),
+            Err(error) if blames_tor(*error) => {
+                beat.error = Some(*error);
+                beat.failures = beat.failures.saturating_add(1);
+            }
             Err(error) if !praises_tor(*error) => {}
-            _ => *beat = Beat::default(),
+            _ => {
+                *beat = Beat {
+                    waiting: beat.waiting,
+                    last: beat.last,
+                    ..Beat::default()
+                }
+            }
         }
     }
 
-    pub(crate) fn read(&self) -> (Option<Duration>, Option<ErrorKind>) {
+    /// Forgets a question that failed, if nobody has asked again for [`GIVEN_UP`]: who asked does not want it any more.
+    pub(crate) fn forget(&self, now: Instant) {
+        let mut beat = self.lock();
+        let quiet = |last: Instant| now.saturating_duration_since(last) >= GIVEN_UP;
+        if beat.waiting == 0 && beat.last.is_some_and(quiet) {
+            *beat = Beat::default();
+        }
+    }
+
+    /// How long somebody has waited for a success, how often that failed, and how it did the last time.
+    pub(crate) fn read(&self) -> (Option<Duration>, u32, Option<ErrorKind>) {
         let beat = self.lock();
-        (beat.since.map(|since| since.elapsed()), beat.error)
+        let waited = beat.since.map(|since| since.elapsed());
+        (waited, beat.failures, beat.error)
     }
 
     fn lock(&self) -> MutexGuard<'_, Beat> {
@@ -437,6 +504,7 @@ mod tests {
             (
                 Signs {
                     waited: Some(NO_REASON),
+                    failures: MANY,
                     error: Some(ErrorKind::TorNetworkTimeout),
                     ..waiting()
                 },
@@ -470,15 +538,59 @@ mod tests {
     }
 
     #[test]
+    fn one_failure_is_no_trouble_of_tors() {
+        let once = Signs {
+            waited: Some(NO_REASON),
+            failures: 1,
+            error: Some(ErrorKind::CircuitCollapse),
+            ..waiting()
+        };
+        assert_eq!(judge(&once), None);
+    }
+
+    #[test]
     fn an_answer_from_an_exit_is_a_pulse() {
         let pulse = Pulse::default();
-        pulse.asked();
+        let _waiting = pulse.asked();
         pulse.ended::<()>(&Err(ErrorKind::TorAccessFailed));
-        let (waited, error) = pulse.read();
+        let (waited, failures, error) = pulse.read();
         assert!(waited.is_some() && error == Some(ErrorKind::TorAccessFailed));
-        pulse.ended::<()>(&Err(ErrorKind::ExitTimeout));
+        assert_eq!(failures, 1);
+        // Arti's own clock, and an exit's word (tor-error 0.47 has their names the other way round).
+        pulse.ended::<()>(&Err(ErrorKind::RemoteNetworkTimeout));
         assert!(pulse.read().0.is_some(), "silence proves nothing");
+        pulse.ended::<()>(&Err(ErrorKind::ExitTimeout));
+        assert_eq!(pulse.read(), (None, 0, None));
         pulse.ended::<()>(&Err(ErrorKind::RemoteConnectionRefused));
-        assert_eq!(pulse.read(), (None, None));
+        assert_eq!(pulse.read(), (None, 0, None));
+    }
+
+    #[test]
+    fn who_gave_up_is_forgotten_and_who_waits_is_not() {
+        let (pulse, later) = (Pulse::default(), Instant::now() + 2 * GIVEN_UP);
+        let waiting = pulse.asked();
+        pulse.ended::<()>(&Err(ErrorKind::CircuitCollapse));
+        pulse.forget(later);
+        assert!(pulse.read().0.is_some(), "it waits still");
+        drop(waiting);
+        pulse.forget(Instant::now());
+        assert!(pulse.read().0.is_some(), "it may ask again soon");
+        pulse.forget(later);
+        assert_eq!(pulse.read(), (None, 0, None));
+    }
+
+    #[test]
+    fn what_nobody_else_can_mend_is_tors() {
+        for kind in [
+            ErrorKind::CircuitRefused,
+            ErrorKind::RelayTooBusy,
+            ErrorKind::RelayIdMismatch,
+            ErrorKind::TorProtocolViolation,
+            ErrorKind::RemoteProtocolViolation,
+            ErrorKind::Internal,
+            ErrorKind::Other,
+        ] {
+            assert!(blames_tor(kind), "{kind:?}");
+        }
     }
 }

@@ -389,7 +389,7 @@ impl Client {
         progress: &'a mut (dyn FnMut(Progress) + Send),
     ) -> BoxFuture<'a, Result<(), TorError>> {
         Box::pin(async move {
-            self.pulse.asked();
+            let _waiting = self.pulse.asked();
             let mut renewed = self.generation.subscribe();
             loop {
                 let Some(arti) = self.arti() else {
@@ -423,7 +423,7 @@ impl Client {
         prefs.set_isolation(isolation);
         // Boxed here, so that who calls it need not compile Arti again.
         Box::pin(async move {
-            self.pulse.asked();
+            let _waiting = self.pulse.asked();
             let mut renewed = self.generation.subscribe();
             let arti = self.arti().ok_or(ErrorKind::BootstrapRequired)?;
             let outcome = tokio::select! {
@@ -483,8 +483,9 @@ impl Client {
             .is_none_or(|at: Instant| at.elapsed() >= long)
     }
 
-    /// Puts a fresh Arti, with the same settings and files, in place of this one.
-    async fn renew(&self) {
+    /// Puts a fresh Arti, with the same settings and files, in place of this one. Fails when this machine is in the way
+    /// (then there is none until the next attempt), or the network demands a newer one.
+    async fn renew(&self) -> Result<(), TorError> {
         if let Some((old, tasks)) = self.slot.swap(None) {
             self.generation.send_modify(|n| *n += 1);
             let stopped = old.wait_for_stop();
@@ -494,14 +495,13 @@ impl Client {
             }
         }
         self.ledger.forget();
-        match create(&self.config, &self.maker, BootstrapBehavior::OnDemand) {
-            Ok(running) => {
-                tracing::debug!("a fresh Arti");
-                self.slot.swap(Some(running));
-            }
-            Err(e) => tracing::debug!("no fresh Arti yet: {e}"),
-        }
+        let outcome = create(&self.config, &self.maker, BootstrapBehavior::OnDemand);
+        let outcome = outcome.map(|running| {
+            tracing::debug!("a fresh Arti");
+            self.slot.swap(Some(running));
+        });
         self.generation.send_modify(|n| *n += 1);
+        outcome
     }
 }
 

@@ -137,6 +137,8 @@ struct Line {
     failed: u32,
     /// The last of them found no route.
     no_route: bool,
+    /// A connection was taken, by whomever.
+    taken: bool,
     /// When a relay last sent anything.
     heard: Option<Instant>,
     /// Whom Arti wanted to reach last.
@@ -159,6 +161,11 @@ impl Ledger {
         self.line().heard
     }
 
+    /// Was any connection taken, since Arti began?
+    pub(crate) fn taken(&self) -> bool {
+        self.line().taken
+    }
+
     /// Whom Arti wanted to reach last.
     pub(crate) fn wanted(&self) -> Option<SocketAddr> {
         self.line().wanted
@@ -166,8 +173,11 @@ impl Ledger {
 
     /// A fresh Arti has heard nothing yet.
     pub(crate) fn forget(&self) {
-        self.note_success();
-        self.line().heard = None;
+        let wanted = self.wanted();
+        *self.line() = Line {
+            wanted,
+            ..Line::default()
+        };
     }
 
     fn note_failure(&self, no_route: bool) {
@@ -180,6 +190,7 @@ impl Ledger {
         let mut line = self.line();
         line.failed = 0;
         line.no_route = false;
+        line.taken = true;
     }
 
     fn note_heard(&self) {

@@ -83,6 +83,25 @@ impl Client {
     /// Ends only when the network no longer takes this Arti ([`TorError::Obsolete`]): then
     /// the process must end within 4 s, or Arti will end it.
     pub async fn watch(&self) -> TorError {
+        // By itself, since the other one waits for relays now and then.
+        tokio::select! {
+            end = self.until_obsolete() => end,
+            end = self.look_after() => end,
+        }
+    }
+
+    async fn until_obsolete(&self) -> TorError {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.is_obsolete() {
+            ticks.tick().await;
+        }
+        self.tell(Some(Trouble::Obsolete));
+        TorError::Obsolete
+    }
+
+    /// Ends as [`Client::watch`] does.
+    async fn look_after(&self) -> TorError {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut spell: Option<Spell> = None;
@@ -91,11 +110,14 @@ impl Client {
         let (mut clock_wrong, mut asked) = (false, None::<Instant>);
         let mut renewed = None;
         let mut directory = Directory::None;
+        // A relay that can be reached is news once, and again after it could not.
+        let (mut news, mut looked) = (true, None);
+        // Why there is no Arti, as it was told.
+        let mut in_the_way = None;
         loop {
             ticks.tick().await;
-            if self.is_obsolete() {
-                self.tell(Some(Trouble::Obsolete));
-                return TorError::Obsolete;
+            if spell.is_none() || !self.heard_nothing_for(SILENCE) {
+                self.pulse.forget(Instant::now());
             }
             if let Some(by) = jump(&mut clocks) {
                 tracing::info!(
@@ -110,7 +132,14 @@ impl Client {
             // Arti believes in a connection long after it has died.
             let deaf = signs.is_stuck() && self.heard_nothing_for(SILENCE);
             let fresh = renewed.is_some_and(|at: Instant| at.elapsed() < RENEW_FIRST);
-            let reached = (signs.no_route || deaf && !fresh) && self.reaches_a_relay().await;
+            let mut reached = false;
+            let rested = looked.is_none_or(|at: Instant| at.elapsed() >= RENEW_FIRST);
+            if signs.no_route || deaf && !fresh && (news || rested) {
+                looked = Some(Instant::now());
+                let answers = self.reaches_a_relay().await;
+                reached = answers && news;
+                news = !answers;
+            }
             if deaf {
                 signs = self.signs();
             }
@@ -158,6 +187,7 @@ impl Client {
                     );
                     self.tell(None);
                     spell = None;
+                    news = true;
                 }
                 _ => {}
             }
@@ -171,10 +201,25 @@ impl Client {
             // Arti's manager of vanguards has died with the old directory.
             let expired = std::mem::replace(&mut directory, signs.directory);
             let revived = expired == Directory::Expired && directory == Directory::Timely;
-            if revived || (changed || due) && self.heard_nothing_for(SILENCE) {
+            let lacking_arti =
+                self.arti().is_none() && renewed.is_none_or(|at: Instant| at.elapsed() >= STALE);
+            if lacking_arti || revived || (changed || due) && self.heard_nothing_for(SILENCE) {
                 jumped = None;
                 renewed = Some(Instant::now());
-                self.renew().await;
+                match self.renew().await {
+                    Ok(()) => in_the_way = None,
+                    Err(TorError::Obsolete) => {
+                        self.tell(Some(Trouble::Obsolete));
+                        return TorError::Obsolete;
+                    }
+                    Err(e) => {
+                        let why = format!("{e}; {}", e.hint());
+                        if in_the_way.as_ref() != Some(&why) {
+                            tracing::warn!("Tor: tor-local: {why}; kite tries again");
+                        }
+                        in_the_way = Some(why);
+                    }
+                }
                 if let Some(now) = &mut spell {
                     now.wait = match changed {
                         true => RENEW_FIRST,
@@ -195,6 +240,10 @@ impl Client {
         let Some(relay) = self.ledger.wanted() else {
             return false;
         };
+        if relay.ip().is_loopback() {
+            // A transport on this machine always answers.
+            return false;
+        }
         let options = Default::default();
         let again = self.maker.gate().connect(&relay, &options);
         matches!(timeout(REACH_WAIT, again).await, Ok(Ok(_)))
@@ -236,11 +285,12 @@ impl Client {
     }
 
     fn signs(&self) -> Signs {
-        let (waited, error) = self.pulse.read();
+        let (waited, failures, error) = self.pulse.read();
         let (failed, no_route) = self.ledger.attempts();
         let mut signs = Signs {
             silent: self.heard_nothing_for(LONG_SILENCE),
             waited,
+            failures,
             error,
             failed,
             no_route,
@@ -277,7 +327,7 @@ impl Client {
             Directory::Timely => status.ready_for_traffic(),
             Directory::Expired | Directory::Early => true,
         };
-        signs.no_handshake = !connected && failed == 0 && self.ledger.heard().is_some();
+        signs.no_handshake = !connected && failed == 0 && self.ledger.taken();
         signs
     }
 
