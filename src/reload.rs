@@ -367,22 +367,21 @@ mod tests {
                 Err(why) => why,
             }
         };
-        for (key, change) in [
-            (
-                "tor.enabled",
-                &(|c| c.tor.enabled = false) as &dyn Fn(&mut BackendConfig),
-            ),
-            ("tor.config", &|c| c.tor.config = None),
-            ("socks_listen", &|c| {
-                c.socks = Some(([127, 0, 0, 1], 9150).into())
+        type Change = fn(&mut BackendConfig);
+        let changes: [(&str, Change); 6] = [
+            ("tor.enabled", |c| c.tor.enabled = false),
+            ("tor.config", |c| c.tor.config = None),
+            ("socks_listen", |c| {
+                c.socks = Some(([127, 0, 0, 1], 9150).into());
             }),
-            ("ca_file", &|c| c.ca_file = Some("ca.pem".into())),
-            ("tunnels", &|c| c.frontends[0].tunnels = 1),
-            ("unix:/run/x", &|c| {
+            ("ca_file", |c| c.ca_file = Some("ca.pem".into())),
+            ("tunnels", |c| c.frontends[0].tunnels = 1),
+            ("unix:/run/x", |c| {
                 c.services[1].origin = OriginAddr::Unix("/run/x".into());
             }),
-        ] {
-            let why = refused(change);
+        ];
+        for (key, change) in changes {
+            let why = refused(&change);
             assert!(why.contains(key) && why.contains("restart kite"), "{why}");
         }
         assert_eq!(reloader.plans().borrow().frontends.len(), 2);

@@ -32,7 +32,9 @@ const LIBRARIES: [&str; 5] = [
 ];
 
 /// What an older kernel leaves open: below this ABI, what, the Linux that has it, and where it matters.
-const LACKS: [(i32, &str, &str, fn(&Plan) -> bool); 5] = [
+type Lack = (i32, &'static str, &'static str, fn(&Plan) -> bool);
+
+const LACKS: [Lack; 5] = [
     (
         3,
         "files elsewhere can be emptied (not read)",
