@@ -31,7 +31,7 @@ UNKNOWN = "onion-unknown"
 def net(tmp_path_factory):
     """A network whose relays' clocks can be set, and say what they do with descriptors."""
     early = (MORNING - time.gmtime().tm_hour) * 3600
-    made = TorNet(tmp_path_factory.mktemp("tor"), "10.77.24", {}, exits=2, relays=3, interval=HASTY, clock=Clock(early))
+    made = TorNet(tmp_path_factory.mktemp("tor"), "10.77.25", {}, exits=2, relays=3, interval=HASTY, clock=Clock(early))
     yield made.start()
     made.stop()
 

@@ -200,7 +200,9 @@ path = "{shutil.which(transport) or transport}"
         if self._dns is None:
             self._dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._dns.bind((self.auth.ip, DNS_PORT))
-            threading.Thread(target=self._serve_names, daemon=True).start()
+            self._dns.settimeout(0.2)            # a socket that is closed while it is read keeps its port
+            self._names = threading.Thread(target=self._serve_names, args=(self._dns,), daemon=True)
+            self._names.start()
         for attempt in range(3):
             now = time.time() + (self.clock.ahead if self.clock else 0)
             self._offset = int(now + UPLOAD_S * (attempt + 1) + VOTE_S) % INITIAL_S
@@ -241,7 +243,9 @@ path = "{shutil.which(transport) or transport}"
     def stop(self):
         self.kill()
         if self._dns:
-            self._dns.close()
+            dns, self._dns = self._dns, None
+            self._names.join(5)
+            dns.close()
 
     def client(self, sup, socks):
         """A stock Tor client whose SOCKS port is at (address, port); it is ready when this returns."""
@@ -342,13 +346,13 @@ ClientRejectInternalAddresses 0
         digests = re.findall(r"^m (\S+)$", text, re.M)
         return bool(_fetch(url + "micro/d/" + "-".join(digests)))
 
-    def _serve_names(self):
-        """Answer A queries for the known names; NXDOMAIN for all others."""
-        while True:
+    def _serve_names(self, dns):
+        """Answer A queries for the known names; NXDOMAIN for all others.  Until the network is stopped."""
+        while self._dns is dns:
             try:
-                query, peer = self._dns.recvfrom(1500)
-            except OSError:
-                return
+                query, peer = dns.recvfrom(1500)
+            except TimeoutError:
+                continue
             labels, i = [], 12
             while i < len(query) and query[i]:
                 labels.append(query[i + 1:i + 1 + query[i]].decode("latin1"))
@@ -361,10 +365,7 @@ ClientRejectInternalAddresses 0
             if ip and kind == 1:
                 answer = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(ip)
             head = struct.pack("!HHHHH", 0x8180 if ip else 0x8183, 1, bool(answer), 0, 0)
-            try:
-                self._dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
-            except OSError:              # the network has just been stopped
-                return
+            dns.sendto(query[:2] + head + query[12:i + 5] + answer, peer)
 
 
 class Circuits:
