@@ -41,6 +41,7 @@ pub const LIVED: Duration = Duration::from_secs(30);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long open streams may go on after the order to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
+
 /// Where to fly what.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::roles::{
-    NAME, SWITCHING, Side, dialer, foolscap_request, frontend, kites, origin, service, until,
+    NAME, SWITCHING, Side, dialer, frontend, kites, negotiate, origin, service, until,
 };
 
 /// A way to the frontend that can fall silent, or be cut.
@@ -147,15 +147,7 @@ impl Scene {
     /// A visitor negotiates; the connection, and how long that took.
     async fn visit(&self) -> (TcpStream, Duration) {
         let began = Instant::now();
-        let mut conn = TcpStream::connect(self.front.public).await.unwrap();
-        conn.write_all(&foolscap_request(NAME)).await.unwrap();
-        let mut answer = vec![0; SWITCHING.len()];
-        let reading = conn.read_exact(&mut answer);
-        tokio::time::timeout(Duration::from_secs(20), reading)
-            .await
-            .expect("an answer in time")
-            .expect("the whole answer");
-        assert_eq!(answer, SWITCHING);
+        let conn = negotiate(self.front.public, NAME).await;
         (conn, began.elapsed())
     }
 }

@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::roles::{
-    NAME, SWITCHING, Side, ask, dialer, foolscap_request, frontend, kites, origin, service, until,
+    NAME, SWITCHING, Side, ask, dialer, foolscap_request, frontend, kites, negotiate, origin,
+    service, until,
 };
 
 const OTHER: &str = "other.alice.example";
@@ -77,18 +78,8 @@ impl Scene {
     }
 }
 
-/// A visitor who has negotiated.
 async fn visit(front: &Side, name: &str) -> TcpStream {
-    let mut conn = TcpStream::connect(front.public).await.unwrap();
-    conn.write_all(&foolscap_request(name)).await.unwrap();
-    let mut answer = vec![0; SWITCHING.len()];
-    let reading = conn.read_exact(&mut answer);
-    tokio::time::timeout(TIMEOUT, reading)
-        .await
-        .expect("an answer in time")
-        .expect("the whole answer");
-    assert_eq!(answer, SWITCHING);
-    conn
+    negotiate(front.public, name).await
 }
 
 /// The other end is still there, and echoes.

@@ -218,6 +218,20 @@ pub async fn ask(to: SocketAddr, request: impl AsRef<[u8]>) -> Vec<u8> {
     got
 }
 
+/// A visitor who has negotiated with the node behind this name.
+pub async fn negotiate(to: SocketAddr, name: &str) -> TcpStream {
+    let mut conn = TcpStream::connect(to).await.unwrap();
+    conn.write_all(&foolscap_request(name)).await.unwrap();
+    let mut answer = vec![0; SWITCHING.len()];
+    let reading = conn.read_exact(&mut answer);
+    tokio::time::timeout(Duration::from_secs(20), reading)
+        .await
+        .expect("an answer in time")
+        .expect("the whole answer");
+    assert_eq!(answer, SWITCHING);
+    conn
+}
+
 pub fn any() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -37,6 +38,15 @@ def wait_until(condition, timeout, what, every=0.05):
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what}")
         time.sleep(every)
+
+
+def reachable(address):
+    """Does anybody take connections there?"""
+    try:
+        socket.create_connection(address, 1).close()
+    except OSError:
+        return False
+    return True
 
 
 class Proc:

@@ -1,6 +1,5 @@
 """`kite reload`: a running backend takes its configuration anew, without a restart and behind its walls."""
 
-import socket
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ from conftest import new_address
 from island import Island
 from kite import Backend, Frontend, Kite
 from pagekite_peer import PagekiteFrontend
-from proc import wait_until
+from proc import reachable, wait_until
 from traffic import MIB, HttpOrigin, Recorder, Stream, Visitor, random_bytes
 
 
@@ -68,14 +67,6 @@ def change(backend, kites, said):
     assert backend.reload() == "nothing has changed\n"
 
 
-def answers(port):
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
-
-
 def test_what_cannot_be_changed(kite, sup, tornet):
     """Behind the walls of Tor mode, too, and before Tor is up: one clear message, and all stays as it was."""
     ip, toml = new_address(), tornet.arti_toml(sup.directory / "arti")
@@ -99,7 +90,7 @@ def test_what_cannot_be_changed(kite, sup, tornet):
         with Island().listen() as free:
             port = free.getsockname()[1]
         server = sup.spawn("server", [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port])
-        wait_until(lambda: answers(port), 10, server.tail)
+        wait_until(lambda: reachable(("127.0.0.1", port)), 10, server.tail)
         backend.kites = [Kite("foolscap", "f.b.example", f"127.0.0.1:{port}")]
         assert "is a web server, not a foolscap port" in backend.reload(status=2)
         wait_until(lambda: backend.status()["tunnels"][0]["kites"] == ["http:a.b.example"], 10, backend.status)

@@ -19,7 +19,7 @@ from clocks import library
 from conftest import new_address
 from kite import LOST, TOR_S, Backend, Frontend, Kite
 from lone import strangers
-from proc import wait_until
+from proc import reachable, wait_until
 from tornet import OR_PORT, TorNet
 
 NOTICE_S = 150         # a tunnel is dead, Arti has given up on its circuits, nobody gets another
@@ -94,14 +94,6 @@ class Wall:
 
     def fall(self):
         self.open = True
-
-
-def reachable(address):
-    try:
-        socket.create_connection(address, 1).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
