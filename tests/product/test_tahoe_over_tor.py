@@ -215,64 +215,69 @@ def test_nothing_leaves_but_to_relays(world):
         assert dials and dials <= world.tornet.relays
 
 
+class Lone:
+    """One node on a machine of its own, and a client that knows it by `name`; the backend between them is the test's."""
+
+    def __init__(self, sup, request, number, introducer, name, port, force_foolscap):
+        intro_name, intro_ip = introducer
+        hosts = {intro_name: intro_ip, name: self.frontend_ip(number)}
+        self.machine = Machine(NODES + number)
+        request.addfinalizer(self.machine.close)
+        self.introducer = Introducer(sup, sup.directory / "introducer", hosts, intro_name, intro_ip).run()
+        self.node, self.client = in_parallel(
+            lambda: Storage(sup, sup.directory / "node", hosts, self.machine, self.introducer.furl,
+                            [f"tcp:{name}:{port}"], force_foolscap=force_foolscap),
+            lambda: Client(sup, sup.directory / "client", hosts, self.introducer.furl, 45099 - number,
+                           shares=(1, 1, 1)))
+        self.node.run()
+        self.tap = Tap(self.machine, self.node.target)
+        request.addfinalizer(self.tap.close)
+
+    @staticmethod
+    def frontend_ip(number):
+        return f"10.77.1.{2 + number}"
+
+    def transfer(self, seed):
+        data = random_bytes(seed, SIZE)
+        assert sha256(self.client.download(self.client.upload(data))) == sha256(data)
+
+
 def test_gbs_on_a_port_of_its_own(kite, tornet, sup, request):
     """Tahoe's HTTPS storage protocol, through Tor, to a node that was left at Tahoe's defaults."""
-    ip, port, name = "10.77.1.3", 8443, "gbs.storage.example"
-    hosts = {"intro.gbs.example": "10.77.5.2", name: ip}
-    machine = Machine(NODES + 1)
-    request.addfinalizer(machine.close)
-    introducer = Introducer(sup, sup.directory / "introducer", hosts, "intro.gbs.example", "10.77.5.2").run()
-    node, client = in_parallel(
-        lambda: Storage(sup, sup.directory / "node", hosts, machine, introducer.furl, [f"tcp:{name}:{port}"],
-                        force_foolscap=False),
-        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45098, shares=(1, 1, 1)))
-    node.run()
-    tap = Tap(machine, node.target)
-    request.addfinalizer(tap.close)
-    storage = Kite("tahoe-https", name, tap.address)
+    ip, port, name = Lone.frontend_ip(1), 8443, "gbs.storage.example"
+    lone = Lone(sup, request, 1, ("intro.gbs.example", "10.77.5.2"), name, port, force_foolscap=False)
+    storage = Kite("tahoe-https", name, lone.tap.address)
     frontend = Frontend(sup, "frontend", ip, [storage], owned={port: storage}).start()
-    backend = Backend(sup, "backend", [frontend.pinned("dave.example")], [storage], machine=machine,
+    backend = Backend(sup, "backend", [frontend.pinned("dave.example")], [storage], machine=lone.machine,
                       via_tor=tornet.arti_toml(sup.directory / "tor")).start()
     backend.wait_up(storage, "dave.example")
     frontend.wait_up(storage)
-    client.run()
-    statuses = client.wait_connected(1)
+    lone.client.run()
+    statuses = lone.client.wait_connected(1)
     assert not any("tcp:" in s for s in statuses), "foolscap was used"
 
-    data = random_bytes(13, SIZE)
-    assert sha256(client.download(client.upload(data))) == sha256(data)
-    assert tap.protocols() == {"https"}
+    lone.transfer(seed=13)
+    assert lone.tap.protocols() == {"https"}
     assert set(frontend.tunnel_peers()) <= tornet.exits
-    assert machine.log.dials() - {introducer.address, ("tcp", ip, port)} <= tornet.relays
+    assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays
 
 
 def test_through_an_onion_frontend(kite, tornet, sup, request):
     """The tunnel is an onion circuit: no exit has a part in it, and the frontend is told no address at all."""
-    ip, name = "10.77.1.4", "tahoebob.onion-frontend.example"
-    hosts = {"intro.onion.example": "10.77.5.3", name: ip}
-    machine = Machine(NODES + 2)
-    request.addfinalizer(machine.close)
-    introducer = Introducer(sup, sup.directory / "introducer", hosts, "intro.onion.example", "10.77.5.3").run()
-    node, client = in_parallel(
-        lambda: Storage(sup, sup.directory / "node", hosts, machine, introducer.furl, [f"tcp:{name}:80"],
-                        force_foolscap=True),
-        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45097, shares=(1, 1, 1)))
-    node.run()
-    tap = Tap(machine, node.target)
-    request.addfinalizer(tap.close)
-    storage = Kite("foolscap", name, tap.address)
+    ip, port, name = Lone.frontend_ip(2), 80, "tahoebob.onion-frontend.example"
+    lone = Lone(sup, request, 2, ("intro.onion.example", "10.77.5.3"), name, port, force_foolscap=True)
+    storage = Kite("foolscap", name, lone.tap.address)
     frontend = Frontend(sup, "frontend", ip, [storage], onion=tornet.arti_toml(sup.directory / "frontend-tor")).start()
     onion = frontend.wait_onion()
     assert onion in frontend.status()["addresses"]
-    backend = Backend(sup, "backend", [onion], [storage], machine=machine,
+    backend = Backend(sup, "backend", [onion], [storage], machine=lone.machine,
                       via_tor=tornet.arti_toml(sup.directory / "tor")).start()
     backend.wait_up(storage, onion, timeout=150)
     frontend.wait_up(storage)
-    client.run()
-    client.wait_connected(1, lambda status: f"Connected to tcp:{name}:80" in status)
+    lone.client.run()
+    lone.client.wait_connected(1, lambda status: f"Connected to tcp:{name}:{port}" in status)
 
-    data = random_bytes(14, SIZE)
-    assert sha256(client.download(client.upload(data))) == sha256(data)
-    assert tap.protocols() == {"foolscap"}
+    lone.transfer(seed=14)
+    assert lone.tap.protocols() == {"foolscap"}
     assert set(frontend.tunnel_peers()) == {"an"}, "an onion circuit, and no address"
-    assert machine.log.dials() - {introducer.address, ("tcp", ip, 80)} <= tornet.relays
+    assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays
