@@ -197,7 +197,7 @@ class Cable:
     def __init__(self, interface):
         program = b"".join(struct.pack("HBBI", *step) for step in self.FILTER)
         buffer = ctypes.create_string_buffer(program)
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)      # deaf until it is bound
         self._sock.setsockopt(socket.SOL_SOCKET, self.SO_ATTACH_FILTER,
                               struct.pack("HL", len(self.FILTER), ctypes.addressof(buffer)))
         self._sock.bind((interface, 3))

@@ -4,12 +4,13 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from conftest import ALICE, new_address
 from flights import HERE, Flight
-from island import IPV6, Island
+from island import IPV6, Cable, Island
 from lone import NAME_SERVER, Story, strangers
 from traffic import Origin, Recorder, Stream, random_bytes
 
@@ -34,6 +35,28 @@ def test_the_cable_sees_every_dial(machine):
     seen = hidden.log.dials()
     assert {("tcp", "10.77.1.1", 443), ("tcp", "192.0.2.1", 9001), ("udp", "192.0.2.53", 53)} <= seen
     assert not IPV6 or any(kind == "ipv6" and ip == "2001:db8::1" for kind, ip, _ in seen)
+
+
+def test_the_cable_sees_nothing_that_others_dial(machine):
+    """The island's own traffic is not the machine's, not even while the record begins."""
+    cable, done = machine().cable, threading.Event()
+
+    def chatter():
+        while not done.is_set():
+            with Island().connect(listener.getsockname()), listener.accept()[0]:
+                pass
+
+    with Island().listen() as listener:
+        chatterer = threading.Thread(target=chatter)
+        chatterer.start()
+        try:
+            records = [Cable(cable) for _ in range(12)]
+        finally:
+            done.set()
+            chatterer.join()
+    for record in records:
+        record.close()
+    assert set().union(*(record.dials() for record in records)) == set()
 
 
 LEAK = """
