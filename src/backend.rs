@@ -35,7 +35,12 @@ pub const RETRY_MAX: Duration = Duration::from_secs(30);
 /// The longest wait after a frontend refused all kites: that is for people to mend.
 pub const RETRY_REFUSED: Duration = Duration::from_secs(120);
 /// A tunnel that lived this long was a success: waits begin anew after it.
-pub const LIVED: Duration = Duration::from_secs(30);
+pub const LIVED: Duration = Duration::from_secs(5);
+/// A frontend that refuses connections just after a tunnel to it was lost is being restarted: for [`QUICK_FOR`] the wait
+/// is this long at most.
+pub const RETRY_QUICK: Duration = Duration::from_millis(250);
+/// See [`RETRY_QUICK`].
+pub const QUICK_FOR: Duration = Duration::from_secs(10);
 /// How long a frontend may take from our request to its verdict. Over Tor each of
 /// the round trips can take seconds.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -80,6 +80,12 @@ pub trait Dialer: Send + Sync + 'static {
         let _ = (to, lane);
     }
 
+    /// A closed port is told at once by the frontend's own machine, and costs a packet each way: it may be asked
+    /// several times a second for a while. Through Tor it costs circuits.
+    fn refusals_are_cheap(&self) -> bool {
+        false
+    }
+
     /// "Tor" or "direct", for logs and status.
     fn describe(&self) -> &'static str;
 }
@@ -279,6 +285,16 @@ async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<D
         Trust::Plain => (Box::new(conn), None),
     };
     Ok(Dialled { conn, binding })
+}
+
+/// Unsent bytes that the kernel may hold of a tunnel. What comes next stands behind them, whatever its turn.
+pub const TUNNEL_UNSENT: u32 = 128 * 1024;
+
+/// For a connection that carries a tunnel: see [`TUNNEL_UNSENT`].
+pub fn tune_tunnel(socket: &tokio::net::TcpStream) {
+    // Nothing but delay is lost where the kernel knows no such thing.
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(TUNNEL_UNSENT);
 }
 
 /// Small writes leave at once, and a peer that vanished is noticed.

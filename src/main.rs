@@ -41,10 +41,7 @@ fn main() -> ExitCode {
         Ok(job) => job,
         Err(code) => return code,
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(e) => return fail(FAILED, &format!("cannot start the runtime: {e}")),
     };
@@ -52,6 +49,17 @@ fn main() -> ExitCode {
     // What is still running in the background is not waited for.
     runtime.shutdown_background();
     code
+}
+
+/// One worker for every two cores: what a worker hands to another on the next core costs more than it gains, and the kernel's
+/// half of the work needs a core as well (docs/performance.md). `TOKIO_WORKER_THREADS` says otherwise.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        builder.worker_threads((cores / 2).max(1));
+    }
+    builder.enable_all().build()
 }
 
 /// What to do, as far as it can be prepared while there is one thread: walls bind only what starts within them.

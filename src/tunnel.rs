@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub mod buffer;
 pub mod driver;
 pub mod mux;
+pub mod pace;
 pub mod splice;
 pub mod stream;
 

@@ -32,6 +32,9 @@ const LATE_MS: &str = "50";
 /// The slow path, in bytes a second.
 const SLOW: &str = "4000000";
 
+/// Longer than a tunnel has to live for its loss to be taken for a restart.
+const LIVED: Duration = Duration::from_secs(6);
+
 struct Scene {
     dir: tempfile::TempDir,
     origin: SocketAddr,
@@ -487,6 +490,7 @@ fn back_again(scene: &Scene) {
     let _back = route::backend(&dir, &front.address, scene.origin);
     let mut table = Table::default();
     for _ in 0..ROUNDS {
+        std::thread::sleep(LIVED);
         drop(front);
         std::thread::sleep(Duration::from_secs(2));
         front = route::frontend(&dir, Hop::Plain, port);

@@ -12,7 +12,9 @@ use super::flight::{Crew, Fate, Flight, RETIRE};
 use super::siblings::Siblings;
 use super::stream::Noise;
 use super::watch::Watch;
-use super::{HANDSHAKE_TIMEOUT, LIVED, RETRY_FIRST, RETRY_MAX, RETRY_REFUSED};
+use super::{
+    HANDSHAKE_TIMEOUT, LIVED, QUICK_FOR, RETRY_FIRST, RETRY_MAX, RETRY_QUICK, RETRY_REFUSED,
+};
 use crate::config::Service;
 use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, Slot, Stage};
@@ -91,6 +93,11 @@ impl LinkError {
         }
     }
 
+    /// Nobody listens on the frontend's port.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Dial(DialError::Refused))
+    }
+
     /// The connection stood, and brought nothing: perhaps another circuit does.
     fn blames_path(&self) -> bool {
         // The dialer itself has seen to its own.
@@ -141,6 +148,7 @@ impl Link {
 
     async fn keep_on(&mut self, flights: &mut JoinSet<()>, shutdown: &Shutdown) {
         let mut wait = RETRY_FIRST;
+        let mut lost: Option<Instant> = None;
         let mut current: Option<Flight> = None;
         let mut outdated = false;
         let siblings = self.siblings.clone();
@@ -178,11 +186,15 @@ impl Link {
                     if e.blames_path() {
                         self.dialer.leave(&self.address, self.lane);
                     }
-                    let most = match e {
-                        LinkError::AllRefused => RETRY_REFUSED,
-                        _ => RETRY_MAX,
+                    let cheap = e.is_refusal() && self.dialer.refusals_are_cheap();
+                    let restarts = cheap && lost.is_some_and(|at| at.elapsed() < QUICK_FOR);
+                    let (mut quick, most) = match e {
+                        _ if restarts => (Some(RETRY_QUICK), RETRY_QUICK),
+                        LinkError::AllRefused => (None, RETRY_REFUSED),
+                        _ => (None, RETRY_MAX),
                     };
-                    self.pause(&mut wait, most, current.is_none()).await;
+                    let wait = quick.as_mut().unwrap_or(&mut wait);
+                    self.pause(wait, most, current.is_none()).await;
                 }
             }
             outdated = false;
@@ -193,6 +205,7 @@ impl Link {
                     self.lost(flight, &why);
                     current = None;
                     if lived >= LIVED {
+                        lost = Some(Instant::now());
                         wait = RETRY_FIRST;
                     }
                     self.pause(&mut wait, RETRY_MAX, true).await;

@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{
-    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane, prove, tune,
+    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane, prove,
+    tune, tune_tunnel,
 };
 use crate::tls::TlsClient;
 
@@ -43,6 +44,10 @@ impl Dialer for DirectDialer {
         prove(conn, to, &self.tls).await
     }
 
+    fn refusals_are_cheap(&self) -> bool {
+        true
+    }
+
     fn describe(&self) -> &'static str {
         "direct"
     }
@@ -60,7 +65,10 @@ async fn connect(to: &FrontendAddr) -> Result<TcpStream, DialError> {
             .await
             .and_then(|conn| tune(&conn).map(|()| conn));
         match attempt {
-            Ok(conn) => return Ok(conn),
+            Ok(conn) => {
+                tune_tunnel(&conn);
+                return Ok(conn);
+            }
             Err(error) => last = sort(&error),
         }
     }

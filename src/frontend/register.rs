@@ -25,34 +25,80 @@ pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 4 * 1024;
 
-/// Serves a backend whose request head is the first `head_len` bytes of `first`.
-pub(super) async fn serve(
-    shared: &Shared,
-    mut conn: BoxConn,
+/// A backend's connection, with the head of its request.
+pub(super) struct Asking {
+    /// Over TLS, if it came so.
+    pub(super) conn: BoxConn,
+    /// What proofs are bound to.
+    pub(super) binding: Option<Binding>,
+    /// What was read.
+    pub(super) first: BytesMut,
+    /// How much of it is the request's head.
+    pub(super) head_len: usize,
+}
+
+/// Serves a backend, from its request to the end of its tunnel.
+pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: &str) {
+    let session = random_hex(40);
+    // The handshake needs much memory for a moment, a tunnel little for weeks.
+    if let Some(proven) = Box::pin(admit(shared, *backend, &session, peer)).await {
+        let registration = Registration {
+            shared,
+            peer,
+            session: &session,
+            binding: proven.binding,
+        };
+        registration
+            .fly(proven.conn, proven.read_ahead, proven.mux)
+            .await;
+    }
+    for (proto, name) in shared.registry.release(&session) {
+        tracing::info!("kite down: {proto}:{name}");
+    }
+}
+
+/// A backend that has proven a kite, and knows it.
+struct Proven {
+    conn: BoxConn,
+    read_ahead: BytesMut,
+    mux: Option<MuxParams>,
     binding: Option<Binding>,
-    mut first: BytesMut,
-    head_len: usize,
-    peer: &str,
-) {
+}
+
+/// The handshake.
+async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> Option<Proven> {
+    let Asking {
+        mut conn,
+        binding,
+        mut first,
+        head_len,
+    } = backend;
     let head = first.split_to(head_len.min(first.len()));
     let request = match Request::parse(&head) {
         Ok(request) => request,
         Err(e) => {
             tracing::info!("a tunnel request from {peer} was refused: {e}");
-            return crate::refusal::say(&mut conn, UNAVAILABLE).await;
+            crate::refusal::say(&mut conn, UNAVAILABLE).await;
+            return None;
         }
     };
-    let session = random_hex(40);
     let registration = Registration {
         shared,
         peer,
-        session: &session,
+        session,
         binding: binding.filter(|_| request.lines.has_proof()),
     };
     let proof = registration.prove(&mut conn, &mut first, &request.lines);
-    let proven = tokio::time::timeout(PROOF_TIMEOUT, proof).await;
-    match proven {
-        Ok(Ok(true)) => registration.fly(conn, first, request.lines.mux()).await,
+    match tokio::time::timeout(PROOF_TIMEOUT, proof).await {
+        Ok(Ok(true)) => {
+            return Some(Proven {
+                conn,
+                // A copy, if anything: the request stands in the same block.
+                read_ahead: BytesMut::from(&first[..]),
+                mux: request.lines.mux(),
+                binding: registration.binding,
+            });
+        }
         Ok(Ok(false)) => tracing::info!("a backend at {peer} proved no kite"),
         Ok(Err(e)) => tracing::info!("a backend at {peer} left during the handshake: {e}"),
         Err(_) => tracing::info!(
@@ -60,9 +106,7 @@ pub(super) async fn serve(
             PROOF_TIMEOUT.as_secs()
         ),
     }
-    for (proto, name) in shared.registry.release(&session) {
-        tracing::info!("kite down: {proto}:{name}");
-    }
+    None
 }
 
 struct Registration<'a> {

@@ -11,9 +11,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
+use super::register::{self, Asking};
 use super::registry::Terms;
-use super::{Arrival, Shared, Socket, register};
-use crate::dial::BoxConn;
+use super::{Arrival, Shared, Socket};
+use crate::dial::{BoxConn, tune_tunnel};
 use crate::kite::{KiteName, Protocol};
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
@@ -33,49 +34,76 @@ const MAX_LOOKS: usize = 6;
 const FIRST_READ: usize = 4 * 1024;
 
 /// Serves a connection from a listening socket.
-pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
-    let mut first = BytesMut::new();
+pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {
     let peer = shared.shown(door.peer);
+    // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
+    match Box::pin(arrive(shared, conn, &door, &peer)).await {
+        Some(Comer::Visitor(conn, first, route)) => {
+            join(shared, conn, first, route, &door, &peer).await;
+        }
+        Some(Comer::Backend(backend)) => register::serve(shared, backend, &peer).await,
+        None => {}
+    }
+}
+
+/// Who came, and is not done with.
+enum Comer {
+    Visitor(Socket, BytesMut, Route),
+    Backend(Box<Asking>),
+}
+
+/// Finds out who came; whoever has no business here is dealt with.
+async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -> Option<Comer> {
+    let mut first = BytesMut::new();
     let visitor = match read_first(&mut conn, &mut first).await {
         First::Visitor(visitor) => visitor,
         First::Refused(refusal) => {
             tracing::debug!(%peer, "refused: {refusal}");
-            return refuse(conn, refusal.voice()).await;
+            refuse(conn, refusal.voice()).await;
+            return None;
         }
-        First::Gone => return,
+        First::Gone => return None,
     };
     let route = match visitor {
         Visitor::Tls(hello) if is_tunnel_hop(shared, &hello, door.port) => {
+            tune_tunnel(&conn);
             let conn = Rewind {
                 prefix: first,
                 inner: conn,
             };
-            match shared.tls.accept(conn).await {
+            return match shared.tls.accept(conn).await {
                 Ok(conn) => {
                     let binding = tls::binding(conn.get_ref().1);
-                    serve_inner(shared, Box::new(conn), binding, &peer).await;
+                    arrive_inner(shared, Box::new(conn), binding).await
                 }
-                Err(e) => tracing::debug!(%peer, "TLS for a tunnel failed: {e}"),
-            }
-            return;
+                Err(e) => {
+                    tracing::debug!(%peer, "TLS for a tunnel failed: {e}");
+                    None
+                }
+            };
         }
-        Visitor::Tls(hello) => route_tls(shared, &hello, &door),
+        Visitor::Tls(hello) => route_tls(shared, &hello, door),
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
-                return register::serve(shared, Box::new(conn), None, first, head.len, &peer).await;
+                tune_tunnel(&conn);
+                return Some(Comer::Backend(Box::new(Asking {
+                    conn: Box::new(conn),
+                    binding: None,
+                    first,
+                    head_len: head.len,
+                })));
             }
-            HttpKind::Ping => return refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
+            HttpKind::Ping => {
+                refusal::say(&mut conn, &ping_reply(&shared.uuid)).await;
+                return None;
+            }
             HttpKind::Connect { ref host, port } => {
                 let route = route_connect(shared, host, port);
                 if route.is_ok() {
                     first.advance(head.len);
-                    if conn
-                        .write_all(b"HTTP/1.0 200 Connection Established\r\n\r\n")
+                    conn.write_all(b"HTTP/1.0 200 Connection Established\r\n\r\n")
                         .await
-                        .is_err()
-                    {
-                        return;
-                    }
+                        .ok()?;
                 }
                 route
             }
@@ -83,32 +111,58 @@ pub(super) async fn serve(shared: &Shared, mut conn: Socket, door: Arrival) {
         },
     };
     match route {
-        Ok(route) => join(shared, conn, first, route, &door, &peer).await,
-        Err(voice) => refuse(conn, voice).await,
+        Ok(route) => Some(Comer::Visitor(conn, first, route)),
+        Err(voice) => {
+            refuse(conn, voice).await;
+            None
+        }
     }
 }
 
-/// Serves what comes out of TLS, or of an onion service: backends, nobody else.
+/// Serves what comes out of an onion service: backends, nobody else.
 pub(super) async fn serve_inner(
     shared: &Shared,
-    mut conn: BoxConn,
+    conn: BoxConn,
     binding: Option<Binding>,
     peer: &str,
 ) {
+    if let Some(Comer::Backend(backend)) = Box::pin(arrive_inner(shared, conn, binding)).await {
+        register::serve(shared, backend, peer).await;
+    }
+}
+
+/// The same as [`arrive`] for what comes out of TLS, or of an onion service: backends, nobody else.
+async fn arrive_inner(
+    shared: &Shared,
+    mut conn: BoxConn,
+    binding: Option<Binding>,
+) -> Option<Comer> {
     let mut first = BytesMut::new();
     let head = match read_first(&mut conn, &mut first).await {
         First::Visitor(Visitor::Http(head)) => head,
         First::Visitor(Visitor::Tls(_)) => {
-            return refuse(conn, Voice::TlsAlert(alert::ACCESS_DENIED)).await;
+            refuse(conn, Voice::TlsAlert(alert::ACCESS_DENIED)).await;
+            return None;
         }
-        First::Refused(refusal) => return refuse(conn, refusal.voice()).await,
-        First::Gone => return,
+        First::Refused(refusal) => {
+            refuse(conn, refusal.voice()).await;
+            return None;
+        }
+        First::Gone => return None,
     };
     match head.kind {
-        HttpKind::Tunnel => register::serve(shared, conn, binding, first, head.len, peer).await,
+        HttpKind::Tunnel => {
+            return Some(Comer::Backend(Box::new(Asking {
+                conn,
+                binding,
+                first,
+                head_len: head.len,
+            })));
+        }
         HttpKind::Ping => refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
         _ => refuse(conn, Voice::Http(503)).await,
     }
+    None
 }
 
 /// What the first bytes told.

@@ -16,18 +16,26 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::wire::Sid;
 use crate::wire::frame::{self, HEADROOM};
 
-/// Payload bytes of one pooled buffer: the most that one frame of ours carries.
-pub const BUFFER_PAYLOAD: usize = 64 * 1024;
+/// Payload bytes of the larger pooled buffers: the most that one frame of ours carries.
+pub const BUFFER_PAYLOAD: usize = 256 * 1024;
+/// Payload bytes of the smaller ones, for streams whose frames are to be short.
+const SMALL_BUFFER: usize = 64 * 1024;
 /// A payload up to this many bytes is copied out of its buffer (see above).
 pub const SMALL_PAYLOAD: usize = 4 * 1024;
-/// Buffers that a pool keeps for later; more are given back to the allocator.
-pub const POOL_KEEP: usize = 64;
+/// Buffers of each size that a pool keeps for later; more are given back to the allocator.
+pub const POOL_KEEP: usize = 32;
 /// The most slices handed to one vectored write.
 pub const MAX_SLICES: usize = 32;
 
 /// Buffers shared by all tunnels of a process. Idle streams and tunnels hold none.
 #[derive(Clone, Default)]
-pub struct Pool(Arc<Mutex<Vec<Box<[u8]>>>>);
+pub struct Pool(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    small: Vec<Box<[u8]>>,
+    large: Vec<Box<[u8]>>,
+}
 
 impl Pool {
     /// An empty pool; it fills as buffers come back.
@@ -35,12 +43,19 @@ impl Pool {
         Self::default()
     }
 
-    /// A buffer to read into.
-    pub fn take(&self) -> Buffer {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let bytes = kept.unwrap_or_else(|| vec![0; HEADROOM + BUFFER_PAYLOAD].into_boxed_slice());
+    /// A buffer to read up to `limit` bytes into; [`BUFFER_PAYLOAD`] at most.
+    pub fn take(&self, limit: usize) -> Buffer {
+        let small = limit <= SMALL_BUFFER;
+        let kept = {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match small {
+                true => kept.small.pop(),
+                false => kept.large.pop(),
+            }
+        };
+        let payload = if small { SMALL_BUFFER } else { BUFFER_PAYLOAD };
         Buffer {
-            bytes,
+            bytes: kept.unwrap_or_else(|| vec![0; HEADROOM + payload].into_boxed_slice()),
             start: HEADROOM,
             end: HEADROOM,
         }
@@ -49,13 +64,17 @@ impl Pool {
     /// Takes a buffer back.
     pub fn give(&self, buffer: Buffer) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match buffer.bytes.len() <= HEADROOM + SMALL_BUFFER {
+            true => &mut kept.small,
+            false => &mut kept.large,
+        };
         if kept.len() < POOL_KEEP {
             kept.push(buffer.bytes);
         }
     }
 }
 
-/// One pooled buffer: [`HEADROOM`] free bytes, then up to [`BUFFER_PAYLOAD`].
+/// One pooled buffer: [`HEADROOM`] free bytes, then room for payload.
 ///
 /// Invariant: `start <= end <= bytes.len()`.
 pub struct Buffer {
@@ -261,7 +280,7 @@ mod tests {
         for step in [1, 3, 1000, 1 << 20] {
             let pool = Pool::new();
             let payload: Vec<u8> = (0..10_000u32).map(|i| i as u8).collect();
-            let mut buffer = pool.take();
+            let mut buffer = pool.take(BUFFER_PAYLOAD);
             buffer.room(payload.len()).copy_from_slice(&payload);
             buffer.filled(payload.len());
             let mut out = Outgoing::default();
@@ -279,7 +298,7 @@ mod tests {
             assert_eq!(out.len(), expected.len());
             assert_eq!(drain(&mut out, &pool, step), expected);
             assert_eq!(
-                pool.0.lock().expect("lock").len(),
+                pool.0.lock().expect("lock").large.len(),
                 1,
                 "the buffer came back"
             );
@@ -289,7 +308,7 @@ mod tests {
     #[test]
     fn a_chunk_over_the_peers_limit_is_cut() {
         let pool = Pool::new();
-        let mut buffer = pool.take();
+        let mut buffer = pool.take(BUFFER_PAYLOAD);
         buffer.room(5000).fill(b'x');
         buffer.filled(5000);
         let mut out = Outgoing::default();

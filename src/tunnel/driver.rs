@@ -19,8 +19,11 @@ use super::{Ended, Shared};
 const READ_MIN: usize = 16 * 1024;
 /// The most asked of the socket at once.
 const READ_MAX: usize = 256 * 1024;
+/// Blocks that a busy tunnel reads into by turns, each again once all its bytes have been passed on: fresh memory costs
+/// a fault of each of its pages.
+const MAX_BLOCKS: usize = 8;
 /// Rounds of writing and reading before other tasks get their turn.
-const ROUNDS: usize = 64;
+const ROUNDS: usize = 8;
 /// How long a closing tunnel may take to send what was written, and the peer to close its side.
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,6 +36,7 @@ where
         io,
         backlog: !read_ahead.is_empty(),
         inbound: read_ahead,
+        blocks: Vec::new(),
         read_size: READ_MIN,
         out: Outgoing::default(),
         flushed: true,
@@ -52,6 +56,8 @@ struct Driver<Io> {
     io: Io,
     /// Read, and not yet taken by the mux.
     inbound: BytesMut,
+    /// What was read into before.
+    blocks: Vec<BytesMut>,
     /// `inbound` may hold whole frames: the mux stopped early, or has not looked yet.
     backlog: bool,
     read_size: usize,
@@ -151,14 +157,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
         if self.shared.lock().mux.is_blocked() {
             return Poll::Pending;
         }
-        self.inbound.reserve(self.read_size);
+        self.make_room();
         let read = pin!(self.io.read_buf(&mut self.inbound)).poll(cx);
         match read {
             Poll::Pending => {
-                // An idle tunnel holds no buffer.
-                if self.inbound.is_empty() {
+                // One that had little to read holds no buffer, and a busy one none after a while.
+                if self.inbound.is_empty() && self.read_size == READ_MIN {
                     self.inbound = BytesMut::new();
-                    self.read_size = READ_MIN;
+                    self.blocks = Vec::new();
                 }
                 Poll::Pending
             }
@@ -171,6 +177,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
                 self.receive()
             }
         }
+    }
+
+    /// Room for the next read behind what is left of the last.
+    fn make_room(&mut self) {
+        if self.inbound.capacity() - self.inbound.len() >= self.read_size {
+            return;
+        }
+        let room = self.read_size + self.inbound.len();
+        let free = self.blocks.iter_mut().position(|b| b.try_reclaim(room));
+        let mut block = match free {
+            Some(at) => self.blocks.swap_remove(at),
+            None => BytesMut::with_capacity(room),
+        };
+        block.extend_from_slice(&self.inbound);
+        let mut last = std::mem::replace(&mut self.inbound, block);
+        last.clear();
+        if self.blocks.len() == MAX_BLOCKS {
+            self.blocks.remove(0);
+        }
+        self.blocks.push(last);
     }
 
     fn receive(&mut self) -> Poll<Result<(), Ended>> {
@@ -206,6 +232,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             state.mux.handle_timeout(now).map_err(Ended::Mux)?;
             state.dispatch();
             next = state.mux.next_timeout();
+            if self.inbound.is_empty() {
+                self.inbound = BytesMut::new();
+                self.blocks = Vec::new();
+                self.read_size = READ_MIN;
+            }
             if state.mux.has_output() && self.out.is_empty() {
                 return Poll::Ready(Ok(()));
             }

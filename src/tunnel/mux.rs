@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::buffer::{BUFFER_PAYLOAD, Chunk, Outgoing, Pool};
-use super::stream::{Receiving, SendLimit, Sending, Stream};
+use super::pace::{MIN_WINDOW, Path};
+use super::stream::{ACK_STEP, DRAINED_STEP, Receiving, SendLimit, Sending, Stream};
 use crate::wire::frame::{
     self, Control, Decoder, Eof, Frame, FrameError, Open, PingText, StreamFrame,
 };
@@ -27,6 +28,8 @@ use crate::wire::{Limits, Lines, Sid};
 /// Bytes put together for one round of writing. A stream that becomes ready waits
 /// behind at most this much of the others.
 pub const BATCH: usize = 128 * 1024;
+/// How much of it goes to streams with little to say before the others get their turn.
+const SPARSE_BATCH: usize = BATCH / 2;
 /// Received bytes that all streams of a tunnel may hold together; beyond it the
 /// fullest stream is ended.
 pub const MAX_INBOX_TOTAL: usize = 64 * 1024 * 1024;
@@ -53,9 +56,12 @@ pub const RECENT: usize = 64;
 /// Streams that one tunnel may carry at a time. A grid of 50 nodes and 50 clients
 /// needs about 100 per node.
 pub const MAX_STREAMS: usize = 4096;
-/// What a kite lets its peer have on the way for one stream, in KB: enough for a
-/// megabyte a second at Tor's slowest round trips.
-pub const RECV_WINDOW_KB: u32 = 1024;
+/// What a kite lets its peer have on the way for one stream, in KB: 480 MB a second over 100 ms. The
+/// peer uses what the path holds (see [`super::pace`]).
+pub const RECV_WINDOW_KB: u32 = 48 * 1024;
+/// Bytes of all streams that may be on the way to a kite before each has no more than
+/// [`MIN_WINDOW`]: less than [`MAX_INBOX_TOTAL`].
+pub const MAX_IN_FLIGHT: u64 = 48 * 1024 * 1024;
 /// Frames with X-PageKite lines that may wait to be sent.
 pub const MAX_PENDING_KITES: usize = 16;
 
@@ -213,6 +219,8 @@ pub struct Mux {
     decoder: Decoder,
     streams: HashMap<Sid, Stream>,
     next_sid: u32,
+    /// Streams with little to say, which go first.
+    sparse: VecDeque<Sid>,
     ready: VecDeque<Sid>,
     acks: VecDeque<Sid>,
     ends: VecDeque<(Sid, Eof, bool)>,
@@ -221,6 +229,8 @@ pub struct Mux {
     recent: VecDeque<Sid>,
     events: VecDeque<Event>,
     inbox_total: usize,
+    in_flight: u64,
+    path: Path,
     overrun: Option<(Sid, Instant)>,
     peer_acks: bool,
     burst: Burst,
@@ -255,6 +265,7 @@ impl Mux {
             decoder: Decoder::new(Limits::ESTABLISHED),
             streams: HashMap::new(),
             next_sid: 1,
+            sparse: VecDeque::new(),
             ready: VecDeque::new(),
             acks: VecDeque::new(),
             ends: VecDeque::new(),
@@ -263,6 +274,8 @@ impl Mux {
             recent: VecDeque::new(),
             events: VecDeque::new(),
             inbox_total: 0,
+            in_flight: 0,
+            path: Path::default(),
             overrun: None,
             peer_acks: false,
             burst: Burst {
@@ -365,7 +378,7 @@ impl Mux {
             }
         }
         if let Some(kb) = skb {
-            self.on_ack(sid, kb);
+            self.on_ack(sid, kb, now);
         }
         if !data.is_empty() {
             self.on_data(sid, data, now);
@@ -422,10 +435,13 @@ impl Mux {
         self.forget_if_done(sid);
     }
 
-    fn on_ack(&mut self, sid: Sid, kb: u64) {
+    fn on_ack(&mut self, sid: Sid, kb: u64, now: Instant) {
         self.peer_acks = true;
         if let Some(stream) = self.streams.get_mut(&sid) {
-            stream.acknowledged(kb);
+            let before = stream.in_flight();
+            let (all, most) = (self.in_flight, self.settings.send_window);
+            stream.acknowledged(kb, &mut self.path, all, most, now);
+            self.in_flight -= before - stream.in_flight();
             self.events.push_back(Event::Writable(sid));
         }
     }
@@ -440,11 +456,13 @@ impl Mux {
             if let Some(sent) = self.ping.sent.take()
                 && text == ping_text(self.ping.count)
             {
-                self.rtt = Some(now.saturating_duration_since(sent));
+                let rtt = now.saturating_duration_since(sent);
+                self.path.note(rtt, now);
+                self.rtt = Some(rtt);
             }
         }
         if let (Some(sid), Some(kb)) = (control.sid, control.skb) {
-            self.on_ack(sid, kb);
+            self.on_ack(sid, kb, now);
         }
         if let Some(lines) = control.kites {
             self.events.push_back(Event::Kites(lines));
@@ -485,12 +503,12 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
         };
-        let (step, eager) = match self.settings.kite {
-            true => (self.settings.recv_window / 4, false),
-            false => (LEGACY_ACK_STEP, true),
+        let (step, drained) = match self.settings.kite {
+            true => (ACK_STEP, DRAINED_STEP),
+            false => (LEGACY_ACK_STEP, 1024),
         };
         let held = stream.inbox_bytes();
-        let say = stream.consume(n, step, eager) && stream.receiving == Receiving::Open;
+        let say = stream.consume(n, step, drained) && stream.receiving == Receiving::Open;
         self.inbox_total -= held - stream.inbox_bytes();
         if self.overrun.is_some_and(|(over, _)| over == sid) && stream.inbox_bytes() <= OVERRUN / 2
         {
@@ -502,10 +520,11 @@ impl Mux {
     }
 
     /// How much may be written to the peer.
-    pub fn capacity(&self, sid: Sid) -> Capacity {
-        match self.streams.get(&sid) {
+    pub fn capacity(&mut self, sid: Sid) -> Capacity {
+        let limit = self.send_limit();
+        match self.streams.get_mut(&sid) {
             Some(stream) if stream.sending == Sending::Open => {
-                Capacity::Bytes(stream.capacity(self.send_limit()))
+                Capacity::Bytes(stream.capacity(limit))
             }
             _ => Capacity::Closed,
         }
@@ -599,6 +618,7 @@ impl Mux {
         let sent = matches!(stream.sending, Sending::Finished | Sending::Stopped);
         if stream.released && sent && stream.receiving != Receiving::Open {
             self.inbox_total -= stream.inbox_bytes();
+            self.in_flight -= stream.in_flight();
             self.streams.remove(&sid);
             self.remember(sid);
         }
@@ -623,7 +643,10 @@ impl Mux {
             && stream.has_output()
         {
             stream.queued = true;
-            self.ready.push_back(sid);
+            match stream.is_sparse() {
+                true => self.sparse.push_back(sid),
+                false => self.ready.push_back(sid),
+            }
         }
     }
 
@@ -641,9 +664,15 @@ impl Mux {
         // and then TCP alone holds us back until a first acknowledgement has come.
         let acknowledges =
             self.settings.kite || self.peer_acks || self.settings.side == Side::Backend;
+        let window = match self.settings.kite && self.in_flight > MAX_IN_FLIGHT {
+            true => self.settings.send_window.min(MIN_WINDOW),
+            false => self.settings.send_window,
+        };
         SendLimit {
-            window: acknowledges.then_some(self.settings.send_window),
+            window: acknowledges.then_some(window),
             max_payload: self.settings.max_payload,
+            paced: self.settings.kite,
+            spare: self.path.holds().saturating_sub(self.in_flight),
         }
     }
 
@@ -671,11 +700,12 @@ impl Mux {
             || !self.ends.is_empty()
             || !self.strays.is_empty()
             || !self.acks.is_empty()
+            || !self.sparse.is_empty()
             || !self.ready.is_empty()
     }
 
     /// Moves about [`BATCH`] bytes of frames to `out`: control frames first, then
-    /// one chunk of each ready stream in turn.
+    /// streams with little to say, then one chunk of each other ready stream in turn.
     pub fn transmit(&mut self, out: &mut Outgoing, pool: &Pool, now: Instant) {
         if !self.has_output() {
             return;
@@ -710,8 +740,13 @@ impl Mux {
                 self.put(out, now, |out| frame::put_skb(out, sid, kb));
             }
         }
+        while out.len() < SPARSE_BATCH
+            && let Some(sid) = self.sparse.pop_front()
+        {
+            self.transmit_stream(sid, out, pool, now);
+        }
         while out.len() < BATCH
-            && let Some(sid) = self.ready.pop_front()
+            && let Some(sid) = self.ready.pop_front().or_else(|| self.sparse.pop_front())
         {
             self.transmit_stream(sid, out, pool, now);
         }
@@ -734,8 +769,10 @@ impl Mux {
             return;
         };
         stream.queued = false;
+        let before = stream.in_flight();
         if let Some(open) = stream.opening.take() {
-            let first = stream.next_small().unwrap_or_default();
+            let first = stream.next_small(now).unwrap_or_default();
+            self.in_flight += stream.in_flight() - before;
             // An older backend gets frames of 1400 bytes, headers included (§6.5).
             let room = self
                 .settings
@@ -754,7 +791,8 @@ impl Mux {
             if !self.settings.kite {
                 self.put(out, now, |out| frame::put_skb(out, sid, 0));
             }
-        } else if let Some(chunk) = stream.next_chunk() {
+        } else if let Some(chunk) = stream.next_chunk(now) {
+            self.in_flight += stream.in_flight() - before;
             self.put_data(sid, chunk, out, pool, now);
             self.events.push_back(Event::Writable(sid));
         } else if stream.sending == Sending::Finishing {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffer::{BUFFER_PAYLOAD, Chunk};
+use super::buffer::Chunk;
 use super::{Half, TunnelStream};
 
 /// The most pieces handed to the local socket in one write.
@@ -217,8 +217,8 @@ impl<L: Local> Join<L> {
                 break;
             };
             // The buffer goes back at once if there is nothing to read: idle streams hold none.
-            let mut buffer = self.stream.pool().take();
-            let mut room = ReadBuf::new(buffer.room(capacity.min(BUFFER_PAYLOAD)));
+            let mut buffer = self.stream.pool().take(capacity);
+            let mut room = ReadBuf::new(buffer.room(capacity));
             let read = Pin::new(&mut self.local).poll_read(cx, &mut room);
             let n = room.filled().len();
             match read {

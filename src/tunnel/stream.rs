@@ -8,20 +8,30 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::buffer::Chunk;
+use super::buffer::{BUFFER_PAYLOAD, Chunk};
+use super::pace::{Pace, Path};
 use crate::wire::frame::Open;
 
-/// Payload bytes that one stream may have waiting for its turn on the socket.
-/// Two full buffers: one leaves while the next is being read.
-pub const MAX_OUTBOX: usize = 2 * super::buffer::BUFFER_PAYLOAD;
+/// Frames' worth of payload that one stream may have waiting for its turn on the socket:
+/// one leaves while the next is being read.
+pub const OUTBOX_CHUNKS: usize = 2;
 /// Received pieces below this size are joined in one buffer instead of pinning
 /// the block they were read in.
 const JOIN_BELOW: usize = 8 * 1024;
 /// The joined buffer is passed on once it holds this many bytes.
 const JOIN_UP_TO: usize = 64 * 1024;
+
+/// Payload that is read at once for an older peer, whose own window is smaller.
+const UNPACED_CHUNK: usize = 64 * 1024;
+/// Between two kites: progress that is told at once.
+pub const ACK_STEP: u64 = 256 * 1024;
+/// Between two kites: progress that is told when all that came has been passed on. Less than
+/// [`MIN_WINDOW`](super::pace::MIN_WINDOW), or a sender could wait for ever.
+pub const DRAINED_STEP: u64 = 32 * 1024;
 
 /// How the peer's half stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +65,10 @@ pub struct SendLimit {
     pub window: Option<u64>,
     /// Largest payload of one frame.
     pub max_payload: usize,
+    /// Within the window, the stream's own [`Pace`] counts.
+    pub paced: bool,
+    /// Bytes that the path holds and no stream uses.
+    pub spare: u64,
 }
 
 /// The state of one stream. Sizes are in bytes.
@@ -75,6 +89,7 @@ pub struct Stream {
     outbox_bytes: usize,
     sent: u64,
     peer_acked: u64,
+    pace: Pace,
     /// Our half.
     pub sending: Sending,
     /// Waits for its turn to send.
@@ -100,6 +115,7 @@ impl Stream {
             outbox_bytes: 0,
             sent: 0,
             peer_acked: 0,
+            pace: Pace::default(),
             sending: Sending::Open,
             queued: false,
             released: false,
@@ -142,13 +158,13 @@ impl Stream {
         }
     }
 
-    /// The local side has taken `n` bytes. True if the peer should hear of it now:
-    /// a step of `step` bytes is full, or (with `eager`) nothing is left to take.
-    pub fn consume(&mut self, n: usize, step: u64, eager: bool) -> bool {
+    /// The local side has taken `n` bytes. True if the peer should hear of it now: `step` bytes are new, or
+    /// nothing is left to take and `drained` are.
+    pub fn consume(&mut self, n: usize, step: u64, drained: u64) -> bool {
         self.consumed += n as u64;
         self.inbox_bytes = self.inbox_bytes.saturating_sub(n);
-        let news_kb = self.consumed / 1024 - self.acked_kb;
-        news_kb * 1024 >= step || (eager && self.inbox_bytes == 0 && news_kb > 0)
+        let news = (self.consumed / 1024 - self.acked_kb) * 1024;
+        news >= step || (self.inbox_bytes == 0 && news >= drained)
     }
 
     /// The acknowledgement to send: KB consumed so far.
@@ -169,19 +185,33 @@ impl Stream {
 
     /// How many bytes the local side may hand over now. Zero while less than a
     /// worthwhile piece fits, lest the tunnel fill with crumbs.
-    pub fn capacity(&self, limit: SendLimit) -> usize {
-        let room = MAX_OUTBOX.saturating_sub(self.outbox_bytes);
-        let Some(window) = limit.window else {
-            return room;
+    pub fn capacity(&mut self, limit: SendLimit) -> usize {
+        let chunk = match limit.paced {
+            true => self.pace.chunk(BUFFER_PAYLOAD),
+            false => UNPACED_CHUNK,
         };
-        let flying = self.sent + self.outbox_bytes as u64 - self.peer_acked;
+        let room = (OUTBOX_CHUNKS * chunk).saturating_sub(self.outbox_bytes);
+        let Some(window) = limit.window else {
+            return room.min(chunk);
+        };
+        let window = match limit.paced {
+            true => window.min(self.pace.window(limit.spare)),
+            false => window,
+        };
+        let flying = self.in_flight() + self.outbox_bytes as u64;
         let left = usize::try_from(window.saturating_sub(flying)).unwrap_or(usize::MAX);
-        let worthwhile = limit.max_payload.min(window as usize / 4);
+        let worthwhile = limit.max_payload.min(chunk).min(window as usize / 4);
         if left < worthwhile && flying > 0 {
+            self.pace.held();
             0
         } else {
-            room.min(left)
+            room.min(left).min(chunk)
         }
+    }
+
+    /// Bytes that were sent and are not acknowledged.
+    pub fn in_flight(&self) -> u64 {
+        self.sent - self.peer_acked
     }
 
     /// Takes payload for the peer.
@@ -193,19 +223,21 @@ impl Stream {
     }
 
     /// The next payload to put into a frame.
-    pub fn next_chunk(&mut self) -> Option<Chunk> {
+    pub fn next_chunk(&mut self, now: Instant) -> Option<Chunk> {
         let chunk = self.outbox.pop_front()?;
         self.outbox_bytes -= chunk.len();
+        let fresh = self.in_flight() < DRAINED_STEP;
         self.sent += chunk.len() as u64;
+        self.pace.sent(self.sent, self.peer_acked, fresh, now);
         Some(chunk)
     }
 
     /// The next payload if it is a copied one; else it stays where it is.
-    pub fn next_small(&mut self) -> Option<Bytes> {
+    pub fn next_small(&mut self, now: Instant) -> Option<Bytes> {
         match self.outbox.front()? {
             Chunk::Small(bytes) => {
                 let bytes = bytes.clone();
-                self.next_chunk();
+                self.next_chunk(now);
                 Some(bytes)
             }
             Chunk::Large(_) => None,
@@ -217,9 +249,27 @@ impl Stream {
         self.opening.is_some() || !self.outbox.is_empty() || self.sending == Sending::Finishing
     }
 
-    /// The peer acknowledged `kb` KB in all. More than was sent counts as all that was sent.
-    pub fn acknowledged(&mut self, kb: u64) {
+    /// The next payload is small enough to have been copied.
+    pub fn is_sparse(&self) -> bool {
+        match self.outbox.front() {
+            Some(chunk) => self.outbox.len() == 1 && matches!(chunk, Chunk::Small(_)),
+            None => true,
+        }
+    }
+
+    /// The peer acknowledged `kb` KB in all; more than was sent counts as all that was sent.
+    /// See [`Pace::acknowledged`] for the rest.
+    pub fn acknowledged(
+        &mut self,
+        kb: u64,
+        path: &mut Path,
+        in_flight: u64,
+        most: u64,
+        now: Instant,
+    ) {
         self.peer_acked = kb.saturating_mul(1024).min(self.sent).max(self.peer_acked);
+        self.pace
+            .acknowledged(self.peer_acked, path, in_flight, most, now);
     }
 
     /// Forgets what waits to be sent; the caller returns the chunks' buffers to the pool.
@@ -251,11 +301,11 @@ mod tests {
     fn acknowledgements_come_in_steps_or_when_drained() {
         let mut s = Stream::new(None);
         s.push(Bytes::from(vec![0; 40_000]));
-        assert!(!s.consume(10_000, 16 * 1024, true));
-        assert!(s.consume(10_000, 16 * 1024, true));
+        assert!(!s.consume(10_000, 16 * 1024, 1024));
+        assert!(s.consume(10_000, 16 * 1024, 1024));
         assert_eq!(s.take_ack(), 19);
-        assert!(s.consume(20_000, 1 << 20, true), "drained");
-        assert!(!s.consume(0, 1 << 20, false));
+        assert!(s.consume(20_000, 1 << 20, 1024), "drained");
+        assert!(!s.consume(0, 1 << 20, 32 * 1024));
     }
 
     #[test]
@@ -263,16 +313,19 @@ mod tests {
         let limit = SendLimit {
             window: Some(8192),
             max_payload: 1024,
+            paced: false,
+            spare: 0,
         };
+        let (mut path, now) = (Path::default(), Instant::now());
         let mut s = Stream::new(None);
         assert_eq!(s.capacity(limit), 8192);
         s.write(Bytes::from(vec![0; 8000]).into());
         assert_eq!(s.capacity(limit), 0, "192 bytes are not worth a frame");
-        assert_eq!(s.next_chunk().map(|c| c.len()), Some(8000));
+        assert_eq!(s.next_chunk(now).map(|c| c.len()), Some(8000));
         assert_eq!(s.capacity(limit), 0);
-        s.acknowledged(4);
+        s.acknowledged(4, &mut path, 0, 8192, now);
         assert_eq!(s.capacity(limit), 8192 - 8000 + 4096);
-        s.acknowledged(u64::MAX);
+        s.acknowledged(u64::MAX, &mut path, 0, 8192, now);
         assert_eq!(
             s.capacity(limit),
             8192,

@@ -75,9 +75,7 @@ impl Chunks {
         let Some(size) = size_line(buf, &self.limits)? else {
             return Ok(None);
         };
-        let whole = size.line + size.wire;
-        if buf.len() < whole {
-            buf.reserve(whole - buf.len());
+        if buf.len() < size.line + size.wire {
             return Ok(None);
         }
         buf.advance(size.line);
@@ -89,6 +87,14 @@ impl Chunks {
             None => Ok(Some(chunk)),
             Some(len) => self.inflate(&chunk, len).map(Some),
         }
+    }
+
+    /// How long the size line at the front of `buf` is, and what follows it, if that is not compressed.
+    pub(super) fn plain(&self, buf: &[u8]) -> Result<Option<(usize, usize)>, FrameError> {
+        let size = size_line(buf, &self.limits)?;
+        Ok(size
+            .filter(|size| size.inflated.is_none() && !size.restart)
+            .map(|size| (size.line, size.wire)))
     }
 
     /// Inflates one chunk, which must give exactly `len` bytes. More is never

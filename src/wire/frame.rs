@@ -25,6 +25,9 @@ const MAX_HOST: usize = 255;
 /// Longest `Proto` and `RIP` that are kept, in bytes. An IPv6 address has 45.
 const MAX_WORD: usize = 64;
 
+/// So many bytes of a data frame are passed on before its end has come.
+pub const CUT_FROM: usize = 4 * 1024;
+
 /// Why the bytes of a peer are no frame. The peer is at fault, always; nothing
 /// can be read after it, so the tunnel has to be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -248,6 +251,13 @@ impl fmt::Debug for PingText {
 /// After an error the place in the byte stream is lost: close the tunnel.
 pub struct Decoder {
     chunks: Chunks,
+    rest: Option<Rest>,
+}
+
+/// What is still to come of a data frame whose beginning was passed on.
+struct Rest {
+    sid: Sid,
+    left: usize,
 }
 
 impl Decoder {
@@ -255,6 +265,7 @@ impl Decoder {
     pub fn new(limits: Limits) -> Self {
         Self {
             chunks: Chunks::new(limits),
+            rest: None,
         }
     }
 
@@ -263,18 +274,68 @@ impl Decoder {
         self.chunks.limits = limits;
     }
 
-    /// Takes one whole frame off the front of `buf`.
+    /// Takes one frame off the front of `buf`.
     ///
-    /// `None` means that more bytes are needed: nothing was taken, and `buf` has
-    /// room for the rest of the frame if its size is known already. A plain data
-    /// frame is decoded without an allocation.
+    /// `None` means that more bytes are needed: nothing was taken. A plain data frame is decoded without an
+    /// allocation; one of which [`CUT_FROM`] bytes or more are there comes in several pieces, as if its sender had
+    /// sent several frames, so that nobody waits for the end of a large one, or has to hold it.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+        if let Some(frame) = self.continued(buf) {
+            return Ok(frame);
+        }
         let max_head = self.chunks.limits.max_head;
-        self.chunks
-            .take(buf)?
-            .map(|chunk| frame(chunk, max_head))
-            .transpose()
+        match self.chunks.take(buf)? {
+            Some(chunk) => frame(chunk, max_head).map(Some),
+            None => self.begun(buf),
+        }
     }
+
+    /// The next piece of a frame that has begun, if one has.
+    fn continued(&mut self, buf: &mut BytesMut) -> Option<Option<Frame>> {
+        let rest = self.rest.as_mut()?;
+        if buf.is_empty() {
+            return Some(None);
+        }
+        let (sid, piece) = (rest.sid, rest.left.min(buf.len()));
+        rest.left -= piece;
+        if rest.left == 0 {
+            self.rest = None;
+        }
+        Some(Some(data_frame(sid, buf.split_to(piece).freeze())))
+    }
+
+    /// The beginning of a frame that is not there as a whole, if it is nothing but data.
+    fn begun(&mut self, buf: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
+        let Some((line, wire)) = self.chunks.plain(buf)? else {
+            return Ok(None);
+        };
+        let Some(part) = buf.get(line..).filter(|part| part.len() >= CUT_FROM) else {
+            return Ok(None);
+        };
+        // Headers that have not come yet are no error here: the frame is looked at again as a whole.
+        let Ok((headers, head)) = Headers::read(part, self.chunks.limits.max_head) else {
+            return Ok(None);
+        };
+        let Some(sid) = headers.only_data().and_then(Sid::parse) else {
+            return Ok(None);
+        };
+        let here = part.len() - head;
+        buf.advance(line + head);
+        let left = wire - head - here;
+        self.rest = (left > 0).then_some(Rest { sid, left });
+        Ok(Some(data_frame(sid, buf.split_to(here).freeze())))
+    }
+}
+
+fn data_frame(sid: Sid, data: Bytes) -> Frame {
+    Frame::Stream(StreamFrame {
+        sid,
+        open: None,
+        eof: Eof::NONE,
+        abort: false,
+        skb: None,
+        data,
+    })
 }
 
 impl fmt::Debug for Decoder {
@@ -369,6 +430,32 @@ impl<'a> Headers<'a> {
             self.kites.get_or_insert_default().take(name, value)?;
         }
         Ok(())
+    }
+
+    /// The stream's number, if nothing else is said than bytes for it.
+    fn only_data(&self) -> Option<&'a [u8]> {
+        let Self {
+            sid,
+            noop: false,
+            eof: None,
+            abort: false,
+            skb: None,
+            ping: None,
+            pong: None,
+            quota: None,
+            zrst: false,
+            proto: None,
+            host: None,
+            port: None,
+            rip: None,
+            rport: None,
+            rtls: false,
+            kites: None,
+        } = self
+        else {
+            return None;
+        };
+        *sid
     }
 
     fn open(&self) -> Option<Box<Open>> {

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use flate2::{Compress, Compression, FlushCompress};
-use kite::wire::frame::{data_header, put_data, put_eof, put_noop, put_open, put_ping, put_skb};
+use kite::wire::frame::{
+    CUT_FROM, data_header, put_data, put_eof, put_noop, put_open, put_ping, put_skb,
+};
 use kite::wire::{
     Control, Decoder, Eof, Frame, FrameError, HEADROOM, Limits, MAX_FRAME, Open, PingText, Sid,
     StreamFrame,
@@ -278,20 +280,53 @@ fn data_is_a_slice_of_the_buffer() {
 }
 
 #[test]
-fn a_frame_that_is_not_there_yet_is_not_touched_and_has_room() {
-    let whole = frame("SID: 7\r\n", &"x".repeat(100_000));
-    let mut decoder = Decoder::new(Limits::ESTABLISHED);
-    for cut in (0..whole.len()).step_by(97) {
-        let mut buf = BytesMut::from(&whole[..cut]);
-        assert_eq!(decoder.decode(&mut buf), Ok(None));
-        assert_eq!(buf, whole[..cut]);
-        if cut >= 7 {
+fn a_frame_that_is_not_there_yet_is_not_touched() {
+    let data = "x".repeat(100_000);
+    for headers in [
+        "SID: 7\r\nSKB: 1\r\n",
+        "SID: 7\r\nEOF: 1W\r\n",
+        "NOOP: 1\r\n",
+    ] {
+        let whole = frame(headers, &data);
+        let mut decoder = Decoder::new(Limits::ESTABLISHED);
+        for cut in (0..whole.len()).step_by(97) {
+            let mut buf = BytesMut::from(&whole[..cut]);
+            assert_eq!(decoder.decode(&mut buf), Ok(None));
+            assert_eq!(buf, whole[..cut]);
+        }
+    }
+}
+
+#[test]
+fn a_large_data_frame_comes_in_pieces_as_its_bytes_do() {
+    let data: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+    let mut whole = BytesMut::new();
+    put_data(&mut whole, sid(7), &data);
+    put_data(&mut whole, sid(8), b"next");
+    for step in [1, 97, CUT_FROM - 1, CUT_FROM, 30_000, whole.len()] {
+        let (mut decoder, mut buf) = (Decoder::new(Limits::ESTABLISHED), BytesMut::new());
+        let (mut seven, mut eight, mut pieces) = (Vec::new(), Vec::new(), 0);
+        for piece in whole.chunks(step) {
+            buf.extend_from_slice(piece);
+            while let Some(frame) = decoder.decode(&mut buf).unwrap() {
+                let Frame::Stream(frame) = frame else {
+                    panic!()
+                };
+                assert!(frame.eof.is_none() && frame.open.is_none() && frame.skb.is_none());
+                match frame.sid == sid(7) {
+                    true => seven.extend_from_slice(&frame.data),
+                    false => eight.extend_from_slice(&frame.data),
+                }
+                pieces += 1;
+            }
             assert!(
-                buf.capacity() >= whole.len(),
-                "{cut}: room for {}",
-                buf.capacity()
+                buf.len() < CUT_FROM + HEADROOM,
+                "{} bytes are held back",
+                buf.len()
             );
         }
+        assert!(seven == data && eight == b"next", "in steps of {step}");
+        assert_eq!(pieces == 2, step == whole.len());
     }
 }
 

@@ -22,8 +22,8 @@ use crate::roles::{SWITCHING, dialer, origin, service, until};
 
 /// The words of the protocol, and the settings that are built in.
 const EVERY_KITE_SAYS: &[&str] = &[
-    "1024",
-    "65536",
+    "262144",
+    "49152",
     "addkites",
     "beside",
     "connect",
