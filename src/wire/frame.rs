@@ -473,8 +473,36 @@ impl<'a> Headers<'a> {
     }
 }
 
+/// The head of a plain data frame, `SID: 5 CRLF CRLF` and no more, which nearly all frames have:
+/// its stream, and how many bytes it takes. Whatever else there may be is for [`Headers`].
+fn data_head(chunk: &[u8]) -> Option<(Sid, usize)> {
+    let text = chunk.strip_prefix(b"SID: ")?;
+    let (mut number, mut digits) = (0, 0);
+    for digit in text.iter().take(8).map(|b| b.wrapping_sub(b'0')) {
+        if digit > 9 {
+            break;
+        }
+        number = number * 10 + u32::from(digit);
+        digits += 1;
+    }
+    let ends = digits > 0 && text.get(digits..)?.starts_with(b"\r\n\r\n");
+    let end = b"SID: \r\n\r\n".len() + digits;
+    Sid::new(number).filter(|_| ends).map(|sid| (sid, end))
+}
+
 /// Reads one chunk.
 fn frame(mut chunk: Bytes, max_head: usize) -> Result<Frame, FrameError> {
+    if let Some((sid, end)) = data_head(&chunk).filter(|(_, end)| *end <= max_head) {
+        chunk.advance(end);
+        return Ok(Frame::Stream(StreamFrame {
+            sid,
+            open: None,
+            eof: Eof::NONE,
+            abort: false,
+            skb: None,
+            data: chunk,
+        }));
+    }
     let (headers, end) = Headers::read(&chunk, max_head)?;
     let sid = headers
         .sid

@@ -76,6 +76,33 @@ fn headers_are_read_as_pk_py_reads_them() {
 }
 
 #[test]
+fn a_head_with_nothing_but_a_sid_is_read_as_any_other() {
+    for number in [
+        "0",
+        "7",
+        "012",
+        "99999999",
+        "00000012",
+        "000000012",
+        "100000000",
+        "",
+        "-1",
+        "1 2",
+        "1x",
+    ] {
+        let short = decode(&frame(&format!("SID: {number}\r\n"), "x"));
+        let long = decode(&frame(&format!("sid: {number}\r\nNobody: knows\r\n"), "x"));
+        assert_eq!(short, long, "{number:?}");
+    }
+    let tight = Limits {
+        max_head: 5,
+        ..Limits::ESTABLISHED
+    };
+    let cut = decode_with(tight, &frame("SID: 7\r\n", "x"));
+    assert_eq!(cut, Err(FrameError::Head { max: 5 }));
+}
+
+#[test]
 fn the_letters_of_an_eof() {
     for (value, eof) in [
         ("1R", Eof::READ),
