@@ -4,7 +4,7 @@
 //! only once its tunnel stands: nobody is routed into a handshake.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::config::MAX_TUNNELS;
 use crate::kite::{KiteName, Protocol};
@@ -19,7 +19,26 @@ pub const MAX_BESIDE: usize = 2 * MAX_TUNNELS as usize;
 
 /// All kites that fly here.
 #[derive(Default)]
-pub struct Registry(RwLock<HashMap<Key, Entry>>);
+pub struct Registry(RwLock<Sky>);
+
+#[derive(Default)]
+struct Sky {
+    kites: HashMap<Arc<Key>, Entry>,
+    /// What each session has claimed, so that a tunnel that comes or goes costs the same among
+    /// many. It may name a kite that another session has taken over.
+    sessions: HashMap<String, BTreeSet<Arc<Key>>>,
+}
+
+impl Sky {
+    /// The kites that a session holds.
+    fn held<'a>(&'a self, session: &'a str) -> impl Iterator<Item = (&'a Key, &'a Entry)> {
+        let keys = self.sessions.get(session).into_iter().flatten();
+        keys.filter_map(move |key| {
+            let entry = self.kites.get(key)?;
+            entry.of(session).map(|_| (&**key, entry))
+        })
+    }
+}
 
 /// Wire protocol with its port, if any (`http`, `raw-22`), and name.
 type Key = (String, String);
@@ -37,6 +56,12 @@ struct Entry {
     terms: Terms,
     /// Never empty, at most [`MAX_BESIDE`].
     holders: Vec<Holder>,
+}
+
+impl Entry {
+    fn of(&self, session: &str) -> Option<&Holder> {
+        self.holders.iter().find(|h| h.session == session)
+    }
 }
 
 struct Holder {
@@ -88,9 +113,9 @@ impl Registry {
     /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
     /// beside one that the claimant knows.
     pub fn claim(&self, id: &KiteId, terms: Terms, claimant: Claimant<'_>) -> Claim {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let key = (id.proto.clone(), id.name.clone());
-        let entry = map.entry(key).or_insert_with(|| Entry {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let key = Arc::new((id.proto.clone(), id.name.clone()));
+        let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
             holders: Vec::new(),
         });
@@ -122,39 +147,45 @@ impl Registry {
             peer: claimant.peer.to_owned(),
             tunnel: None,
         });
+        let session = claimant.session.to_owned();
+        sky.sessions.entry(session).or_default().insert(key);
         Claim::Granted
     }
 
     /// The tunnel of `session` stands: visitors may come.
     pub fn activate(&self, session: &str, tunnel: &Tunnel) {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let holders = map.values_mut().flat_map(|e| &mut e.holders);
-        for holder in holders.filter(|h| h.session == session) {
-            holder.tunnel = Some(tunnel.clone());
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Sky { kites, sessions } = &mut *sky;
+        for key in sessions.get(session).into_iter().flatten() {
+            let holders = kites.get_mut(key).into_iter().flat_map(|e| &mut e.holders);
+            for holder in holders.filter(|h| h.session == session) {
+                holder.tunnel = Some(tunnel.clone());
+            }
         }
     }
 
     /// The tunnel of `session` is gone. Returns the kites that came down: those that no
     /// other tunnel flies.
     pub fn release(&self, session: &str) -> Vec<(String, String)> {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut gone = Vec::new();
-        map.retain(|key, entry| {
-            let before = entry.holders.len();
+        for key in sky.sessions.remove(session).into_iter().flatten() {
+            let Some(entry) = sky.kites.get_mut(&key) else {
+                continue;
+            };
             entry.holders.retain(|h| h.session != session);
-            if entry.holders.is_empty() && before > 0 {
-                gone.push(key.clone());
+            if entry.holders.is_empty() {
+                sky.kites.remove(&key);
+                gone.push(Arc::unwrap_or_clone(key));
             }
-            !entry.holders.is_empty()
-        });
+        }
         gone
     }
 
     /// The kites of `session`, and how many tunnels fly each.
     pub fn of_session(&self, session: &str) -> Vec<(Key, usize)> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        map.iter()
-            .filter(|(_, e)| e.holders.iter().any(|h| h.session == session))
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.held(session)
             .map(|(key, e)| (key.clone(), e.holders.len()))
             .collect()
     }
@@ -163,7 +194,7 @@ impl Registry {
     /// or any; exactly, or by the nearest wildcard; else the catch-all. Of several tunnels
     /// the one with the fewest streams, and one that owes us a sign of life only if all do.
     pub fn find(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Found> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut key = (String::new(), String::new());
         let mut look = |proto: &str, with_port: bool, name: &str| {
             key.0 = if with_port {
@@ -172,7 +203,7 @@ impl Registry {
                 proto.to_owned()
             };
             name.clone_into(&mut key.1);
-            let entry = map.get(&key)?;
+            let entry = sky.kites.get(&key)?;
             let tunnels = entry.holders.iter().filter_map(|h| h.tunnel.as_ref());
             let tunnel = tunnels
                 .filter(|t| !t.is_closed())
@@ -200,9 +231,10 @@ impl Registry {
 
     /// The tunnels that are up, with their kites, in the order of their sessions.
     pub fn overview(&self) -> Vec<TunnelView> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut views: BTreeMap<&str, TunnelView> = BTreeMap::new();
-        for ((proto, name), entry) in map.iter() {
+        for (key, entry) in &sky.kites {
+            let (proto, name) = &**key;
             for holder in entry.holders.iter().filter(|h| h.tunnel.is_some()) {
                 let view = views.entry(&holder.session);
                 let view = view.or_insert_with(|| TunnelView {
@@ -217,14 +249,11 @@ impl Registry {
 
     /// Every tunnel that flies something, each once.
     pub fn tunnels(&self) -> Vec<Tunnel> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Tunnel> = Vec::new();
-        let holders = map.values().flat_map(|e| &e.holders);
-        for tunnel in holders.filter_map(|h| h.tunnel.as_ref()) {
-            if !all.iter().any(|t| t.is_same(tunnel)) {
-                all.push(tunnel.clone());
-            }
-        }
-        all
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |session: &String| {
+            let mut held = sky.held(session);
+            held.find_map(|(_, entry)| entry.of(session)?.tunnel.clone())
+        };
+        sky.sessions.keys().filter_map(of).collect()
     }
 }
