@@ -388,7 +388,7 @@ fn long_path(scene: &Scene) {
     let mut speed = Table::default();
     for _ in 0..ROUNDS {
         for (route, _) in &routes {
-            let bytes = BULK / 16;
+            let bytes = BULK;
             speed.add(
                 "down",
                 route.name,

@@ -63,45 +63,18 @@ pub(super) async fn serve(
 }
 
 /// Looks at what the visitor says, and joins it with the origin.
-async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch, noise: &Noise) {
+async fn join(stream: TunnelStream, service: &Service, watch: &Watch, noise: &Noise) {
     let sid = stream.sid();
-    let mut gate = Gate::new(service.protocol, &service.name, service.tub);
-    let held = match tokio::time::timeout(
-        FIRST_FLIGHT_TIMEOUT,
-        first_flight(&mut stream, &mut gate),
-    )
-    .await
-    {
-        Ok(Ok(held)) => held,
-        Ok(Err(Turned::Away(why))) => {
-            tracing::debug!(?sid, "{}: a visitor was turned away: {why}", service.name);
-            if let Some(before) = noise.turned_away.due(Instant::now()) {
-                tracing::info!("{}: a visitor was turned away: {why}{before}", service.name);
-            }
-            return refuse(stream, why.voice());
-        }
-        Ok(Err(Turned::Left)) => return,
-        Err(_) => return refuse(stream, Voice::Close),
+    // To let it in needs much memory for a moment, the rest a little for weeks.
+    let Some(admitted) = Box::pin(admit(stream, service, watch, noise)).await else {
+        return;
     };
-    if !watch.trusts(service).await {
-        tracing::debug!(
-            ?sid,
-            "{}: a visitor was refused: its origin is not fit",
-            service.name
-        );
-        return refuse(stream, unreachable(service.protocol.on_wire()));
-    }
-    let origin = match OriginDialer::new().dial(&service.origin).await {
-        Ok(origin) => origin,
-        Err(e) => {
-            if let Some(before) = noise.no_origin.due(Instant::now()) {
-                tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
-            }
-            watch.doubt(service);
-            return refuse(stream, unreachable(service.protocol.on_wire()));
-        }
-    };
-    let inspect = (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>);
+    let Admitted {
+        stream,
+        origin,
+        held,
+        inspect,
+    } = admitted;
     let done = splice(stream, origin, held, inspect).await;
     watch.doubt(service);
     tracing::debug!(
@@ -112,6 +85,66 @@ async fn join(mut stream: TunnelStream, service: &Service, watch: &Watch, noise:
         service.name,
         done.end
     );
+}
+
+/// A visitor whose first flight is fit, and its origin.
+struct Admitted {
+    stream: TunnelStream,
+    origin: OriginConn,
+    held: VecDeque<Bytes>,
+    inspect: Option<Box<dyn Inspect + Send>>,
+}
+
+/// Looks at the first flight, and dials the origin; or tells the visitor that there is none.
+async fn admit(
+    mut stream: TunnelStream,
+    service: &Service,
+    watch: &Watch,
+    noise: &Noise,
+) -> Option<Admitted> {
+    let sid = stream.sid();
+    let turn_away = |stream, voice| {
+        refuse(stream, voice);
+        None
+    };
+    let mut gate = Gate::new(service.protocol, &service.name, service.tub);
+    let flight = first_flight(&mut stream, &mut gate);
+    let held = match tokio::time::timeout(FIRST_FLIGHT_TIMEOUT, flight).await {
+        Ok(Ok(held)) => held,
+        Ok(Err(Turned::Away(why))) => {
+            tracing::debug!(?sid, "{}: a visitor was turned away: {why}", service.name);
+            if let Some(before) = noise.turned_away.due(Instant::now()) {
+                tracing::info!("{}: a visitor was turned away: {why}{before}", service.name);
+            }
+            return turn_away(stream, why.voice());
+        }
+        Ok(Err(Turned::Left)) => return None,
+        Err(_) => return turn_away(stream, Voice::Close),
+    };
+    if !watch.trusts(service).await {
+        tracing::debug!(
+            ?sid,
+            "{}: a visitor was refused: its origin is not fit",
+            service.name
+        );
+        return turn_away(stream, unreachable(service.protocol.on_wire()));
+    }
+    let origin = match OriginDialer::new().dial(&service.origin).await {
+        Ok(origin) => origin,
+        Err(e) => {
+            if let Some(before) = noise.no_origin.due(Instant::now()) {
+                tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
+            }
+            watch.doubt(service);
+            return turn_away(stream, unreachable(service.protocol.on_wire()));
+        }
+    };
+    Some(Admitted {
+        stream,
+        origin,
+        held,
+        inspect: (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>),
+    })
 }
 
 /// The service that a frontend's opening is for. A frontend is not trusted: what it

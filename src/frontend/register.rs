@@ -23,7 +23,7 @@ use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 /// waits about as long.
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
 /// Asked of the connection at once during the handshake, in bytes.
-const READ: usize = 4 * 1024;
+const READ: usize = 1024;
 
 /// A backend's connection, with the head of its request.
 pub(super) struct Asking {

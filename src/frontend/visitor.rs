@@ -30,8 +30,8 @@ use crate::wire::frame::Open;
 pub const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a visitor's tunnel is looked at until it has answered; every [`SUSPECT_AFTER`].
 const MAX_LOOKS: usize = 6;
-/// Asked of the socket at once while sniffing, in bytes.
-const FIRST_READ: usize = 4 * 1024;
+/// Asked of the socket at first while sniffing, in bytes: most say all in one packet.
+const FIRST_READ: usize = 1024;
 
 /// Serves a connection from a listening socket.
 pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {

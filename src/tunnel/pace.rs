@@ -190,11 +190,11 @@ impl Pace {
         } else if probe.held {
             self.starting = false;
         }
-        let free = rtt <= shortest + shortest / 32 + SLACK / 2;
+        let free = rtt <= shortest + shortest / 64 + SLACK / 2;
         let delay = match (self.starting, free) {
             (true, _) => shortest * 2,
             (false, true) => shortest + shortest / 4,
-            (false, false) => shortest + shortest / 32,
+            (false, false) => shortest + shortest / 16,
         };
         let mut window = bytes_in(self.rate, delay + SLACK);
         if !probe.held {

@@ -312,11 +312,7 @@ impl Decoder {
         let Some(part) = buf.get(line..).filter(|part| part.len() >= CUT_FROM) else {
             return Ok(None);
         };
-        // Headers that have not come yet are no error here: the frame is looked at again as a whole.
-        let Ok((headers, head)) = Headers::read(part, self.chunks.limits.max_head) else {
-            return Ok(None);
-        };
-        let Some(sid) = headers.only_data().and_then(Sid::parse) else {
+        let Some((sid, head)) = data_head(part) else {
             return Ok(None);
         };
         let here = part.len() - head;
@@ -432,32 +428,6 @@ impl<'a> Headers<'a> {
         Ok(())
     }
 
-    /// The stream's number, if nothing else is said than bytes for it.
-    fn only_data(&self) -> Option<&'a [u8]> {
-        let Self {
-            sid,
-            noop: false,
-            eof: None,
-            abort: false,
-            skb: None,
-            ping: None,
-            pong: None,
-            quota: None,
-            zrst: false,
-            proto: None,
-            host: None,
-            port: None,
-            rip: None,
-            rport: None,
-            rtls: false,
-            kites: None,
-        } = self
-        else {
-            return None;
-        };
-        *sid
-    }
-
     fn open(&self) -> Option<Box<Open>> {
         // A visitor chooses the host at an old frontend, so an odd one is no error:
         // it would give every visitor the power to cut the tunnel.
@@ -494,14 +464,7 @@ fn data_head(chunk: &[u8]) -> Option<(Sid, usize)> {
 fn frame(mut chunk: Bytes, max_head: usize) -> Result<Frame, FrameError> {
     if let Some((sid, end)) = data_head(&chunk).filter(|(_, end)| *end <= max_head) {
         chunk.advance(end);
-        return Ok(Frame::Stream(StreamFrame {
-            sid,
-            open: None,
-            eof: Eof::NONE,
-            abort: false,
-            skb: None,
-            data: chunk,
-        }));
+        return Ok(data_frame(sid, chunk));
     }
     let (headers, end) = Headers::read(&chunk, max_head)?;
     let sid = headers
