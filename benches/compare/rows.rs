@@ -29,6 +29,8 @@ const IDLE: usize = 2000;
 const TUNNELS: usize = 200;
 /// The long path, one way.
 const LATE_MS: &str = "50";
+/// And its rate, in bytes a second: 2 Gbit/s.
+const LONG: &str = "250000000";
 /// The slow path, in bytes a second.
 const SLOW: &str = "4000000";
 
@@ -55,7 +57,7 @@ const ROWS: [Row; 10] = [
         "64 bytes under a download on the same tunnel",
         ping_under_load,
     ),
-    ("long", "a path of 100 ms", long_path),
+    ("long", "a path of 100 ms and 250 MB/s", long_path),
     ("slow", "a path of 100 ms and 4 MB/s", slow_path),
     ("memory", "memory of idle streams and tunnels", memory),
     ("return", "after the frontend was killed", back_again),
@@ -384,7 +386,7 @@ fn stretched(scene: &Scene, rate: &str) -> Vec<(Route, Party)> {
 }
 
 fn long_path(scene: &Scene) {
-    let routes = stretched(scene, "0");
+    let routes = stretched(scene, LONG);
     let mut speed = Table::default();
     for _ in 0..ROUNDS {
         for (route, _) in &routes {

@@ -47,6 +47,8 @@ const TO_LEGACY_BACKEND: usize = 1360;
 /// backend sends at most (§6.5). Its frontend passes no more on at once, holds back what is
 /// over, and then cuts off a visitor who has half-closed.
 const TO_LEGACY_FRONTEND: usize = 16 * 1024 - 128;
+/// Payload that is read at once for an older peer, whose own window is smaller.
+const LEGACY_CHUNK: usize = 64 * 1024;
 /// An older peer hears of progress at least this often: pagekite.py stalls at 48 KB (§7.5).
 pub const LEGACY_ACK_STEP: u64 = 16 * 1024;
 /// Data for streams that do not exist is answered for this many at a time.
@@ -64,6 +66,9 @@ pub const RECV_WINDOW_KB: u32 = 48 * 1024;
 pub const MAX_IN_FLIGHT: u64 = 48 * 1024 * 1024;
 /// Frames with X-PageKite lines that may wait to be sent.
 pub const MAX_PENDING_KITES: usize = 16;
+
+/// How long a new stream may be without an answer until the peer is asked for a sign of life.
+const OPENING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Frames that may follow each other within [`BURST_BYTES`]: pagekite.py dies of 150
 /// frames in one read of 50,393 bytes (§6.1). Half of it, since a read may begin anywhere.
@@ -441,7 +446,9 @@ impl Mux {
             let before = stream.in_flight();
             let (all, most) = (self.in_flight, self.settings.send_window);
             stream.acknowledged(kb, &mut self.path, all, most, now);
-            self.in_flight -= before - stream.in_flight();
+            let passed = before - stream.in_flight();
+            self.in_flight -= passed;
+            self.path.passed(passed, now);
             self.events.push_back(Event::Writable(sid));
         }
     }
@@ -671,6 +678,10 @@ impl Mux {
         SendLimit {
             window: acknowledges.then_some(window),
             max_payload: self.settings.max_payload,
+            chunk: match self.settings.kite {
+                true => self.path.chunk(BUFFER_PAYLOAD),
+                false => LEGACY_CHUNK,
+            },
             paced: self.settings.kite,
             spare: self.path.holds().saturating_sub(self.in_flight),
         }
@@ -781,9 +792,9 @@ impl Mux {
             let rest = first.slice(first.len().min(room)..);
             let head = first.slice(..first.len().min(room));
             self.put(out, now, |out| frame::put_open(out, sid, &open, &head));
-            // A dead circuit is to be found out by its first visitor.
-            if self.settings.kite && !self.asked() {
-                self.put_ping(out, now);
+            // A dead circuit is to be found out by its first visitor, and a live one not to be burdened: most answers come at once.
+            if self.settings.kite && self.overdue(now).is_none() {
+                self.ping.owed = Some(now);
             }
             if !rest.is_empty() {
                 self.put_data(sid, rest.into(), out, pool, now);
@@ -850,6 +861,7 @@ impl Mux {
             return until;
         }
         match self.settings.liveness {
+            Liveness::Ping { .. } if let Some(owed) = self.unasked() => owed + OPENING_PATIENCE,
             Liveness::Ping { dead, .. } if self.asked() => self.last_heard + dead,
             Liveness::Ping { ask, .. } => self.last_heard + ask,
             Liveness::Noop { every } => self.last_said + every,
@@ -859,6 +871,13 @@ impl Mux {
     /// A PING was sent, or waits to be sent, since the peer was last heard.
     fn asked(&self) -> bool {
         self.ping.wanted || self.ping.sent.is_some_and(|sent| sent >= self.last_heard)
+    }
+
+    /// Since when a visitor has waited for a sign of life that no PING has asked for.
+    fn unasked(&self) -> Option<Instant> {
+        self.ping
+            .owed
+            .filter(|owed| *owed >= self.last_heard && !self.asked())
     }
 
     /// Looks at the time: asks a silent peer, gives up a dead one, ends a stream
@@ -877,7 +896,8 @@ impl Mux {
                 if silence >= dead && self.asked() && !self.is_blocked() {
                     return Err(MuxError::Silent(silence));
                 }
-                if silence >= ask && !self.asked() {
+                let late = |owed| now.saturating_duration_since(owed) >= OPENING_PATIENCE;
+                if (silence >= ask && !self.asked()) || self.unasked().is_some_and(late) {
                     self.ping.wanted = true;
                 }
             }

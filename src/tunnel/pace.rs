@@ -17,15 +17,17 @@ use std::time::{Duration, Instant};
 /// Bytes of a new stream on the way, before anything is known of the path.
 pub const FIRST_WINDOW: u64 = 256 * 1024;
 /// The least that a stream may have on the way, whatever was measured. More than any acknowledgement is late by.
-pub const MIN_WINDOW: u64 = 256 * 1024;
-/// Payload of one frame: what passes in [`CHUNK_TIME`], within these bounds. Others wait behind it.
+pub const MIN_WINDOW: u64 = 128 * 1024;
+/// The least payload of one frame, where there is as much; else what passes in [`CHUNK_TIME`].
 pub const MIN_CHUNK: usize = 16 * 1024;
 /// Before anything is known of the path.
 const FIRST_CHUNK: usize = 64 * 1024;
 /// How long one frame of a stream may keep the others waiting.
-const CHUNK_TIME: Duration = Duration::from_millis(1);
+const CHUNK_TIME: Duration = Duration::from_micros(60);
 /// The delay that a window allows for beside the path's: two ends that take turns on a busy machine.
-const SLACK: Duration = Duration::from_micros(250);
+const SLACK: Duration = Duration::from_micros(100);
+/// How long bytes are counted until the tunnel's rate is known anew.
+const METER: Duration = Duration::from_millis(20);
 /// The shortest round trip is forgotten after one to two of these: paths change.
 const MEMORY: Duration = Duration::from_secs(10);
 /// A remembered rate nears a lower one by this part at each measurement.
@@ -38,6 +40,16 @@ pub struct Path {
     older: Look,
     since: Option<Instant>,
     epoch: u8,
+    meter: Meter,
+}
+
+/// What all streams of a tunnel have had passed on.
+#[derive(Debug, Default)]
+struct Meter {
+    since: Option<Instant>,
+    bytes: u64,
+    /// Bytes a second; 0 until known.
+    rate: u64,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +84,27 @@ impl Path {
     /// Bytes that the path holds, as far as is known: what a new stream may count on, less what others have on the way.
     pub fn holds(&self) -> u64 {
         self.newest.held.max(self.older.held)
+    }
+
+    /// The peer has passed on so many bytes more of some stream.
+    pub fn passed(&mut self, bytes: u64, now: Instant) {
+        let meter = &mut self.meter;
+        let taken = now.saturating_duration_since(*meter.since.get_or_insert(now));
+        meter.bytes += bytes;
+        if taken >= METER {
+            meter.rate = rate_of(meter.bytes, taken);
+            (meter.bytes, meter.since) = (0, Some(now));
+        }
+    }
+
+    /// Payload of one frame, in bytes; `most` at most. All streams' speed counts: what waits behind a frame
+    /// waits for the tunnel.
+    pub fn chunk(&self, most: usize) -> usize {
+        let chunk = match self.meter.rate {
+            0 => FIRST_CHUNK,
+            rate => usize::try_from(bytes_in(rate, CHUNK_TIME)).unwrap_or(usize::MAX),
+        };
+        chunk.max(MIN_CHUNK).min(most)
     }
 
     fn is_clear(&self, rtt: Duration) -> bool {
@@ -125,15 +158,6 @@ impl Pace {
         }
     }
 
-    /// How much of it one frame should carry; `most` at most.
-    pub fn chunk(&self, most: usize) -> usize {
-        let chunk = match self.rate {
-            0 => FIRST_CHUNK,
-            rate => usize::try_from(bytes_in(rate, CHUNK_TIME)).unwrap_or(usize::MAX),
-        };
-        chunk.max(MIN_CHUNK).min(most)
-    }
-
     /// The window has held the stream back.
     pub fn held(&mut self) {
         if let Some(probe) = &mut self.probe {
@@ -175,8 +199,7 @@ impl Pace {
             return;
         };
         let passed = acked - probe.acked;
-        let rate = u64::try_from(u128::from(passed) * 1_000_000_000 / rtt.as_nanos().max(1))
-            .unwrap_or(u64::MAX);
+        let rate = rate_of(passed, rtt);
         if rate > self.rate {
             self.rate = rate;
         } else if probe.held {
@@ -207,6 +230,10 @@ impl Pace {
         }
         self.window = window.max(MIN_WINDOW).min(most);
     }
+}
+
+fn rate_of(bytes: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1)).unwrap_or(u64::MAX)
 }
 
 fn bytes_in(rate: u64, time: Duration) -> u64 {
@@ -268,6 +295,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_as_long_as_the_tunnel_is_fast() {
+        let (mut path, mut now) = (Path::default(), Instant::now());
+        assert_eq!(path.chunk(1 << 20), FIRST_CHUNK);
+        for (rate, chunk) in [(1_000_000_000, 60_000), (50_000_000, MIN_CHUNK)] {
+            for _ in 0..3 {
+                path.passed(rate / 50, now);
+                now += METER;
+            }
+            assert_eq!(path.chunk(1 << 20), chunk);
+        }
+    }
+
+    #[test]
     fn a_path_that_becomes_longer_is_noticed() {
         let (mut pace, mut path) = (Pace::default(), Path::default());
         let (short, long) = (Duration::from_millis(20), Duration::from_millis(100));
@@ -301,6 +341,5 @@ mod tests {
             now + Duration::from_millis(100),
         );
         assert_eq!(pace.window(0), before);
-        assert_eq!(pace.chunk(1 << 20), 50_000);
     }
 }

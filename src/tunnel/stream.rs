@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::buffer::{BUFFER_PAYLOAD, Chunk};
+use super::buffer::Chunk;
 use super::pace::{Pace, Path};
 use crate::wire::frame::Open;
 
@@ -25,8 +25,6 @@ const JOIN_BELOW: usize = 8 * 1024;
 /// The joined buffer is passed on once it holds this many bytes.
 const JOIN_UP_TO: usize = 64 * 1024;
 
-/// Payload that is read at once for an older peer, whose own window is smaller.
-const UNPACED_CHUNK: usize = 64 * 1024;
 /// Between two kites: progress that is told at once.
 pub const ACK_STEP: u64 = 256 * 1024;
 /// Between two kites: progress that is told when all that came has been passed on. Less than
@@ -65,6 +63,8 @@ pub struct SendLimit {
     pub window: Option<u64>,
     /// Largest payload of one frame.
     pub max_payload: usize,
+    /// Payload that may be read at once, for one frame or some.
+    pub chunk: usize,
     /// Within the window, the stream's own [`Pace`] counts.
     pub paced: bool,
     /// Bytes that the path holds and no stream uses.
@@ -186,10 +186,7 @@ impl Stream {
     /// How many bytes the local side may hand over now. Zero while less than a
     /// worthwhile piece fits, lest the tunnel fill with crumbs.
     pub fn capacity(&mut self, limit: SendLimit) -> usize {
-        let chunk = match limit.paced {
-            true => self.pace.chunk(BUFFER_PAYLOAD),
-            false => UNPACED_CHUNK,
-        };
+        let chunk = limit.chunk;
         let room = (OUTBOX_CHUNKS * chunk).saturating_sub(self.outbox_bytes);
         let Some(window) = limit.window else {
             return room.min(chunk);
@@ -313,6 +310,7 @@ mod tests {
         let limit = SendLimit {
             window: Some(8192),
             max_payload: 1024,
+            chunk: 64 * 1024,
             paced: false,
             spare: 0,
         };
