@@ -99,15 +99,16 @@ class TorNet:
     With `exits_are_kin` they are one family, and no circuit has two of them: an exit that dies takes the circuits
     with it that end there, and no others.  `interval` is the time between two votes, each of which is good for three
     of these.  `authority` is the program that the authority runs.  `clock` is what all nodes live by (clocks.py).
+    `params` are said in the consensus, such as "cc_alg=0".
     """
 
     def __init__(self, root, subnet, names, exits=3, relays=2, exits_are_kin=False, bridges=(), interval=INTERVAL_S,
-                 authority="tor", clock=None):
+                 authority="tor", clock=None, params=""):
         for program, package in (("tor", "tor"), *(("obfs4proxy", "obfs4proxy") for b in bridges if b == "obfs4")):
             if not shutil.which(program):
                 raise RuntimeError(f"the tests need {program}: apt-get install {package}")
         self.root, self.names, self.subnet, self.exits_are_kin = root, names, subnet, exits_are_kin
-        self.interval, self.program, self.clock = interval, authority, clock
+        self.interval, self.program, self.clock, self.params = interval, authority, clock, params
         self.exit_policy = "accept *:*"
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
@@ -296,6 +297,7 @@ ClientRejectInternalAddresses 0
                 "AuthDirSharedRandomness 0",
                 # Else a relay is down once it has not been tested for 45 minutes, by a clock that may be set.
                 *(["AuthDirTestReachability 0"] if self.clock else []),
+                *([f"ConsensusParams {self.params}"] if self.params else []),
             ]
         if node.role == "exit" and self.exits_are_kin:
             lines.append("MyFamily " + ",".join(f"${n.fingerprint()}" for n in self.nodes if n.role == "exit"))
