@@ -205,18 +205,20 @@ def tahoe(scene):
     node = Storage(scene.sup, scene.dir / "node", {}, None, NOBODY, ["tcp:127.0.0.1:%d" % TUB_PORT], force_foolscap=True)
     node.run()
     furl = wait_until(lambda: _read(node.dir / "private" / "storage.furl"), 30, node.proc.tail)
-    kites = {route: Kite("foolscap", f"{route.split()[-1]}.tahoe.test", "%s:%d" % node.target)
+    kites = {route: Kite("foolscap", f"{route.split()[-1].lower()}.tahoe.test", "%s:%d" % node.target)
              for route in ("kite, plain", "kite, pinned", "kite, Tor")}
     frontend = Frontend(scene.sup, "tahoe-frontend", BOB, list(kites.values())).start(level="info")
     places = {"direct": "%s:%d" % node.target}
     for route, kite in kites.items():
         arti = scene.net.arti_toml(scene.dir / "tahoe-arti") if route == "kite, Tor" else None
         address = frontend.plain() if route == "kite, plain" else frontend.pinned()
-        Backend(scene.sup, route, [address], [kite], via_tor=arti, env=QUIET).start().wait_up(kite, BOB)
+        Backend(scene.sup, kite.name, [address], [kite], via_tor=arti, env=QUIET).start().wait_up(kite, BOB)
         places[route] = f"{kite.name}:80"
-    clients = dict(zip(places, in_parallel(*(
-        lambda route=route, port=port: _tahoe_client(scene, node, furl, route, places[route], port)
-        for port, route in enumerate(places, 45100))), strict=True))
+    makers = [lambda port=port, place=place: _tahoe_client(scene, node, furl, place, port)
+              for port, place in enumerate(places.values(), 45100)]
+    clients = dict(zip(places, in_parallel(*makers), strict=True))
+    for client in clients.values():
+        client.run()
     for client in clients.values():
         client.wait_connected(1)
     table = Table("s")
@@ -233,17 +235,18 @@ def tahoe(scene):
     table.print()
     for route in kites:
         for what in ("up", "down"):
-            table.ratio(what, route, "direct", most=1.5)
+            # Tor has no goal: a node that is reached directly has no three relays before it.
+            table.ratio(what, route, "direct", **({} if route == "kite, Tor" else {"most": 1.5}))
 
 
-def _tahoe_client(scene, node, furl, route, place, port):
+def _tahoe_client(scene, node, furl, place, port):
     """A client that knows the node by one address, and needs no introducer."""
     client = Client(scene.sup, scene.dir / f"client-{port}", {"*.tahoe.test": BOB}, NOBODY, port, shares=(1, 1, 1))
     key = _read(node.dir / "node.pubkey").removeprefix("pub-")
     furl = re.sub(r"@[^/]*/", f"@tcp:{place}/", furl)
     (client.dir / "private" / "servers.yaml").write_text(
         f"storage:\n  {key}:\n    ann:\n      nickname: node\n      anonymous-storage-FURL: {furl}\n")
-    return client.run()
+    return client
 
 
 def _read(path):
