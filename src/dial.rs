@@ -8,8 +8,8 @@
 //! Origins have [`origin::OriginDialer`], which understands literal addresses only.
 //!
 //! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
-//! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, and in `check/leaks.rs`,
-//! which starts strace.
+//! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, in the gate of the `tor` crate, and in
+//! `check/leaks.rs`, which starts strace.
 
 pub mod direct;
 pub mod egress;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::io::{AsyncRead, AsyncWrite, IoSlice};
 use futures::task::{FutureObj, Spawn, SpawnError};
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tor_linkspec::HasAddrs;
@@ -33,6 +34,9 @@ use crate::relays::{Peer, Rules};
 /// The runtime type that Arti sees.
 pub(crate) type Guarded =
     CompoundRuntime<Nursery, Base, RealCoarseTimeProvider, Gate, NoSockets, Base, NoSockets>;
+
+/// A connection, as Arti's traits want it.
+type Tcp = <Base as NetStreamProvider<SocketAddr>>::Stream;
 
 /// Where the current directory can be found, once there is one.
 type Directory = Box<dyn Fn() -> Option<Arc<NetDir>> + Send + Sync>;
@@ -241,7 +245,6 @@ fn list(report: &mut DialReport, addr: &SocketAddr, peer: Option<Peer>) {
 /// TCP for Arti, to relays only.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    inner: Base,
     rules: Arc<Rules>,
     directory: Arc<OnceLock<Directory>>,
     ledger: Ledger,
@@ -291,7 +294,7 @@ impl NetStreamProvider<SocketAddr> for Gate {
         let mut attempt = Attempt(Some(self.ledger.clone()));
         let begun = Instant::now();
         loop {
-            match self.inner.connect(addr, options).await {
+            match dial(addr, options).await {
                 Err(e) if is_no_route(e.kind()) && begun.elapsed() < ROUTE_WAIT => {
                     self.ledger.note_failure(true);
                     sleep(ROUTE_POLL).await;
@@ -316,6 +319,29 @@ impl NetStreamProvider<SocketAddr> for Gate {
     }
 }
 
+/// A connection such as Arti's runtime would make, but without Nagle's algorithm. Arti sends whole cells; one that has
+/// to wait until the relay acknowledges the one before it waits for 40 ms.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the gate itself: an address that it has let through"
+)]
+async fn dial(addr: &SocketAddr, options: &TcpConnectOptions) -> io::Result<Tcp> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let common = options.common();
+    if let Some(bytes) = *common.send_buffer_size() {
+        socket.set_send_buffer_size(size(bytes))?;
+    }
+    if let Some(bytes) = *common.recv_buffer_size() {
+        socket.set_recv_buffer_size(size(bytes))?;
+    }
+    socket.set_nodelay(true)?;
+    Ok(socket.connect(*addr).await?.into())
+}
+
 /// The system itself knows that nothing can be reached.
 fn is_no_route(kind: io::ErrorKind) -> bool {
     matches!(
@@ -338,7 +364,7 @@ impl Drop for Attempt {
 
 /// A connection of Arti's; what comes in is a sign of life.
 pub(crate) struct Wire {
-    inner: <Base as NetStreamProvider<SocketAddr>>::Stream,
+    inner: Tcp,
     ledger: Ledger,
 }
 
@@ -513,7 +539,6 @@ impl Maker {
         let base = Base::current()?;
         let ledger = Ledger::default();
         let gate = Gate {
-            inner: base.clone(),
             rules: Arc::new(rules),
             directory: Arc::default(),
             ledger: ledger.clone(),
