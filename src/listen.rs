@@ -1,12 +1,15 @@
 //! The way in: listening sockets, and an accept loop that nothing stops.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -116,6 +119,63 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// What may be a part of something that waits for an acknowledgement, in bytes: two full segments are none.
+#[cfg(target_os = "linux")]
+const SHORT: usize = 2 * 1400;
+
+/// A tunnel's socket: what has come is acknowledged at once.
+///
+/// The other end may be a Tor exit, which leaves Nagle's algorithm on: a small piece behind another waits there until
+/// the first is acknowledged. The kernel would do that after 40 ms, to send it along with something.
+pub struct Prompt(pub TcpStream);
+
+impl AsyncRead for Prompt {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = ready!(Pin::new(&mut self.0).poll_read(cx, buf));
+        // A long piece is acknowledged anyway. The kernel forgets the wish soon, so each short one says it anew.
+        #[cfg(target_os = "linux")]
+        if buf.filled().len() - before < SHORT {
+            let _ = self.0.set_quickack(true);
+        }
+        Poll::Ready(outcome)
+    }
+}
+
+impl AsyncWrite for Prompt {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

@@ -16,6 +16,7 @@ use super::registry::Terms;
 use super::{Arrival, Shared, Socket};
 use crate::dial::{BoxConn, tune_tunnel};
 use crate::kite::{KiteName, Protocol};
+use crate::listen::Prompt;
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls;
@@ -69,7 +70,7 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
             tune_tunnel(&conn);
             let conn = Rewind {
                 prefix: first,
-                inner: conn,
+                inner: Prompt(conn),
             };
             return match shared.tls.accept(conn).await {
                 Ok(conn) => {
@@ -87,7 +88,7 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
             HttpKind::Tunnel => {
                 tune_tunnel(&conn);
                 return Some(Comer::Backend(Box::new(Asking {
-                    conn: Box::new(conn),
+                    conn: Box::new(Prompt(conn)),
                     binding: None,
                     first,
                     head_len: head.len,
