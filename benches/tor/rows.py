@@ -27,8 +27,7 @@ from tornet import TorNet                                            # noqa: E40
 ALICE, BOB = "10.77.1.1", "10.77.1.3"     # frontends
 HOST = ("10.77.1.2", 8000)                # what bare streams lead to
 LATE_MS = 100                             # the long way, each way
-# Each window of a circuit has so many cells of 498 bytes, and no more: C tor's and Arti's own most is endless.
-WINDOW = 1000
+WINDOW = 1000                             # most cells on the way in a circuit; Tor's own most is endless
 BULK = 16_000_000
 TAHOE_SIZE = 5_000_000
 SETTLE = 3                                # seconds until the memory of a process is looked at
@@ -63,11 +62,6 @@ class Hidden:
         print(*words, file=self.popen.stdin, flush=True)
         return [float(word) for word in self.popen.stdout.readline().split()]
 
-    def cpu(self):
-        """CPU seconds so far."""
-        fields = pathlib.Path(f"/proc/{self.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
 
 class Scene:
     """What rows share, made when first asked for."""
@@ -95,7 +89,7 @@ class Scene:
 
     def _make_net(self):
         net = TorNet(self.dir / "tor", "10.77.0", {}, bridges=("bridge",),
-                     params=f"cc_cwnd_max={WINDOW} cc_ss_max={WINDOW}" if WINDOW else "")
+                     params=f"cc_cwnd_max={WINDOW} cc_ss_max={WINDOW}")
         self.undo.callback(net.stop)
         return net.start()
 
@@ -122,6 +116,12 @@ class Scene:
         return Hidden(self, "far", self.net.arti_toml(self.dir / "far-arti", bridge=late), self.kites[:2])
 
 
+def cpu_of(pid):
+    """CPU seconds of a process so far."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def idle():
     """Seconds that the cores have been idle, all together."""
     fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
@@ -138,11 +138,13 @@ def stream(scene):
             ("up", "kite", lambda: upload(to, name, BULK))]
     for _, _, transfer in ways:                  # circuits learn their windows
         transfer()
+    parties = {"hidden side": hidden.popen.pid, "frontend": scene.frontend.proc.pid}
     for _ in range(ROUNDS):
         for what, route, transfer in ways:
-            before = hidden.cpu()
+            before = {party: cpu_of(pid) for party, pid in parties.items()}
             speed.add(what, route, BULK / transfer() / 1e6)
-            cpu.add(f"{what}, hidden side", route, (hidden.cpu() - before) / BULK * 1e9)
+            for party, pid in parties.items():
+                cpu.add(f"{what}, {party}", route, (cpu_of(pid) - before[party]) / BULK * 1e9)
     speed.print()
     cpu.print()
     for what in ("down", "up"):
@@ -175,6 +177,7 @@ def circuits(scene):
     print(f"  a circuit's window of {WINDOW} cells, over {rtt * 1000:.0f} ms: "
           f"{WINDOW * 498 / rtt / 1e6:.2f} MB/s at most")
     for what in ("down", "up"):
+        speed.ratio(what, "kite, one tunnel", "bare, one circuit", least=0.95)
         speed.ratio(what, "bare, two circuits", "bare, one circuit")
         speed.ratio(what, "kite, two tunnels", "kite, one tunnel", least=1.7)
 
