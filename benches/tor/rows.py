@@ -154,7 +154,7 @@ def stream(scene):
 def circuits(scene):
     """Two tunnels on two circuits, beside one, where the window of a circuit is the limit."""
     hidden, to, (one, two) = scene.far, scene.frontend.visitors, [k.name for k, _ in scene.kites[:2]]
-    visitors, size = 4, 2_000_000
+    visitors, size = 4, 1_500_000
     total = visitors * size
     speed, free = Table("MB/s"), Table("")
     ways = [(what, route, transfer) for what, ask, visit_ in (("down", "send", download), ("up", "take", upload))
