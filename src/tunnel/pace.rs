@@ -23,9 +23,9 @@ pub const MIN_CHUNK: usize = 16 * 1024;
 /// Before anything is known of the path.
 const FIRST_CHUNK: usize = 64 * 1024;
 /// How long one frame of a stream may keep the others waiting.
-const CHUNK_TIME: Duration = Duration::from_micros(60);
+const CHUNK_TIME: Duration = Duration::from_micros(120);
 /// The delay that a window allows for beside the path's: two ends that take turns on a busy machine.
-const SLACK: Duration = Duration::from_micros(100);
+const SLACK: Duration = Duration::from_micros(150);
 /// How long bytes are counted until the tunnel's rate is known anew.
 const METER: Duration = Duration::from_millis(20);
 /// The shortest round trip is forgotten after one to two of these: paths change.
@@ -298,7 +298,7 @@ mod tests {
     fn a_frame_is_as_long_as_the_tunnel_is_fast() {
         let (mut path, mut now) = (Path::default(), Instant::now());
         assert_eq!(path.chunk(1 << 20), FIRST_CHUNK);
-        for (rate, chunk) in [(1_000_000_000, 60_000), (50_000_000, MIN_CHUNK)] {
+        for (rate, chunk) in [(1_000_000_000, 120_000), (50_000_000, MIN_CHUNK)] {
             for _ in 0..3 {
                 path.passed(rate / 50, now);
                 now += METER;
