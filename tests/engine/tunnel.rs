@@ -330,6 +330,30 @@ async fn a_silent_peer_is_asked_and_then_given_up() {
     assert!(String::from_utf8_lossy(&said).contains("PING: 1"));
 }
 
+/// A PONG of its own just before the answer would hold the answer up at every relay of Tor's.
+#[tokio::test]
+async fn a_new_visitor_asks_for_a_sign_of_life_only_if_none_comes() {
+    let (a, mut raw) = duplex(4096);
+    let settings = settings(Side::Frontend, Kind::Kites);
+    let front = Tunnel::start(a, BytesMut::new(), settings, Pool::new());
+    let mut said = Vec::new();
+    for answered in [true, false] {
+        let _stream = front.open(visit(), Bytes::new()).unwrap();
+        within("the opening", raw.read_buf(&mut said))
+            .await
+            .unwrap();
+        if answered {
+            raw.write_all(b"b\r\nNOOP: 1\r\n\r\n").await.unwrap();
+        }
+        let more = tokio::time::timeout(Duration::from_millis(1500), async {
+            while !String::from_utf8_lossy(&said).contains("PING: ") {
+                raw.read_buf(&mut said).await.unwrap();
+            }
+        });
+        assert_eq!(more.await.is_err(), answered, "{said:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_answering_peer_stays() {
     let (a, b) = duplex(4096);
