@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Ok(job) => job,
         Err(code) => return code,
     };
-    let runtime = match runtime() {
+    let runtime = match runtime(job.uses_tor()) {
         Ok(runtime) => runtime,
         Err(e) => return fail(FAILED, &format!("cannot start the runtime: {e}")),
     };
@@ -52,12 +52,14 @@ fn main() -> ExitCode {
 }
 
 /// One worker for every two cores: what a worker hands to another on the next core costs more than it gains, and the kernel's
-/// half of the work needs a core as well (docs/performance.md). `TOKIO_WORKER_THREADS` says otherwise.
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+/// half of the work needs a core as well (docs/performance.md). With Tor at least two, since Arti reads directories for a second
+/// at a time. `TOKIO_WORKER_THREADS` says otherwise.
+fn runtime(uses_tor: bool) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        builder.worker_threads((cores / 2).max(1));
+        let least = if uses_tor { 2 } else { 1 };
+        builder.worker_threads((cores / 2).max(least));
     }
     builder.enable_all().build()
 }
@@ -72,6 +74,15 @@ enum Job {
 }
 
 impl Job {
+    fn uses_tor(&self) -> bool {
+        match self {
+            Self::Frontend(config) => config.onion.enabled,
+            Self::Backend(backend) => backend.uses_tor(),
+            Self::Demo(args) => args.via_tor,
+            Self::Status(_) | Self::Reload(_) => false,
+        }
+    }
+
     /// Or how it ended already.
     fn prepare(command: Command) -> Result<Self, ExitCode> {
         Ok(match command {

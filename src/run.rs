@@ -205,6 +205,11 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// True if it goes out through Tor.
+    pub fn uses_tor(&self) -> bool {
+        self.config.tor.enabled
+    }
+
     /// Chooses the way out, and opens what a sandboxed process could not open any more.
     pub fn prepare(config: BackendConfig) -> Result<Self, RunError> {
         let settings = TorSettings {

@@ -130,9 +130,10 @@ impl Registration<'_> {
             session_id: Some(self.session.to_owned()),
             ..Lines::default()
         };
-        if asked.mux().is_some() {
+        if let Some(mux) = asked.mux() {
             answer.features.push(KITE_MUX.to_owned());
-            answer.window_kb = Some(RECV_WINDOW_KB);
+            // A kite 0.1.0 would use all of it, for each stream.
+            answer.window_kb = Some(RECV_WINDOW_KB.min(mux.window_kb));
             answer.frame = Some(BUFFER_PAYLOAD as u32);
         }
         if self.binding.is_some() {

@@ -22,6 +22,8 @@ const READ_MAX: usize = 256 * 1024;
 /// Blocks that a busy tunnel reads into by turns, each again once all its bytes have been passed on: fresh memory costs
 /// a fault of each of its pages.
 const MAX_BLOCKS: usize = 8;
+/// After so many small reads in a row a tunnel is no longer busy.
+const SMALL_READS: usize = 64;
 /// Rounds of writing and reading before other tasks get their turn.
 const ROUNDS: usize = 8;
 /// How long a closing tunnel may take to send what was written, and the peer to close its side.
@@ -38,6 +40,7 @@ where
         inbound: read_ahead,
         blocks: Vec::new(),
         read_size: READ_MIN,
+        small_reads: 0,
         out: Outgoing::default(),
         flushed: true,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -61,6 +64,8 @@ struct Driver<Io> {
     /// `inbound` may hold whole frames: the mux stopped early, or has not looked yet.
     backlog: bool,
     read_size: usize,
+    /// Reads of less than [`READ_MIN`] since a larger one.
+    small_reads: usize,
     out: Outgoing,
     flushed: bool,
     timer: Pin<Box<Sleep>>,
@@ -171,20 +176,46 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             Poll::Ready(Err(e)) => Poll::Ready(Err(broke(e))),
             Poll::Ready(Ok(0)) => Poll::Ready(Err(Ended::ByPeer)),
             Poll::Ready(Ok(n)) => {
-                if n >= self.read_size {
-                    self.read_size = (self.read_size * 2).min(READ_MAX);
-                }
+                self.fit_reads(n);
                 self.receive()
             }
         }
     }
 
+    /// Reads become larger with what comes, and smaller after [`SMALL_READS`] small ones.
+    fn fit_reads(&mut self, read: usize) {
+        if read >= self.read_size {
+            self.read_size = (self.read_size * 2).min(READ_MAX);
+        }
+        if read >= READ_MIN {
+            self.small_reads = 0;
+        } else {
+            self.small_reads += 1;
+        }
+        if self.small_reads == SMALL_READS {
+            self.read_size = READ_MIN;
+            self.small_reads = 0;
+        }
+    }
+
     /// Room for the next read behind what is left of the last.
     fn make_room(&mut self) {
-        if self.inbound.capacity() - self.inbound.len() >= self.read_size {
+        let (held, spare) = (
+            self.inbound.len(),
+            self.inbound.capacity() - self.inbound.len(),
+        );
+        if spare >= self.read_size {
             return;
         }
-        let room = self.read_size + self.inbound.len();
+        if held > READ_MIN {
+            // A frame that is not passed on in pieces. Doubled when full, and not before, however it comes: else a
+            // peer could have all of it copied for each byte.
+            if spare == 0 {
+                self.inbound.reserve(held);
+            }
+            return;
+        }
+        let room = self.read_size + held;
         let free = self.blocks.iter_mut().position(|b| b.try_reclaim(room));
         let mut block = match free {
             Some(at) => self.blocks.swap_remove(at),

@@ -61,6 +61,8 @@ pub const MAX_STREAMS: usize = 4096;
 /// What a kite lets its peer have on the way for one stream, in KB: 480 MB a second over 100 ms. The
 /// peer uses what the path holds (see [`super::pace`]).
 pub const RECV_WINDOW_KB: u32 = 48 * 1024;
+/// Windows up to this many bytes are used as they are.
+const UNPACED_WINDOW: u64 = 1024 * 1024;
 /// Bytes of all streams that may be on the way to a kite before each has no more than
 /// [`MIN_WINDOW`]: less than [`MAX_INBOX_TOTAL`].
 pub const MAX_IN_FLIGHT: u64 = 48 * 1024 * 1024;
@@ -429,8 +431,15 @@ impl Mux {
             } else {
                 Receiving::Ended
             };
+            let tell = self.settings.kite && !abort && stream.consume(0, ACK_STEP, 1024);
             self.events.push_back(Event::Readable(sid));
+            if tell {
+                self.queue_ack(sid);
+            }
         }
+        let Some(stream) = self.streams.get_mut(&sid) else {
+            return;
+        };
         if eof.write && stream.sending != Sending::Finished {
             stream.sending = Sending::Stopped;
             stream.opening = None;
@@ -510,12 +519,18 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
         };
-        let (step, drained) = match self.settings.kite {
-            true => (ACK_STEP, DRAINED_STEP),
-            false => (LEGACY_ACK_STEP, 1024),
+        let (step, drained) = match (self.settings.kite, stream.receiving) {
+            (true, Receiving::Open) => (ACK_STEP, DRAINED_STEP),
+            // Nothing more comes, and the peer still counts the rest.
+            (true, _) => (ACK_STEP, 1024),
+            (false, _) => (LEGACY_ACK_STEP, 1024),
+        };
+        let listens = match self.settings.kite {
+            true => stream.receiving != Receiving::Aborted,
+            false => stream.receiving == Receiving::Open,
         };
         let held = stream.inbox_bytes();
-        let say = stream.consume(n, step, drained) && stream.receiving == Receiving::Open;
+        let say = stream.consume(n, step, drained) && listens;
         self.inbox_total -= held - stream.inbox_bytes();
         if self.overrun.is_some_and(|(over, _)| over == sid) && stream.inbox_bytes() <= OVERRUN / 2
         {
@@ -671,7 +686,9 @@ impl Mux {
         // and then TCP alone holds us back until a first acknowledgement has come.
         let acknowledges =
             self.settings.kite || self.peer_acks || self.settings.side == Side::Backend;
-        let window = match self.settings.kite && self.in_flight > MAX_IN_FLIGHT {
+        // A peer that promises a megabyte or less may be one that acknowledges each quarter of it, and no less.
+        let paced = self.settings.kite && self.settings.send_window > UNPACED_WINDOW;
+        let window = match paced && self.in_flight > MAX_IN_FLIGHT {
             true => self.settings.send_window.min(MIN_WINDOW),
             false => self.settings.send_window,
         };
@@ -682,7 +699,7 @@ impl Mux {
                 true => self.path.chunk(BUFFER_PAYLOAD),
                 false => LEGACY_CHUNK,
             },
-            paced: self.settings.kite,
+            paced,
             spare: self.path.holds().saturating_sub(self.in_flight),
         }
     }

@@ -18,6 +18,11 @@ use std::time::{Duration, Instant};
 pub const FIRST_WINDOW: u64 = 256 * 1024;
 /// The least that a stream may have on the way, whatever was measured. More than any acknowledgement is late by.
 pub const MIN_WINDOW: u64 = 128 * 1024;
+/// A shortest round trip over this is Tor's, most often, whose delays jitter by themselves, and which holds back what is too
+/// much: the window allows for half as much again.
+const LONG: Duration = Duration::from_millis(150);
+/// The least window there.
+const MIN_LONG_WINDOW: u64 = 512 * 1024;
 /// The least payload of one frame, where there is as much; else what passes in [`CHUNK_TIME`].
 pub const MIN_CHUNK: usize = 16 * 1024;
 /// Before anything is known of the path.
@@ -30,8 +35,8 @@ const SLACK: Duration = Duration::from_micros(150);
 const METER: Duration = Duration::from_millis(20);
 /// The shortest round trip is forgotten after one to two of these: paths change.
 const MEMORY: Duration = Duration::from_secs(10);
-/// A remembered rate nears a lower one by this part at each measurement.
-const DECAY: u64 = 8;
+/// The best rate is that of the last eight to sixteen measurements: a path's own jitter must not pass for a slow one.
+const RATES: u8 = 8;
 
 /// What a tunnel's path was like of late.
 #[derive(Debug, Default)]
@@ -117,8 +122,11 @@ impl Path {
 #[derive(Debug)]
 pub struct Pace {
     window: u64,
-    /// Bytes a second that the peer passed on, at the best of late; 0 until measured.
+    /// Bytes a second that the peer passed on, at the best of these measurements, and of those before; 0 until measured.
     rate: u64,
+    rate_before: u64,
+    /// How many these are, of [`RATES`].
+    measured: u8,
     /// No queue has shown yet.
     starting: bool,
     /// The path's, when this stream last made room for a look at its shortest round trip.
@@ -141,6 +149,8 @@ impl Default for Pace {
         Self {
             window: FIRST_WINDOW,
             rate: 0,
+            rate_before: 0,
+            measured: 0,
             starting: true,
             epoch: 0,
             probe: None,
@@ -200,13 +210,15 @@ impl Pace {
         };
         let passed = acked - probe.acked;
         let rate = rate_of(passed, rtt);
-        if rate > self.rate {
-            self.rate = rate;
-        } else if probe.held {
-            self.rate -= (self.rate - rate) / DECAY;
-        } else {
+        if !probe.held && rate <= self.rate.max(self.rate_before) {
             return;
         }
+        if self.measured == RATES {
+            self.rate_before = std::mem::take(&mut self.rate);
+            self.measured = 0;
+        }
+        self.measured += 1;
+        self.rate = self.rate.max(rate);
         let clear = path.is_clear(rtt);
         if clear {
             path.newest.held = path.newest.held.max(in_flight);
@@ -216,19 +228,25 @@ impl Pace {
         let free = rtt <= shortest + shortest / 64 + SLACK / 2;
         let delay = match (self.starting, free) {
             (true, _) => shortest * 2,
+            (false, _) if shortest > LONG => shortest + shortest / 2,
             (false, true) => shortest + shortest / 4,
             (false, false) => shortest + shortest / 16,
         };
-        let mut window = bytes_in(self.rate, delay + SLACK);
+        let mut window = bytes_in(self.rate.max(self.rate_before), delay + SLACK);
         if !probe.held {
             window = window.max(self.window);
         }
         if self.epoch != path.epoch {
             // A short look at the path without a queue of ours.
             self.epoch = path.epoch;
-            window -= window / 8;
+            window -= window / if shortest > LONG { 2 } else { 8 };
         }
-        self.window = window.max(MIN_WINDOW).min(most);
+        let least = if shortest > LONG {
+            MIN_LONG_WINDOW
+        } else {
+            MIN_WINDOW
+        };
+        self.window = window.max(least).min(most);
     }
 }
 
@@ -255,6 +273,16 @@ mod tests {
         delay: Duration,
         start: Instant,
     ) -> (Instant, Duration) {
+        fly_through(pace, path, rate, || delay, start)
+    }
+
+    fn fly_through(
+        pace: &mut Pace,
+        path: &mut Path,
+        rate: u64,
+        mut delay: impl FnMut() -> Duration,
+        start: Instant,
+    ) -> (Instant, Duration) {
         let (mut now, mut acked, mut last) = (start, 0, Duration::ZERO);
         for _ in 0..200 {
             let window = pace.window(0);
@@ -262,7 +290,7 @@ mod tests {
             pace.sent(sent, acked, false, now);
             pace.held();
             let queue = Duration::from_secs_f64(window as f64 / rate as f64);
-            last = delay.max(queue);
+            last = delay().max(queue);
             now += last;
             acked = sent;
             pace.acknowledged(acked, path, window, MOST, now);
@@ -288,7 +316,7 @@ mod tests {
                 pace.window(0)
             );
             assert!(
-                rtt <= delay + delay / 10 + SLACK,
+                rtt <= delay + delay / if delay > LONG { 2 } else { 10 } + SLACK,
                 "{rate} B/s, {ms} ms: {rtt:?}"
             );
         }
@@ -304,6 +332,18 @@ mod tests {
                 now += METER;
             }
             assert_eq!(path.chunk(1 << 20), chunk);
+        }
+    }
+
+    #[test]
+    fn a_paths_own_jitter_is_no_queue() {
+        use rand::{Rng, SeedableRng, rngs::StdRng};
+        for seed in 0..10 {
+            let (mut pace, mut path) = (Pace::default(), Path::default());
+            let mut random = StdRng::seed_from_u64(seed);
+            let delay = || Duration::from_millis(random.random_range(400..800));
+            fly_through(&mut pace, &mut path, 10_000_000, delay, Instant::now());
+            assert!(pace.window(0) >= 2_000_000, "{}", pace.window(0));
         }
     }
 

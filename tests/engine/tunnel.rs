@@ -8,7 +8,8 @@ use kite::tunnel::buffer::Pool;
 use kite::tunnel::mux::{Liveness, OpenError, Settings, Side};
 use kite::tunnel::splice::{Broken, splice};
 use kite::tunnel::{Ended, Incoming, Tunnel, TunnelStream};
-use kite::wire::frame::Open;
+use kite::wire::Sid;
+use kite::wire::frame::{Eof, Open, put_data, put_eof, put_noop};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -21,12 +22,17 @@ enum Kind {
 }
 
 fn settings(side: Side, kind: Kind) -> Settings {
+    let window = match kind {
+        // More than a megabyte, so that senders hold themselves to less.
+        Kind::Kites => 4 << 20,
+        Kind::Legacy => 256 << 10,
+    };
     Settings {
         side,
         kite: kind == Kind::Kites,
         max_payload: if kind == Kind::Kites { 64 * 1024 } else { 1360 },
-        send_window: 256 * 1024,
-        recv_window: 256 * 1024,
+        send_window: window,
+        recv_window: window,
         max_streams: 100,
         liveness: Liveness::DEFAULT,
     }
@@ -167,6 +173,51 @@ async fn each_half_ends_on_its_own() {
     }
 }
 
+/// What a sender counts as on the way must not stay there when it has said all.
+#[tokio::test]
+async fn the_rest_is_acknowledged_after_the_end() {
+    let (a, mut raw) = duplex(1 << 20);
+    let settings = settings(Side::Frontend, Kind::Kites);
+    let front = Tunnel::start(a, BytesMut::new(), settings, Pool::new());
+    let stream = front.open(visit(), Bytes::new()).unwrap();
+    let (mut visitor, _) = attach(stream);
+    let mut wire = BytesMut::new();
+    put_data(&mut wire, Sid::new(1).unwrap(), &[7; 10 * 1024]);
+    put_eof(&mut wire, Sid::new(1).unwrap(), Eof::READ, false, &[]);
+    raw.write_all(&wire).await.unwrap();
+    let mut got = Vec::new();
+    within("the answer", visitor.read_to_end(&mut got))
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    within("the acknowledgement", async {
+        while !String::from_utf8_lossy(&said).contains("SKB: 10\r\n") {
+            raw.read_buf(&mut said).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A frame that cannot be passed on in pieces, byte by byte: what has come must not be copied for each.
+#[tokio::test]
+async fn a_large_frame_that_trickles_in_costs_no_more_than_its_length() {
+    let (a, mut raw) = duplex(1 << 20);
+    let settings = settings(Side::Frontend, Kind::Kites);
+    let front = Tunnel::start(a, BytesMut::new(), settings, Pool::new());
+    let mut wire = BytesMut::new();
+    put_noop(&mut wire, 900_000);
+    raw.write_all(&wire[..600_000]).await.unwrap();
+    // Half a minute or more, if each copied the 600 KB before it.
+    within("the rest", async {
+        for byte in wire[600_000..].chunks(1) {
+            raw.write_all(byte).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(!front.is_closed());
+}
+
 #[tokio::test]
 async fn an_abort_is_no_orderly_end() {
     let (front, back) = pair(Kind::Kites, 4096);
@@ -230,7 +281,7 @@ async fn a_stalled_reader_stalls_its_own_stream_alone() {
         }
         assert!(
             !stuck.is_finished(),
-            "8 MB cannot have gone into a window of 256 KiB"
+            "8 MB cannot have gone into a window of 4 MiB"
         );
         drop(stalled_origin);
         within("the end of the stalled one", stuck)
