@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::dial::tune_tunnel;
 use crate::tunnel::splice::Local;
 
 /// Connections that the kernel holds for us until they are accepted.
@@ -130,7 +131,15 @@ const SHORT: usize = 2 * 1400;
 ///
 /// The other end may be a Tor exit, which leaves Nagle's algorithm on: a small piece behind another waits there until
 /// the first is acknowledged. The kernel would do that after 40 ms, to send it along with something.
-pub struct Prompt(pub TcpStream);
+pub struct Prompt(TcpStream);
+
+impl Prompt {
+    /// For a connection that turned out to be a backend's.
+    pub fn new(conn: TcpStream) -> Self {
+        tune_tunnel(&conn);
+        Self(conn)
+    }
+}
 
 impl AsyncRead for Prompt {
     fn poll_read(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,17 @@ impl Party {
                 }
             }
         }
+    }
+
+    /// Starts a frontend on a port of loopback (0 for any) that carries HTTP for these names; what backends dial, with its pin.
+    pub fn frontend(state: &Path, port: u16, domains: &[&str]) -> (Self, String) {
+        let listen = format!("127.0.0.1:{port}");
+        let state = state.to_str().unwrap();
+        let mut args = vec!["frontend", "--listen", &listen, "--protocols", "http"];
+        args.extend(["--state-dir", state]);
+        args.extend(domains.iter().flat_map(|domain| ["--domain", domain]));
+        // "backends dial ADDRESS" comes behind "listening on ADDRESS".
+        Self::kite(&args, "backends dial ", 1)
     }
 
     /// Its number.

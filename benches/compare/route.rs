@@ -139,25 +139,8 @@ pub struct Frontend {
 
 /// A frontend on a port of loopback; 0 for any.
 pub fn frontend(dir: &Path, hop: Hop, port: u16) -> Frontend {
-    let state = dir.join("frontend");
-    let state = state.to_str().unwrap();
-    let listen = format!("127.0.0.1:{port}");
-    let domain = format!("*.{NAME}");
-    let args = [
-        "frontend",
-        "--listen",
-        &listen,
-        "--domain",
-        NAME,
-        "--domain",
-        &domain,
-        "--protocols",
-        "http",
-        "--state-dir",
-        state,
-    ];
-    // "backends dial ADDRESS" comes behind "listening on ADDRESS".
-    let (party, pinned) = Party::kite(&args, "backends dial ", 1);
+    let domains = [NAME, &format!("*.{NAME}")];
+    let (party, pinned) = Party::frontend(&dir.join("frontend"), port, &domains);
     let (place, _) = pinned.split_once('#').unwrap();
     let visitors = place.parse().unwrap();
     let address = match hop {

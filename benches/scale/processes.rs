@@ -64,20 +64,7 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let origin = Party::own(&["origin"]);
         let state = dir.path().join("frontend");
-        let state = state.to_str().unwrap();
-        let domain = format!("*.{DOMAIN}");
-        let args = [
-            "frontend",
-            "--listen",
-            "127.0.0.1:0",
-            "--domain",
-            &domain,
-            "--protocols",
-            "http",
-            "--state-dir",
-            state,
-        ];
-        let (front, said) = Party::kite(&args, "backends dial ", 1);
+        let (front, said) = Party::frontend(&state, 0, &[&format!("*.{DOMAIN}")]);
         let at = said.split_once('#').unwrap().0.parse().unwrap();
         let empty = front.memory();
         Self {

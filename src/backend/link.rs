@@ -188,12 +188,12 @@ impl Link {
                     }
                     let cheap = e.is_refusal() && self.dialer.refusals_are_cheap();
                     let restarts = cheap && lost.is_some_and(|at| at.elapsed() < QUICK_FOR);
-                    let (mut quick, most) = match e {
-                        _ if restarts => (Some(RETRY_QUICK), RETRY_QUICK),
-                        LinkError::AllRefused => (None, RETRY_REFUSED),
-                        _ => (None, RETRY_MAX),
+                    let mut quick = RETRY_QUICK;
+                    let (wait, most) = match e {
+                        _ if restarts => (&mut quick, RETRY_QUICK),
+                        LinkError::AllRefused => (&mut wait, RETRY_REFUSED),
+                        _ => (&mut wait, RETRY_MAX),
                     };
-                    let wait = quick.as_mut().unwrap_or(&mut wait);
                     self.pause(wait, most, current.is_none()).await;
                 }
             }

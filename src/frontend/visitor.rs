@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::register::{self, Asking};
 use super::registry::Terms;
 use super::{Arrival, Shared, Socket};
-use crate::dial::{BoxConn, tune_tunnel};
+use crate::dial::BoxConn;
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::refusal::{self, refuse};
@@ -67,10 +67,9 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
     };
     let route = match visitor {
         Visitor::Tls(hello) if is_tunnel_hop(shared, &hello, door.port) => {
-            tune_tunnel(&conn);
             let conn = Rewind {
                 prefix: first,
-                inner: Prompt(conn),
+                inner: Prompt::new(conn),
             };
             return match shared.tls.accept(conn).await {
                 Ok(conn) => {
@@ -86,9 +85,8 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
         Visitor::Tls(hello) => route_tls(shared, &hello, door),
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
-                tune_tunnel(&conn);
                 return Some(Comer::Backend(Box::new(Asking {
-                    conn: Box::new(Prompt(conn)),
+                    conn: Box::new(Prompt::new(conn)),
                     binding: None,
                     first,
                     head_len: head.len,

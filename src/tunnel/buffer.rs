@@ -37,6 +37,16 @@ struct Kept {
     large: Vec<Box<[u8]>>,
 }
 
+impl Kept {
+    /// Those with room for so much payload.
+    fn of(&mut self, payload: usize) -> &mut Vec<Box<[u8]>> {
+        match payload {
+            ..=SMALL_BUFFER => &mut self.small,
+            _ => &mut self.large,
+        }
+    }
+}
+
 impl Pool {
     /// An empty pool; it fills as buffers come back.
     pub fn new() -> Self {
@@ -45,15 +55,13 @@ impl Pool {
 
     /// A buffer to read up to `limit` bytes into; [`BUFFER_PAYLOAD`] at most.
     pub fn take(&self, limit: usize) -> Buffer {
-        let small = limit <= SMALL_BUFFER;
-        let kept = {
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match small {
-                true => kept.small.pop(),
-                false => kept.large.pop(),
-            }
+        let payload = match limit {
+            ..=SMALL_BUFFER => SMALL_BUFFER,
+            _ => BUFFER_PAYLOAD,
         };
-        let payload = if small { SMALL_BUFFER } else { BUFFER_PAYLOAD };
+        let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = shelves.of(payload).pop();
+        drop(shelves);
         Buffer {
             bytes: kept.unwrap_or_else(|| vec![0; HEADROOM + payload].into_boxed_slice()),
             start: HEADROOM,
@@ -63,11 +71,8 @@ impl Pool {
 
     /// Takes a buffer back.
     pub fn give(&self, buffer: Buffer) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = match buffer.bytes.len() <= HEADROOM + SMALL_BUFFER {
-            true => &mut kept.small,
-            false => &mut kept.large,
-        };
+        let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = shelves.of(buffer.bytes.len() - HEADROOM);
         if kept.len() < POOL_KEEP {
             kept.push(buffer.bytes);
         }

@@ -263,11 +263,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             state.mux.handle_timeout(now).map_err(Ended::Mux)?;
             state.dispatch();
             next = state.mux.next_timeout();
-            if self.inbound.is_empty() {
-                self.inbound = BytesMut::new();
-                self.blocks = Vec::new();
-                self.read_size = READ_MIN;
-            }
+            // It was silent for long: the next read that finds nothing gives the blocks back.
+            self.read_size = READ_MIN;
             if state.mux.has_output() && self.out.is_empty() {
                 return Poll::Ready(Ok(()));
             }

@@ -519,15 +519,11 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
         };
-        let (step, drained) = match (self.settings.kite, stream.receiving) {
-            (true, Receiving::Open) => (ACK_STEP, DRAINED_STEP),
+        let (step, drained, listens) = match (self.settings.kite, stream.receiving) {
+            (true, Receiving::Open) => (ACK_STEP, DRAINED_STEP, true),
             // Nothing more comes, and the peer still counts the rest.
-            (true, _) => (ACK_STEP, 1024),
-            (false, _) => (LEGACY_ACK_STEP, 1024),
-        };
-        let listens = match self.settings.kite {
-            true => stream.receiving != Receiving::Aborted,
-            false => stream.receiving == Receiving::Open,
+            (true, ended) => (ACK_STEP, 1024, ended != Receiving::Aborted),
+            (false, half) => (LEGACY_ACK_STEP, 1024, half == Receiving::Open),
         };
         let held = stream.inbox_bytes();
         let say = stream.consume(n, step, drained) && listens;

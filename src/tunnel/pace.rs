@@ -8,8 +8,8 @@
 //! window = rate * (shortest round trip * gain + SLACK)
 //! ```
 //!
-//! The gain is 2 until a queue shows, then a quarter over one while none does, and hardly more than one when one does. The
-//! idea is that of BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 2016), without
+//! The gain is 2 until a queue shows, then a quarter over one while none does, and hardly more than one when one does (over a
+//! path of over 150 ms one and a half, either way). The idea is that of BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 2016), without
 //! its pacing: TCP, or Tor, has a congestion control of its own below us.
 
 use std::time::{Duration, Instant};
@@ -111,11 +111,6 @@ impl Path {
         };
         chunk.max(MIN_CHUNK).min(most)
     }
-
-    fn is_clear(&self, rtt: Duration) -> bool {
-        self.shortest()
-            .is_some_and(|shortest| rtt <= shortest + shortest / 4 + SLACK)
-    }
 }
 
 /// What one stream may have on the way. Sizes are in bytes.
@@ -168,6 +163,10 @@ impl Pace {
         }
     }
 
+    fn best_rate(&self) -> u64 {
+        self.rate.max(self.rate_before)
+    }
+
     /// The window has held the stream back.
     pub fn held(&mut self) {
         if let Some(probe) = &mut self.probe {
@@ -210,7 +209,7 @@ impl Pace {
         };
         let passed = acked - probe.acked;
         let rate = rate_of(passed, rtt);
-        if !probe.held && rate <= self.rate.max(self.rate_before) {
+        if !probe.held && rate <= self.best_rate() {
             return;
         }
         if self.measured == RATES {
@@ -219,12 +218,16 @@ impl Pace {
         }
         self.measured += 1;
         self.rate = self.rate.max(rate);
-        let clear = path.is_clear(rtt);
-        if clear {
+        if rtt <= shortest + shortest / 4 + SLACK {
             path.newest.held = path.newest.held.max(in_flight);
         } else if probe.held {
             self.starting = false;
         }
+        // What is taken off for a look at the path, and what is left at least.
+        let (part, least) = match shortest > LONG {
+            true => (2, MIN_LONG_WINDOW),
+            false => (8, MIN_WINDOW),
+        };
         let free = rtt <= shortest + shortest / 64 + SLACK / 2;
         let delay = match (self.starting, free) {
             (true, _) => shortest * 2,
@@ -232,20 +235,15 @@ impl Pace {
             (false, true) => shortest + shortest / 4,
             (false, false) => shortest + shortest / 16,
         };
-        let mut window = bytes_in(self.rate.max(self.rate_before), delay + SLACK);
+        let mut window = bytes_in(self.best_rate(), delay + SLACK);
         if !probe.held {
             window = window.max(self.window);
         }
         if self.epoch != path.epoch {
             // A short look at the path without a queue of ours.
             self.epoch = path.epoch;
-            window -= window / if shortest > LONG { 2 } else { 8 };
+            window -= window / part;
         }
-        let least = if shortest > LONG {
-            MIN_LONG_WINDOW
-        } else {
-            MIN_WINDOW
-        };
         self.window = window.max(least).min(most);
     }
 }
