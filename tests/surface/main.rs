@@ -1,5 +1,6 @@
 //! What a user reads must be true: the man pages are those of the command line, the
-//! README's files load, its tables name every flag, and what the documents point to is there.
+//! README's files load, its tables name every flag, what the documents point to is there, and
+//! docs/parity.md leaves out nothing.
 //!
 //! `KITE_UPDATE=1 cargo test --test surface` writes the man pages anew.
 #![allow(
@@ -275,4 +276,89 @@ fn the_tests_that_the_documents_name_are_there() {
         named > 20,
         "only {named} tests were named: has the spelling changed?"
     );
+}
+
+// --------------------------------------------------------------------- parity
+
+/// The long options of Debian's pagekite.py 1.5.2.201011, without those that only ask for help or come twice.
+const PAGEKITE_OPTIONS: &str = "noloop clean nopyopenssl nossl nocrashreport nullui remoteui uiport help settings \
+    optfile optdir savefile friendly shell signup list add only disable remove save service_xmlrpc controlpanel \
+    controlpass httpd pemfile httppass errorurl webpath logfile daemonize nodaemonize runas pidfile isfrontend \
+    noisfrontend defaults whitelabel whitelabels local domain auththreads authdomain authfail_closed motd register \
+    host noupgradeinfo upgradeinfo ports protos portalias rawports tls_legacy tls_default tls_endpoint selfsign \
+    fe_certname fe_nocertcheck ca_certs kitename kitesecret backend define_backend be_config insecure ratelimit_ips \
+    max_read_bytes select_loop_min_ms service_on service_off service_cfg tunnel_acl client_acl accept_acl_file \
+    frontend nofrontend frontends keepalive torify socksify proxy noproxy new all dyndns nozchunks sslzlib wschunks \
+    buffers noprobes debugio watch loglevel watchdog overload overload_cpu overload_mem overload_file reloadfile \
+    autosave noautosave webroot webaccess webindexes delete_backend";
+
+/// What is wrong with the rows of parity.md.
+fn complaints_about_parity(page: &str) -> Vec<String> {
+    let mut complaints = vec![];
+    let mut rows = 0;
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [subject, verdict, how, shown] = cells[..] else {
+            continue;
+        };
+        if verdict == "kite" {
+            continue;
+        }
+        rows += 1;
+        let named = shown.contains("::");
+        let fault = match verdict {
+            "same" | "better" if !named => "no test shows it",
+            "not yet" | "left out" if how.is_empty() => "no reason is given",
+            "same" | "better" | "not yet" | "left out" => match (subject, how, shown) {
+                ("", ..) | (_, "", _) | (.., "") => "a cell is empty",
+                _ if !named && shown != "—" => "it is shown by something else than a test",
+                _ => continue,
+            },
+            _ => "it is none of same, better, not yet, left out",
+        };
+        complaints.push(format!("{subject}: {fault}"));
+    }
+    if rows < 100 {
+        complaints.push(format!(
+            "only {rows} rows: has the form of the page changed?"
+        ));
+    }
+    for option in PAGEKITE_OPTIONS.split_whitespace() {
+        if !page.contains(&format!("`--{option}`")) {
+            complaints.push(format!("--{option} has no row"));
+        }
+    }
+    complaints
+}
+
+/// That the tests which it names are there is seen above.
+#[test]
+fn every_row_of_the_parity_page_has_a_test_or_a_reason() {
+    let complaints = complaints_about_parity(&read("docs/parity.md"));
+    assert!(
+        complaints.is_empty(),
+        "docs/parity.md:\n{}",
+        complaints.join("\n")
+    );
+}
+
+#[test]
+fn a_bad_row_of_the_parity_page_is_seen() {
+    let page = read("docs/parity.md");
+    for bad in [
+        "| a | same | b | — |",
+        "| a | better | b | a test |",
+        "| a | left out |  | — |",
+        "| a | not yet |  | — |",
+        "| a | perhaps | b | `x.rs::y` |",
+        "| a | same |  | `x.rs::y` |",
+        "|  | same | b | `x.rs::y` |",
+        "| a | left out | b |  |",
+        "| a | left out | b | my word |",
+    ] {
+        let found = complaints_about_parity(&format!("{page}\n{bad}\n"));
+        assert_eq!(found.len(), 1, "{bad}: {found:?}");
+    }
+    let without = page.replace("`--torify`", "`--tor`");
+    assert_eq!(complaints_about_parity(&without), ["--torify has no row"]);
 }
