@@ -21,7 +21,7 @@ impl Drop for Party {
 }
 
 impl Party {
-    /// Starts a program that says nothing that we need.
+    /// Starts a program that says nothing that we need. `package` is Debian's.
     pub fn start(program: &str, args: &[&str], package: &str) -> Self {
         let child = Command::new(program)
             .args(args)

@@ -123,6 +123,92 @@ pub fn ssh(dir: &Path, origin: SocketAddr) -> Route {
     }
 }
 
+/// pagekite.py on both sides, in the clear; its headers left alone.
+pub fn pagekite(dir: &Path, origin: SocketAddr) -> Route {
+    let port = free_port();
+    let log = |side: &str| format!("--logfile={}", dir.join(side).display());
+    let start = |args: &[&str]| {
+        let args = [&["--clean", "--nullui"], args].concat();
+        Party::start("pagekite", &args, "pagekite")
+    };
+    let front = start(&[
+        &log("pagekite-front.log"),
+        "--isfrontend",
+        "--host=127.0.0.1",
+        &format!("--ports={port}"),
+        "--protos=http",
+        &format!("--domain=http:{NAME}:bench"),
+    ]);
+    wait_port(loopback(port));
+    let back = start(&[
+        &log("pagekite-back.log"),
+        &format!("--frontend=127.0.0.1:{port}"),
+        "--new",
+        &format!("--service_on=http:{NAME}:{origin}:bench"),
+        &format!("--service_cfg={NAME}/80:rawheaders:True"),
+    ]);
+    Route {
+        name: "pagekite.py",
+        address: loopback(port),
+        parties: vec![front, back],
+    }
+}
+
+/// rathole: a connection for each visitor, made ahead of time.
+pub fn rathole(dir: &Path, origin: SocketAddr) -> Route {
+    let (port, public) = (free_port(), free_port());
+    let start = |side: &str, config: String| {
+        let file = dir.join(format!("rathole-{side}.toml"));
+        fs::write(&file, config).unwrap();
+        Party::start("rathole", &[file.to_str().unwrap()], "cargo")
+    };
+    let server = start(
+        "server",
+        format!(
+            "[server]\nbind_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n\
+             [server.services.bench]\nbind_addr = \"127.0.0.1:{public}\"\n"
+        ),
+    );
+    wait_port(loopback(port));
+    let client = start(
+        "client",
+        format!(
+            "[client]\nremote_addr = \"127.0.0.1:{port}\"\ndefault_token = \"bench\"\n\
+             [client.services.bench]\nlocal_addr = \"{origin}\"\n"
+        ),
+    );
+    wait_port(loopback(public));
+    Route {
+        name: "rathole",
+        address: loopback(public),
+        parties: vec![server, client],
+    }
+}
+
+/// The one port on which a bore server hears its clients.
+const BORE_CONTROL: u16 = 7835;
+
+/// bore: a connection for each visitor.
+pub fn bore(_dir: &Path, origin: SocketAddr) -> Route {
+    let public = free_port().to_string();
+    let here = "127.0.0.1";
+    let args = ["server", "--bind-addr", here, "--min-port", &public];
+    let args = [&args[..], &["--max-port", &public]].concat();
+    let server = Party::start("bore", &args, "cargo");
+    wait_port(loopback(BORE_CONTROL));
+    let port = origin.port().to_string();
+    let args = ["local", &port, "--local-host", here, "--to", here];
+    let args = [&args[..], &["--port", &public]].concat();
+    let client = Party::start("bore", &args, "cargo");
+    let public = loopback(public.parse().unwrap());
+    wait_port(public);
+    Route {
+        name: "bore",
+        address: public,
+        parties: vec![server, client],
+    }
+}
+
 /// What kite's tunnel is made of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Hop {

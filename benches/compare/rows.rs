@@ -46,7 +46,8 @@ struct Scene {
 
 type Row = (&'static str, &'static str, fn(&Scene));
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
+    ("peers", "other tunnels, whichever are installed", peers),
     ("stream", "one stream, and CPU", one_stream),
     ("sixteen", "16 streams", sixteen),
     ("pinned", "one stream with TLS on the tunnel", pinned),
@@ -219,6 +220,88 @@ fn one_stream(scene: &Scene) {
     }
 }
 
+/// Programs that are not measured unless they are here, and how to get them.
+const INSTALL: [(&str, &str); 3] = [
+    ("pagekite", "apt-get install pagekite"),
+    ("rathole", "cargo install rathole"),
+    ("bore", "cargo install bore-cli"),
+];
+
+/// Every tunnel beside raw loopback and HAProxy: one stream, its CPU, new connections, idle streams.
+fn peers(scene: &Scene) {
+    type Make = fn(&Path, SocketAddr) -> Route;
+    let makers: [Make; 3] = [route::pagekite, route::rathole, route::bore];
+    let mut routes = vec![scene.raw(), scene.haproxy2(), scene.kite()];
+    routes.push(route::ssh(scene.dir(), scene.origin));
+    for ((program, how), make) in INSTALL.into_iter().zip(makers) {
+        if installed(program) {
+            routes.push(make(scene.dir(), scene.origin));
+        } else {
+            println!("{program} is not measured, as it is not installed: {how}");
+        }
+    }
+    let (mut speed, mut cpu) = (Table::default(), Table::default());
+    let (mut knocks, mut rate, mut idle) = (Table::default(), Table::default(), Table::default());
+    for route in &routes {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !answers(route.address) {
+            assert!(Instant::now() < end, "{} brings nobody through", route.name);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    for _ in 0..ROUNDS {
+        for route in &routes {
+            // What takes others a second takes pagekite.py minutes.
+            let slow = route.name == "pagekite.py";
+            let bytes = if slow { BULK >> 7 } else { BULK };
+            let before = route.cpu();
+            let down = download(route.address, bytes);
+            let up = upload(route.address, bytes, &scene.file);
+            speed.add("down", route.name, bytes as f64 / down / 1e9);
+            speed.add("up", route.name, bytes as f64 / up / 1e9);
+            let seconds = (route.cpu() - before) * 1e9 / (2 * bytes) as f64;
+            cpu.add("down and up", route.name, seconds);
+            let number = if slow { KNOCKS / 20 } else { KNOCKS };
+            let took: Vec<f64> = (0..number).map(|_| knock(route.address) * 1e6).collect();
+            knocks.add("new connection, p50", route.name, median(&took));
+            rate.add("connections", route.name, rushed(route.address));
+        }
+    }
+    // Once, last: what has been used for idle streams before is not asked of the system again.
+    for route in &routes[1..] {
+        let before: Vec<u64> = route.parties.iter().map(Party::memory).collect();
+        let streams: Vec<TcpStream> = (0..IDLE / 10).map(|_| echo(route.address)).collect();
+        std::thread::sleep(Duration::from_secs(1));
+        for ((party, before), side) in route.parties.iter().zip(before).zip(["public", "hidden"]) {
+            let grown = party.memory().saturating_sub(before) as f64;
+            let what = format!("idle stream, {side} side");
+            idle.add(&what, route.name, grown / streams.len() as f64 / 1024.0);
+        }
+    }
+    speed.print("GB/s");
+    cpu.print("CPU s/GB");
+    knocks.print("us");
+    rate.print("/s");
+    idle.print("KB");
+    for route in &routes[2..] {
+        for (table, what, by) in [
+            (&speed, "down", "haproxy2"),
+            (&speed, "up", "haproxy2"),
+            (&knocks, "new connection, p50", "raw"),
+            (&rate, "connections", "raw"),
+        ] {
+            let ratio = table.of(what, route.name) / table.of(what, by);
+            println!("=> {what}: {} / {by} = {ratio:.3}", route.name);
+        }
+    }
+}
+
+/// Is there a program of this name where the shell would look?
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
 fn sixteen(scene: &Scene) {
     let routes = [scene.raw(), scene.haproxy2(), scene.kite()];
     let mut speed = Table::default();
@@ -289,27 +372,32 @@ fn rush(scene: &Scene) {
     let mut table = Table::default();
     for _ in 0..ROUNDS {
         for route in &routes {
-            let end = Instant::now() + RUSH;
-            let made: usize = std::thread::scope(|s| {
-                let rushers: Vec<_> = (0..RUSHERS)
-                    .map(|_| {
-                        s.spawn(|| {
-                            let mut n = 0;
-                            while Instant::now() < end {
-                                knock(route.address);
-                                n += 1;
-                            }
-                            n
-                        })
-                    })
-                    .collect();
-                rushers.into_iter().map(|r| r.join().unwrap()).sum()
-            });
-            table.add("connections", route.name, made as f64 / RUSH.as_secs_f64());
+            table.add("connections", route.name, rushed(route.address));
         }
     }
     table.print("/s");
     table.ratio("connections", "kite", "raw", AtLeast(0.40));
+}
+
+/// Connections a second, as fast as [`RUSHERS`] can make them.
+fn rushed(to: SocketAddr) -> f64 {
+    let end = Instant::now() + RUSH;
+    let made: usize = std::thread::scope(|s| {
+        let rushers: Vec<_> = (0..RUSHERS)
+            .map(|_| {
+                s.spawn(|| {
+                    let mut n = 0;
+                    while Instant::now() < end {
+                        knock(to);
+                        n += 1;
+                    }
+                    n
+                })
+            })
+            .collect();
+        rushers.into_iter().map(|r| r.join().unwrap()).sum()
+    });
+    made as f64 / RUSH.as_secs_f64()
 }
 
 /// Round trips of an idle route, then beside a download; and that download's bytes a second.
