@@ -77,6 +77,23 @@ pub struct FrontendConfig {
     pub state_dir: PathBuf,
     /// Whether peers' addresses may be logged.
     pub log_peers: bool,
+    /// Certificates to be shown by name.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// A certificate on disk, and what it is used for besides the tunnels of those who ask for its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM; may be in the same file.
+    pub key: PathBuf,
+    /// Shown to whoever names nobody.
+    pub default: bool,
+    /// Visitors' TLS is ended also for `http` kites of older backends, which cannot ask for it.
+    pub endpoints: bool,
+    /// Visitors in the clear are sent to https, where TLS is ended for the kite.
+    pub redirect: bool,
 }
 
 /// One listening address.
@@ -174,6 +191,20 @@ pub struct Service<S = Secret> {
     pub secret: S,
     /// The node's TubID; visitors for another are turned away. Only foolscap kites have one.
     pub tub: Option<TubId>,
+    /// Frontends are asked to end its visitors' TLS with a certificate of their own. They can read all of
+    /// it then. Only `http` and `websocket` kites.
+    pub tls_at_frontend: bool,
+}
+
+/// Where the TLS of a kite's visitors ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TlsEnd {
+    /// At the origin, if there is any.
+    #[default]
+    Origin,
+    /// At the frontend.
+    Frontend,
 }
 
 // ------------------------------------------------------------------- files
@@ -192,6 +223,21 @@ struct FrontendFile {
     tor: OnionTorTable,
     state_dir: Option<PathBuf>,
     log_peers: Option<bool>,
+    #[serde(default)]
+    certificates: Vec<CertificateEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CertificateEntry {
+    cert: PathBuf,
+    key: Option<PathBuf>,
+    #[serde(default)]
+    default: bool,
+    #[serde(default)]
+    endpoints: bool,
+    #[serde(default)]
+    redirect: bool,
 }
 
 /// What a frontend may say of Tor: it is on if `onion` is.
@@ -269,6 +315,8 @@ struct ServiceEntry {
     origin: String,
     secret_file: Option<PathBuf>,
     tub_id: Option<String>,
+    #[serde(default)]
+    tls: TlsEnd,
 }
 
 /// A configuration file and what messages call it.
@@ -579,9 +627,12 @@ impl FrontendConfig {
             ));
         }
 
+        let certificates = certificates(&source, file.certificates)?;
+
         Ok(Self {
             listen,
             kites,
+            certificates,
             name: args.name.clone().or(file.name),
             onion: TorChoice {
                 enabled: onion,
@@ -595,6 +646,27 @@ impl FrontendConfig {
             log_peers: args.log_peers || file.log_peers.unwrap_or(false),
         })
     }
+}
+
+fn certificates(source: &Source, entries: Vec<CertificateEntry>) -> Result<Vec<CertificateFiles>> {
+    let certificates: Vec<_> = entries
+        .into_iter()
+        .map(|entry| CertificateFiles {
+            key: source.path(entry.key.as_ref().unwrap_or(&entry.cert)),
+            cert: source.path(&entry.cert),
+            default: entry.default,
+            endpoints: entry.endpoints,
+            redirect: entry.redirect,
+        })
+        .collect();
+    if certificates.iter().filter(|c| c.default).count() > 1 {
+        return Err(ConfigError::new(
+            source.at("certificates"),
+            "more than one is the default",
+            "keep default = true in one of them",
+        ));
+    }
+    Ok(certificates)
 }
 
 fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen> {
@@ -783,6 +855,11 @@ fn services<S: Clone>(
             Ok(Service {
                 protocol,
                 tub: entry.tub_id.as_ref().map(tub).transpose()?,
+                tls_at_frontend: tls_at_frontend(
+                    &source.at(format_args!("{key}.tls")),
+                    entry.tls,
+                    protocol,
+                )?,
                 name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
                 origin: parse_origin(
                     &source.at(format_args!("{key}.origin")),
@@ -921,7 +998,21 @@ fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result
         origin: parse_origin("SERVICE", origin, allowed)?,
         secret: secret.clone(),
         tub: None,
+        tls_at_frontend: false,
     })
+}
+
+/// Whoever has TLS of its own must not lose it by a word in a file.
+fn tls_at_frontend(place: &str, end: TlsEnd, protocol: Protocol) -> Result<bool> {
+    match (end, protocol) {
+        (TlsEnd::Origin, _) => Ok(false),
+        (TlsEnd::Frontend, Protocol::Http | Protocol::Websocket) => Ok(true),
+        (TlsEnd::Frontend, _) => Err(ConfigError::new(
+            place,
+            format!("the TLS of a {protocol} kite's visitors cannot end at the frontend"),
+            "remove it, or write protocol = \"http\" if the frontend may read what the kite carries",
+        )),
+    }
 }
 
 fn parse_tub(place: &str, text: &str, protocol: Protocol) -> Result<TubId> {

@@ -143,6 +143,7 @@ async fn perform(
         onion: config::TorChoice::default(),
         state_dir: scratch.0.join("frontend"),
         log_peers: true,
+        certificates: Vec::new(),
     })
     .map_err(|e| start("frontend")(e.to_string()))?;
     let handle = frontend.handle();
@@ -188,6 +189,7 @@ async fn perform(
             .map_err(|_| DemoError::Broken("the node's address does not parse"))?,
         secret,
         tub: node.tub.parse().ok(),
+        tls_at_frontend: false,
     };
     let to = config::Frontend {
         address,

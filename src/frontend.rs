@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::Semaphore;
 
 pub mod auth;
+mod certificates;
 pub mod onion;
 mod register;
 pub mod registry;
@@ -25,6 +26,7 @@ use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
 use auth::Judge;
+use certificates::Certificates;
 use registry::{Registry, TunnelView};
 
 /// Connections served at a time, visitors and backends together. More wait in the
@@ -80,7 +82,10 @@ pub struct Frontend {
 struct Shared {
     judge: Judge,
     registry: Registry,
+    /// Our own key, which kite backends pin.
     tls: TlsServer,
+    /// What authorities have signed.
+    certificates: Arc<Certificates>,
     name: Option<String>,
     log_peers: bool,
     uuid: String,
@@ -96,6 +101,7 @@ impl Frontend {
             source,
         })?;
         let tls = TlsServer::load_or_create(&config.state_dir)?;
+        let certificates = Arc::new(Certificates::load(config.certificates)?);
         let mut listeners = Vec::new();
         for listen in config.listen {
             let address = listen.address;
@@ -111,6 +117,7 @@ impl Frontend {
             judge: Judge::new(config.kites, ports),
             registry: Registry::default(),
             tls,
+            certificates,
             name: config.name,
             log_peers: config.log_peers,
             uuid: crate::random::random_hex(40),
@@ -164,7 +171,9 @@ impl Frontend {
         for address in self.pinned_addresses() {
             tracing::info!("backends dial {address}");
         }
+        self.shared.certificates.announce();
         let mut loops = tokio::task::JoinSet::new();
+        loops.spawn(certificates::keep_fresh(self.shared.certificates.clone()));
         for (listener, listen) in self.listeners {
             loops.spawn(accept_loop(self.shared.clone(), listener, listen));
         }

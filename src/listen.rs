@@ -193,3 +193,9 @@ impl Local for TcpStream {
         let _ = self.set_zero_linger();
     }
 }
+
+impl Local for Prompt {
+    fn reset(&self) {
+        self.0.reset();
+    }
+}

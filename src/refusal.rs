@@ -23,6 +23,14 @@ pub fn message(voice: Voice) -> Vec<u8> {
     }
 }
 
+/// The way to the same page over TLS. `location` must be printable ASCII.
+pub fn elsewhere(location: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 308 Permanent Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    .into_bytes()
+}
+
 fn page(status: u16) -> Vec<u8> {
     let (reason, text) = match status {
         400 => (

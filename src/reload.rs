@@ -58,6 +58,7 @@ struct KiteOrder {
     name: String,
     origin: String,
     tub: Option<String>,
+    tls_at_frontend: bool,
     secret: Vec<u8>,
 }
 
@@ -110,6 +111,7 @@ impl Order {
             name: s.name.to_string(),
             origin: s.origin.to_string(),
             tub: s.tub.map(|tub| tub.as_str().to_owned()),
+            tls_at_frontend: s.tls_at_frontend,
             secret: s.secret.expose().to_vec(),
         };
         Self {
@@ -147,6 +149,7 @@ impl Order {
                     Some(tub) => Some(tub.parse().ok()?),
                     None => None,
                 },
+                tls_at_frontend: k.tls_at_frontend,
                 secret: Secret::new(&k.secret)?,
             })
         };
@@ -286,6 +289,7 @@ mod tests {
             origin: OriginAddr::parse(part(), true).expect("an origin"),
             secret: Secret::new(secret.as_bytes()).expect("a secret"),
             tub: None,
+            tls_at_frontend: false,
         }
     }
 

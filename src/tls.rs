@@ -6,13 +6,17 @@
 //! or revocation lists, because on some systems that opens connections of its own.
 //!
 //! Every client hello offers [`TUNNEL_ALPN`], so that a frontend can tell its own
-//! tunnels from visitors by the first flight, whatever the server name says.
+//! tunnels from visitors by the first flight, whatever the server name says. One that knows no
+//! pin offers [`CERTIFIED_ALPN`] beside it: a frontend may have its own key ([`TlsServer`]) and
+//! certificates of an authority ([`Certificate`]) for one and the same name.
 //!
 //! Both ends name their cryptography provider (aws-lc-rs) themselves. Arti does
 //! not: `main` and tests must call
 //! `rustls::crypto::aws_lc_rs::default_provider().install_default()` first thing.
 
+mod certificate;
 mod files;
+mod x509;
 
 use std::fmt;
 use std::fs;
@@ -39,12 +43,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub use self::certificate::Certificate;
 pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
-pub use crate::sniff::TUNNEL_ALPN;
+pub use crate::sniff::{CERTIFIED_ALPN, TUNNEL_ALPN};
 
 /// Longest wait for a whole TLS handshake. Over Tor it takes two round trips of up to some seconds.
 pub const TLS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -239,8 +244,10 @@ impl TlsClient {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
+        let mut config = unlinkable(config);
+        config.alpn_protocols.push(CERTIFIED_ALPN.to_vec());
         Ok(Self {
-            roots: Arc::new(unlinkable(config)),
+            roots: Arc::new(config),
         })
     }
 
@@ -452,23 +459,6 @@ impl TlsServer {
         Self::build(vec![cert], key, &path)
     }
 
-    /// Uses a certificate chain, leaf first, and a key that an authority's client put there.
-    ///
-    /// The key's group may read it (as with Debian's `ssl-cert`), others may not.
-    pub fn from_files(cert_pem: &Path, key_pem: &Path) -> Result<Self, FileError> {
-        let chain = read_certificates(cert_pem)?;
-        let pem = read_secret(key_pem, Secrecy::OwnerAndGroup)?;
-        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
-            fail(
-                key_pem,
-                FileProblem::Corrupt {
-                    what: "private key",
-                },
-            )
-        })?;
-        Self::build(chain, key, cert_pem)
-    }
-
     fn build(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -486,20 +476,8 @@ impl TlsServer {
                 ));
             }
         };
-        let mut config = ServerConfig::builder_with_provider(Arc::new(modern()))
-            .with_safe_default_protocol_versions()
-            .map_err(mismatch)?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(mismatch)?;
-        config.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
-        // A tunnel lives for days: resumption would save nothing, and would link reconnects.
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Self {
-            config: Arc::new(config),
-            pin,
-        })
+        let config = server_config(chain, key, &[TUNNEL_ALPN]).map_err(mismatch)?;
+        Ok(Self { config, pin })
     }
 
     /// The pin that backends put behind this frontend's address.
@@ -515,9 +493,34 @@ impl TlsServer {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = TlsAcceptor::from(Arc::clone(&self.config)).accept(conn);
-        within(TLS_TIMEOUT, None, handshake).await
+        accept(&self.config, conn).await
     }
+}
+
+/// A server that shows this chain and speaks these protocols.
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    protocols: &[&[u8]],
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(modern()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    // A tunnel lives for days: resumption would save nothing, and would link reconnects.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// The server's side of a handshake, within [`TLS_TIMEOUT`].
+async fn accept<S>(config: &Arc<ServerConfig>, conn: S) -> Result<server::TlsStream<S>, TlsError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = TlsAcceptor::from(Arc::clone(config)).accept(conn);
+    within(TLS_TIMEOUT, None, handshake).await
 }
 
 impl fmt::Debug for TlsServer {
@@ -696,38 +699,6 @@ mod tests {
             "{:?}",
             c.err()
         );
-    }
-
-    #[tokio::test]
-    async fn roots_verify_names_and_refuse_strangers() {
-        let d = dir();
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("key");
-        let cert = rcgen::CertificateParams::new(vec!["alice.example".to_owned()])
-            .and_then(|p| p.self_signed(&key))
-            .expect("certificate");
-        let (ca, key_file) = (d.path().join("ca.pem"), d.path().join("key.pem"));
-        fs::write(&ca, cert.pem()).expect("write");
-        fs::write(&key_file, key.serialize_pem()).expect("write");
-        chmod(&key_file, 0o640);
-        let server = TlsServer::from_files(&ca, &key_file).expect("a server");
-        let trusting = TlsClient::new(Some(&ca)).expect("roots");
-        let (c, s) = meet(&server, &trusting, "alice.example:443").await;
-        assert!(s.is_ok());
-        let group = c
-            .expect("client")
-            .get_ref()
-            .1
-            .negotiated_key_exchange_group()
-            .map(|g| g.name());
-        assert_eq!(group, Some(rustls::NamedGroup::X25519));
-        let (c, _) = meet(&server, &trusting, "bob.example:443").await;
-        assert!(matches!(c, Err(TlsError::BadCertificate { .. })));
-        let strict = TlsClient::new(None).expect("roots");
-        let (c, _) = meet(&server, &strict, "alice.example:443").await;
-        assert!(matches!(c, Err(TlsError::BadCertificate { .. })));
-        chmod(&key_file, 0o644);
-        let e = TlsServer::from_files(&ca, &key_file).expect_err("readable by all");
-        assert!(e.to_string().contains("chmod 640"), "{e}");
     }
 
     #[tokio::test]

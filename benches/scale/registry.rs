@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use bytes::BytesMut;
-use kite::frontend::registry::{Claim, Claimant, Registry, Terms};
+use kite::frontend::registry::{Claim, Claimant, EndTls, Registry, Terms};
 use kite::kite::{KiteName, Protocol};
 use kite::tunnel::Tunnel;
 use kite::tunnel::buffer::Pool;
@@ -89,6 +89,7 @@ impl Sky {
             replace: None,
             beside: &[],
             retire: None,
+            end_tls: EndTls::No,
         };
         let claim = self
             .registry

@@ -128,7 +128,8 @@ impl Flight {
     /// Would another handshake ask for something else? Where the origins are is no part of it.
     fn is_outdated(&self, services: &[Service]) -> bool {
         let same = |(a, b): (&Service, &Service)| {
-            (a.protocol.on_wire(), &a.name, &a.secret) == (b.protocol.on_wire(), &b.name, &b.secret)
+            (a.protocol.on_wire(), &a.name, &a.secret, a.tls_at_frontend)
+                == (b.protocol.on_wire(), &b.name, &b.secret, b.tls_at_frontend)
         };
         services.len() != self.asked.len() || !services.iter().zip(self.asked.iter()).all(same)
     }

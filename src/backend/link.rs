@@ -272,12 +272,13 @@ impl Link {
         self.asked = self.services.borrow_and_update().clone();
         let Dialled { mut conn, binding } = self.dialer.dial(&self.address, self.lane).await?;
         let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?, failing);
-        let (buf, verdict, redialled) =
+        let (buf, mut verdict, redialled) =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(done) => done?,
                 Err(_) => return Err(LinkError::TimedOut),
             };
         let conn = redialled.unwrap_or(conn);
+        self.keep_unread(&mut verdict);
         self.report(&verdict);
         if verdict.flying.is_empty() {
             // Another tunnel of ours may still be in the way; its name is worth keeping.
@@ -347,6 +348,7 @@ impl Link {
             name: s.name.clone(),
             secret: s.secret.clone(),
             bsalt: random_hex(36),
+            end_tls: s.tls_at_frontend,
         });
         let options = Options {
             replace: self.session.clone().filter(|s| !self.siblings.stands(s)),
@@ -397,6 +399,16 @@ impl Link {
         }
     }
 
+    /// A frontend that ends TLS for a kite with TLS of its own has no business with it.
+    fn keep_unread(&self, verdict: &mut Verdict) {
+        let ours = |id: &KiteId| self.asked.iter().find(|s| flies_as(s, id));
+        let private = |id: &&KiteId| ours(id).is_some_and(|s| !s.protocol.is_plaintext());
+        let lost: Vec<_> = verdict.tls_ended.iter().filter(private).cloned().collect();
+        for id in lost {
+            verdict.give_up(&id, RefusalKind::TlsEnded);
+        }
+    }
+
     fn report(&self, verdict: &Verdict) {
         let address = &self.shown;
         tracing::info!("frontend {address}: connected ({})", self.dialer.describe());
@@ -410,11 +422,24 @@ impl Link {
                 self.shown_kite(&refusal.id)
             );
         }
-        for id in &verdict.tls_ended {
-            tracing::warn!(
-                "{}: the frontend {address} ends TLS for it, and reads what it carries",
-                self.shown_kite(id)
-            );
+        for id in &verdict.flying {
+            let ended = verdict.tls_ended.contains(id);
+            let asked = self
+                .asked
+                .iter()
+                .any(|s| s.tls_at_frontend && flies_as(s, id));
+            let kite = self.shown_kite(id);
+            match (ended, asked) {
+                (true, true) => tracing::info!("{kite}: {address} ends its visitors' TLS"),
+                (true, false) => tracing::warn!(
+                    "{kite}: the frontend {address} ends TLS for it, and reads what it carries, and nobody here \
+                     asked for that; write tls = \"frontend\" if it is all right"
+                ),
+                (false, true) => tracing::warn!(
+                    "{kite}: the frontend {address} has no certificate for it, so visitors cannot come by https"
+                ),
+                (false, false) => {}
+            }
         }
         if !verdict.proven && !verdict.flying.is_empty() && *self.address.trust() != Trust::Plain {
             tracing::warn!(
@@ -488,6 +513,10 @@ fn explain(why: &RefusalKind) -> (&str, &'static str) {
         RefusalKind::Proof => (
             "the frontend takes the proof of two kites (KiteProof1) only",
             "give its pinned address or its onion name, as it prints them",
+        ),
+        RefusalKind::TlsEnded => (
+            "the frontend would end TLS for it, and this kite has TLS of its own",
+            "ask its operator to leave the name out of its TLS endpoints",
         ),
         RefusalKind::Duplicate => (
             "another tunnel flies this kite",

@@ -50,6 +50,14 @@ pub(super) async fn serve(
         }
         return refuse(stream, unreachable(&open.proto));
     };
+    if open.rtls && !service.protocol.is_plaintext() {
+        tracing::debug!(
+            ?sid,
+            "{}: the frontend has ended TLS; refused",
+            service.name
+        );
+        return refuse(stream, unreachable(&open.proto));
+    }
     let is_gone = |now: &Services| {
         let same = |s: &Service| (s.protocol, &s.name) == (service.protocol, &service.name);
         !now.iter().any(same)

@@ -349,3 +349,53 @@ fn no_secret_ever_shows_in_an_error() {
     let error = format!("{:?}", frontend(&dir, FRONTEND).unwrap());
     assert!(!error.contains("hunter2"));
 }
+
+#[test]
+fn certificates_are_read_and_one_is_the_default() {
+    let dir = place();
+    let at = |name: &str| dir.path().join(name);
+    let text = format!(
+        "{FRONTEND}[[certificates]]\ncert = \"chain.pem\"\nkey = \"key.pem\"\nredirect = true\n\
+         [[certificates]]\ncert = \"both.pem\"\ndefault = true\nendpoints = true\n"
+    );
+    let config = frontend(&dir, &text).unwrap();
+    let expected = |cert: &str, key: &str, default| CertificateFiles {
+        cert: at(cert),
+        key: at(key),
+        default,
+        endpoints: default,
+        redirect: !default,
+    };
+    assert_eq!(
+        config.certificates,
+        [
+            expected("chain.pem", "key.pem", false),
+            expected("both.pem", "both.pem", true)
+        ]
+    );
+    let two = format!("{text}[[certificates]]\ncert = \"more.pem\"\ndefault = true\n");
+    let error = frontend(&dir, &two).unwrap_err().to_string();
+    assert!(error.contains("default = true in one"), "{error}");
+}
+
+#[test]
+fn tls_ends_at_the_frontend_only_where_there_is_none_behind_it() {
+    let dir = place();
+    let kite = |keys: &str| backend(&dir, &format!("{BACKEND}{keys}"));
+    let asks = |keys| kite(keys).unwrap().services[0].tls_at_frontend;
+    assert!(!asks(""));
+    assert!(!asks("protocol = \"http\"\ntls = \"origin\"\n"));
+    for protocol in ["http", "websocket"] {
+        let keys = format!("protocol = \"{protocol}\"\ntls = \"frontend\"\n");
+        assert!(kite(&keys).unwrap().services[0].tls_at_frontend);
+    }
+    for protocol in ["foolscap", "https", "tahoe-https", "raw"] {
+        let keys = format!("protocol = \"{protocol}\"\ntls = \"frontend\"\n");
+        let error = kite(&keys).unwrap_err().to_string();
+        assert!(
+            error.contains("kites[0].tls") && error.contains(protocol),
+            "{error}"
+        );
+    }
+    assert!(kite("tls = \"nobody\"\n").is_err());
+}

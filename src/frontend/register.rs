@@ -7,15 +7,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Shared;
 use super::auth::Judgement;
-use super::registry::{Claim, Claimant};
+use super::registry::{Claim, Claimant, EndTls, Terms};
 use crate::dial::BoxConn;
+use crate::kite::Protocol;
 use crate::random::random_hex;
 use crate::tunnel::Tunnel;
 use crate::tunnel::buffer::BUFFER_PAYLOAD;
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
 use crate::wire::handshake::{
-    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, MuxParams, Request, UNAVAILABLE, put_answer,
+    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, Request, UNAVAILABLE,
+    put_answer,
 };
 use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
@@ -47,6 +49,7 @@ pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: &str) {
             peer,
             session: &session,
             binding: proven.binding,
+            endings: proven.endings,
         };
         registration
             .fly(proven.conn, proven.read_ahead, proven.mux)
@@ -63,6 +66,7 @@ struct Proven {
     read_ahead: BytesMut,
     mux: Option<MuxParams>,
     binding: Option<Binding>,
+    endings: Endings,
 }
 
 /// The handshake.
@@ -87,6 +91,7 @@ async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> O
         peer,
         session,
         binding: binding.filter(|_| request.lines.has_proof()),
+        endings: Endings::of(&request.lines),
     };
     let proof = registration.prove(&mut conn, &mut first, &request.lines);
     match tokio::time::timeout(PROOF_TIMEOUT, proof).await {
@@ -97,6 +102,7 @@ async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> O
                 read_ahead: BytesMut::from(&first[..]),
                 mux: request.lines.mux(),
                 binding: registration.binding,
+                endings: registration.endings,
             });
         }
         Ok(Ok(false)) => tracing::info!("a backend at {peer} proved no kite"),
@@ -115,6 +121,32 @@ struct Registration<'a> {
     session: &'a str,
     /// Set if proofs are agreed: what they are bound to.
     binding: Option<Binding>,
+    endings: Endings,
+}
+
+/// For which of its kites a backend lets us end visitors' TLS.
+struct Endings {
+    /// It knows how to ask.
+    asks: bool,
+    asked: Vec<KiteId>,
+}
+
+impl Endings {
+    fn of(request: &Lines) -> Self {
+        Self {
+            // A kite before KiteTls1 never wanted it.
+            asks: request.has_feature(KITE_TLS) || request.has_feature(KITE_MUX),
+            asked: request.end_tls.clone(),
+        }
+    }
+
+    fn kite(&self, id: &KiteId) -> EndTls {
+        match self.asked.contains(id) {
+            true => EndTls::Asked,
+            false if self.asks => EndTls::No,
+            false => EndTls::Unsaid,
+        }
+    }
 }
 
 impl Registration<'_> {
@@ -140,6 +172,9 @@ impl Registration<'_> {
             answer.features.push(KITE_PROOF.to_owned());
         }
         answer.features.push(ADD_KITES.to_owned());
+        if asked.has_feature(KITE_TLS) {
+            answer.features.push(KITE_TLS.to_owned());
+        }
         self.shared.judge.capabilities(&mut answer);
         let mut claimant = Claimant {
             replace: asked.replace.as_deref(),
@@ -183,8 +218,22 @@ impl Registration<'_> {
             match self.shared.judge.judge(line, now, self.binding.as_ref()) {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
                 Judgement::Proven(terms, proof) => {
+                    let end_tls = self.endings.kite(&id);
+                    let ends = self.ends_tls(&id, &terms, end_tls);
+                    let claimant = Claimant {
+                        end_tls,
+                        ..claimant
+                    };
                     match self.shared.registry.claim(&id, terms, claimant) {
                         Claim::Granted | Claim::Held => {
+                            if ends {
+                                tracing::info!(
+                                    "{}:{}: its visitors' TLS is ended here",
+                                    id.proto,
+                                    id.name
+                                );
+                                verdict.ssl_ok.push(id.clone());
+                            }
                             verdict
                                 .proofs
                                 .extend(proof.map(|proof| (id.clone(), proof)));
@@ -211,7 +260,18 @@ impl Registration<'_> {
             replace: None,
             beside: &[],
             retire: None,
+            end_tls: EndTls::No,
         }
+    }
+
+    /// Can and may we end TLS for this kite?
+    fn ends_tls(&self, id: &KiteId, terms: &Terms, wish: EndTls) -> bool {
+        let readable = [Protocol::Http, Protocol::Websocket];
+        readable.iter().any(|protocol| terms.contains(protocol))
+            && id.name.parse().is_ok_and(|name| {
+                let held = self.shared.certificates.find(&name);
+                held.is_some_and(|held| held.ends(wish))
+            })
     }
 
     fn refuse(&self, id: KiteId, why: &str, push: impl FnOnce(KiteId)) {

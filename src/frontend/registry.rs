@@ -54,6 +54,7 @@ pub struct TunnelView {
 
 struct Entry {
     terms: Terms,
+    end_tls: EndTls,
     /// Never empty, at most [`MAX_BESIDE`].
     holders: Vec<Holder>,
 }
@@ -74,6 +75,18 @@ struct Holder {
 /// What visitors may use a kite for.
 pub type Terms = BTreeSet<Protocol>;
 
+/// Whether a kite's backend lets the frontend end its visitors' TLS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EndTls {
+    /// It knows how to ask, and did not.
+    #[default]
+    No,
+    /// It has asked for it (protocol page §21.5).
+    Asked,
+    /// It does not know how to ask: an older program.
+    Unsaid,
+}
+
 /// Who claims a name. It has just proved the kite's secret.
 #[derive(Clone, Copy)]
 pub struct Claimant<'a> {
@@ -87,6 +100,8 @@ pub struct Claimant<'a> {
     pub beside: &'a [String],
     /// A session that is to get no more visitors (protocol page §21.4).
     pub retire: Option<&'a str>,
+    /// Whether its visitors' TLS may be ended here.
+    pub end_tls: EndTls,
 }
 
 /// What became of a wish for a name.
@@ -105,6 +120,8 @@ pub struct Found {
     pub proto: String,
     /// What the kite may be used for.
     pub terms: Terms,
+    /// Whether its visitors' TLS may be ended here.
+    pub end_tls: EndTls,
     /// The way there.
     pub tunnel: Tunnel,
 }
@@ -117,6 +134,7 @@ impl Registry {
         let key = Arc::new((id.proto.clone(), id.name.clone()));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
+            end_tls: EndTls::default(),
             holders: Vec::new(),
         });
         let holders = &mut entry.holders;
@@ -142,6 +160,7 @@ impl Registry {
             return Claim::Duplicate;
         }
         entry.terms = terms;
+        entry.end_tls = claimant.end_tls;
         holders.push(Holder {
             session: claimant.session.to_owned(),
             peer: claimant.peer.to_owned(),
@@ -212,6 +231,7 @@ impl Registry {
             Some(Found {
                 proto: proto.to_owned(),
                 terms: entry.terms.clone(),
+                end_tls: entry.end_tls,
                 tunnel,
             })
         };

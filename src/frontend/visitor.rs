@@ -4,24 +4,27 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
+use super::certificates::Held;
 use super::register::{self, Asking};
-use super::registry::Terms;
+use super::registry::Found;
 use super::{Arrival, Shared, Socket};
-use crate::dial::BoxConn;
+use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls;
 use crate::tunnel::mux::OpenError;
-use crate::tunnel::splice::splice;
+use crate::tunnel::splice::{Local, splice};
 use crate::tunnel::{SUSPECT_AFTER, Tunnel, TunnelStream};
 use crate::wire::Binding;
 use crate::wire::frame::Open;
@@ -42,6 +45,9 @@ pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {
         Some(Comer::Visitor(conn, first, route)) => {
             join(shared, conn, first, route, &door, &peer).await;
         }
+        Some(Comer::Ended(conn, first, route)) => {
+            Box::pin(join(shared, *conn, first, route, &door, &peer)).await;
+        }
         Some(Comer::Backend(backend)) => register::serve(shared, backend, &peer).await,
         None => {}
     }
@@ -50,8 +56,13 @@ pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {
 /// Who came, and is not done with.
 enum Comer {
     Visitor(Socket, BytesMut, Route),
+    /// A visitor whose TLS is ended here.
+    Ended(Box<Secured>, BytesMut, Route),
     Backend(Box<Asking>),
 }
+
+/// What is left when TLS is taken off a connection.
+type Secured = TlsStream<Rewind<Prompt>>;
 
 /// Finds out who came; whoever has no business here is dealt with.
 async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -> Option<Comer> {
@@ -66,23 +77,9 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
         First::Gone => return None,
     };
     let route = match visitor {
-        Visitor::Tls(hello) if is_tunnel_hop(shared, &hello, door.port) => {
-            let conn = Rewind {
-                prefix: first,
-                inner: Prompt::new(conn),
-            };
-            return match shared.tls.accept(conn).await {
-                Ok(conn) => {
-                    let binding = tls::binding(conn.get_ref().1);
-                    arrive_inner(shared, Box::new(conn), binding).await
-                }
-                Err(e) => {
-                    tracing::debug!(%peer, "TLS for a tunnel failed: {e}");
-                    None
-                }
-            };
+        Visitor::Tls(hello) => {
+            return arrive_by_tls(shared, conn, first, &hello, None, door, peer).await;
         }
-        Visitor::Tls(hello) => route_tls(shared, &hello, door),
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
                 return Some(Comer::Backend(Box::new(Asking {
@@ -98,15 +95,26 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
             }
             HttpKind::Connect { ref host, port } => {
                 let route = route_connect(shared, host, port);
-                if route.is_ok() {
+                let ours =
+                    route.is_err() && port == 443 && shared.certificates.find(host).is_some();
+                if route.is_ok() || ours {
                     first.advance(head.len);
                     conn.write_all(b"HTTP/1.0 200 Connection Established\r\n\r\n")
                         .await
                         .ok()?;
                 }
+                if ours {
+                    return arrive_after_connect(shared, conn, first, host, door, peer).await;
+                }
                 route
             }
-            HttpKind::Websocket | HttpKind::Request => route_http(shared, &head, door.port),
+            HttpKind::Websocket | HttpKind::Request => {
+                if let Some(location) = elsewhere(shared, &head, &first, door.port) {
+                    refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
+                    return None;
+                }
+                route_http(shared, &head, door.port)
+            }
         },
     };
     match route {
@@ -118,6 +126,127 @@ async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -
     }
 }
 
+/// An older backend asked in the clear for TLS with this name, and says hello now (protocol page §1).
+async fn arrive_after_connect(
+    shared: &Shared,
+    mut conn: Socket,
+    mut first: BytesMut,
+    name: &KiteName,
+    door: &Arrival,
+    peer: &str,
+) -> Option<Comer> {
+    match read_first(&mut conn, &mut first).await {
+        First::Visitor(Visitor::Tls(hello)) => {
+            arrive_by_tls(shared, conn, first, &hello, Some(name), door, peer).await
+        }
+        First::Visitor(Visitor::Http(_)) => {
+            refuse(conn, Voice::Http(400)).await;
+            None
+        }
+        First::Refused(refusal) => {
+            refuse(conn, refusal.voice()).await;
+            None
+        }
+        First::Gone => None,
+    }
+}
+
+/// Somebody says hello, perhaps after having asked for a name by CONNECT.
+async fn arrive_by_tls(
+    shared: &Shared,
+    conn: Socket,
+    first: BytesMut,
+    hello: &ClientHello,
+    asked: Option<&KiteName>,
+    door: &Arrival,
+    peer: &str,
+) -> Option<Comer> {
+    let ending = match whither(shared, hello, asked, door) {
+        Whither::Kite(route) => return Some(Comer::Visitor(conn, first, route)),
+        Whither::Nowhere(voice) => {
+            refuse(conn, voice).await;
+            return None;
+        }
+        Whither::Ours(ending) => ending,
+    };
+    let conn = Rewind {
+        prefix: first,
+        inner: Prompt::new(conn),
+    };
+    let accepted = match &ending {
+        None => shared.tls.accept(conn).await,
+        Some(held) => held.certificate.accept(conn).await,
+    };
+    let conn = match accepted {
+        Ok(conn) => conn,
+        Err(e) => {
+            tracing::debug!(%peer, "TLS that was to end here failed: {e}");
+            return None;
+        }
+    };
+    let binding = tls::binding(conn.get_ref().1);
+    let (conn, first, head) = match arrive_inner(shared, conn, binding).await? {
+        Inner::Backend(backend) => return Some(Comer::Backend(backend)),
+        Inner::Request(conn, first, head) => (conn, first, head),
+    };
+    // Visitors are for certificates of names, never for the tunnels' own key or protocol.
+    let route = match ending.filter(|_| !hello.alpn_kite) {
+        Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port),
+        None => Err(OFFLINE),
+    };
+    match route {
+        Ok(route) => Some(Comer::Ended(Box::new(conn), first, route)),
+        Err(voice) => {
+            refuse(conn, voice).await;
+            None
+        }
+    }
+}
+
+/// Where a hello leads.
+enum Whither {
+    /// To a kite, unopened.
+    Kite(Route),
+    /// To ourselves: with a certificate that we hold, or with our own key.
+    Ours(Option<Arc<Held>>),
+    Nowhere(Voice),
+}
+
+/// Kites before certificates; for a kite's tunnel it is the other way round. Our own key is for those
+/// who pinned it, and for nobody who did not ask for us.
+fn whither(
+    shared: &Shared,
+    hello: &ClientHello,
+    asked: Option<&KiteName>,
+    door: &Arrival,
+) -> Whither {
+    let name = hello.sni.as_ref().or(asked);
+    let held = || name.and_then(|name| shared.certificates.find(name));
+    if hello.alpn_kite {
+        return Whither::Ours(hello.alpn_certified.then(held).flatten());
+    }
+    let denied = match route_tls(shared, hello, asked, door) {
+        Ok(route) => return Whither::Kite(route),
+        Err(voice) => voice,
+    };
+    let default = || match name {
+        None => shared.certificates.default(),
+        Some(_) => None,
+    };
+    if let Some(held) = held().or_else(default) {
+        return Whither::Ours(Some(held));
+    }
+    // An older backend that knows us by name.
+    let own_name = || {
+        let (sni, own) = (hello.sni.as_ref()?, shared.name.as_ref()?);
+        own.eq_ignore_ascii_case(sni.as_str()).then_some(())
+    };
+    match own_name() {
+        Some(()) => Whither::Ours(None),
+        None => Whither::Nowhere(denied),
+    }
+}
+
 /// Serves what comes out of an onion service: backends, nobody else.
 pub(super) async fn serve_inner(
     shared: &Shared,
@@ -125,22 +254,31 @@ pub(super) async fn serve_inner(
     binding: Option<Binding>,
     peer: &str,
 ) {
-    if let Some(Comer::Backend(backend)) = Box::pin(arrive_inner(shared, conn, binding)).await {
-        register::serve(shared, backend, peer).await;
+    match Box::pin(arrive_inner(shared, conn, binding)).await {
+        Some(Inner::Backend(backend)) => register::serve(shared, backend, peer).await,
+        Some(Inner::Request(conn, ..)) => refuse(conn, OFFLINE).await,
+        None => {}
     }
 }
 
-/// The same as [`arrive`] for what comes out of TLS, or of an onion service: backends, nobody else.
-async fn arrive_inner(
+/// Who came, within something.
+enum Inner<C> {
+    Backend(Box<Asking>),
+    /// A request that is for a kite.
+    Request(C, BytesMut, HttpHead),
+}
+
+/// The same as [`arrive`] for what comes out of TLS, or of an onion service.
+async fn arrive_inner<C: Conn>(
     shared: &Shared,
-    mut conn: BoxConn,
+    mut conn: C,
     binding: Option<Binding>,
-) -> Option<Comer> {
+) -> Option<Inner<C>> {
     let mut first = BytesMut::new();
     let head = match read_first(&mut conn, &mut first).await {
         First::Visitor(Visitor::Http(head)) => head,
         First::Visitor(Visitor::Tls(_)) => {
-            refuse(conn, Voice::TlsAlert(alert::ACCESS_DENIED)).await;
+            refuse(conn, DENIED).await;
             return None;
         }
         First::Refused(refusal) => {
@@ -151,15 +289,16 @@ async fn arrive_inner(
     };
     match head.kind {
         HttpKind::Tunnel => {
-            return Some(Comer::Backend(Box::new(Asking {
-                conn,
+            return Some(Inner::Backend(Box::new(Asking {
+                conn: Box::new(conn),
                 binding,
                 first,
                 head_len: head.len,
             })));
         }
         HttpKind::Ping => refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
-        _ => refuse(conn, Voice::Http(503)).await,
+        HttpKind::Connect { .. } => refuse(conn, OFFLINE).await,
+        HttpKind::Request | HttpKind::Websocket => return Some(Inner::Request(conn, first, head)),
     }
     None
 }
@@ -193,19 +332,6 @@ async fn read_first<C: AsyncRead + Unpin>(conn: &mut C, first: &mut BytesMut) ->
         .unwrap_or(First::Gone)
 }
 
-/// A hello is for this frontend itself if it says so by ALPN, or (an older backend)
-/// names the frontend and no kite of that name flies.
-fn is_tunnel_hop(shared: &Shared, hello: &ClientHello, port: u16) -> bool {
-    let own_name = || {
-        let (Some(sni), Some(own)) = (&hello.sni, &shared.name) else {
-            return false;
-        };
-        own.eq_ignore_ascii_case(sni.as_str())
-            && shared.registry.find(&["https"], port, sni).is_none()
-    };
-    hello.alpn_kite || own_name()
-}
-
 /// Where a visitor goes.
 struct Route {
     proto: String,
@@ -214,6 +340,8 @@ struct Route {
     tunnel: Tunnel,
     /// The first flight may be sent twice, and nothing follows it before an answer: foolscap's.
     repeatable: bool,
+    /// TLS was taken off here.
+    ended: bool,
 }
 
 const OFFLINE: Voice = Voice::Http(503);
@@ -224,29 +352,83 @@ fn route_http(shared: &Shared, head: &HttpHead, port: u16) -> Result<Route, Voic
     if head.path_is_pagekite_magic {
         return Err(OFFLINE);
     }
-    let (protos, uses): (&[&str], &[Protocol]) = match head.kind {
-        HttpKind::Websocket => (
-            &["websocket", "http", "http2", "http3"],
-            &[Protocol::Websocket, Protocol::Http],
-        ),
-        _ if head.foolscap.is_some() => (
-            &["http", "http2", "http3"],
-            &[Protocol::Foolscap, Protocol::Http],
-        ),
-        _ => (&["http", "http2", "http3"], &[Protocol::Http]),
+    let (protos, uses) = match readable(head) {
+        (protos, _) if head.foolscap.is_some() => {
+            (protos, &[Protocol::Foolscap, Protocol::Http][..])
+        }
+        readable => readable,
     };
     let mut route = find(shared, protos, port, host, uses, OFFLINE, Voice::Http(403))?;
     route.repeatable = head.foolscap.is_some();
     Ok(route)
 }
 
+/// A request that came out of TLS. It must be for the name that the hello asked for, or at least one
+/// that the certificate is for; and for a kite whose backend wants this.
+fn route_ended(
+    shared: &Shared,
+    head: &HttpHead,
+    sni: Option<&KiteName>,
+    held: &Held,
+    port: u16,
+) -> Result<Route, Voice> {
+    let host = head.host.as_ref().ok_or(Voice::Http(400))?;
+    if sni.is_some_and(|sni| sni != host) || !held.certificate.covers(host) {
+        return Err(Voice::Http(421));
+    }
+    if head.path_is_pagekite_magic {
+        return Err(OFFLINE);
+    }
+    let (protos, uses) = readable(head);
+    let found = shared.registry.find(protos, port, host).ok_or(OFFLINE)?;
+    if !held.ends(found.end_tls) {
+        return Err(OFFLINE);
+    }
+    let mut route = admit(found, host, port, uses, Voice::Http(403))?;
+    route.ended = true;
+    Ok(route)
+}
+
+/// Where a visitor in the clear is to come again, by TLS, if its kite's TLS is ended here. Foolscap
+/// brings its own, and is never sent away.
+fn elsewhere(shared: &Shared, head: &HttpHead, first: &[u8], port: u16) -> Option<String> {
+    let host = head.host.as_ref().filter(|_| !head.upgrades_to_tls)?;
+    let held = shared
+        .certificates
+        .find(host)
+        .filter(|held| held.redirects())?;
+    let (protos, uses) = readable(head);
+    let found = shared.registry.find(protos, port, host)?;
+    if !held.ends(found.end_tls) || !uses.iter().any(|use_| found.terms.contains(use_)) {
+        return None;
+    }
+    let path = sniff::http::path(first.get(..head.len)?)?;
+    Some(format!("https://{host}{path}"))
+}
+
+/// As what a request is looked up that anybody on the way can read, and what its kite must be for.
+fn readable(head: &HttpHead) -> (&'static [&'static str], &'static [Protocol]) {
+    match head.kind {
+        HttpKind::Websocket => (
+            &["websocket", "http", "http2", "http3"],
+            &[Protocol::Websocket, Protocol::Http],
+        ),
+        _ => (&["http", "http2", "http3"], &[Protocol::Http]),
+    }
+}
+
 /// TLS goes by its server name. A hello without one goes to the kite that owns the
-/// port: Tahoe's HTTPS storage protocol names nobody.
-fn route_tls(shared: &Shared, hello: &ClientHello, door: &Arrival) -> Result<Route, Voice> {
+/// port: Tahoe's HTTPS storage protocol names nobody. But who has `asked` by CONNECT wanted another.
+fn route_tls(
+    shared: &Shared,
+    hello: &ClientHello,
+    asked: Option<&KiteName>,
+    door: &Arrival,
+) -> Result<Route, Voice> {
     let (host, uses): (_, &[Protocol]) = match (&hello.sni, &door.port_kite) {
         (Some(sni), _) => (sni, &[Protocol::Https]),
-        (None, Some(kite)) => (kite, &[Protocol::TahoeHttps, Protocol::Https]),
-        (None, None) => return Err(DENIED),
+        (None, Some(kite)) if asked.is_none() => (kite, &[Protocol::TahoeHttps, Protocol::Https]),
+        (None, _) => return Err(DENIED),
     };
     find(shared, &["https"], door.port, host, uses, DENIED, DENIED)
 }
@@ -298,8 +480,18 @@ fn find(
     let bare = sniff::without_ip_prefix(host);
     let host = bare.as_ref().unwrap_or(host);
     let found = shared.registry.find(protos, port, host).ok_or(offline)?;
-    let allowed = |terms: &Terms| uses.iter().any(|use_| terms.contains(use_));
-    if !allowed(&found.terms) {
+    admit(found, host, port, uses, forbidden)
+}
+
+/// The way to a kite that was found, if it is for one of these uses.
+fn admit(
+    found: Found,
+    host: &KiteName,
+    port: u16,
+    uses: &[Protocol],
+    forbidden: Voice,
+) -> Result<Route, Voice> {
+    if !uses.iter().any(|use_| found.terms.contains(use_)) {
         return Err(forbidden);
     }
     Ok(Route {
@@ -308,13 +500,14 @@ fn find(
         port,
         tunnel: found.tunnel,
         repeatable: false,
+        ended: false,
     })
 }
 
 /// Joins a visitor with its kite. The first bytes go first, as they came.
-async fn join(
+async fn join<L: Local>(
     shared: &Shared,
-    conn: Socket,
+    conn: L,
     first: BytesMut,
     route: Route,
     door: &Arrival,
@@ -327,7 +520,7 @@ async fn join(
         port: Some(route.port),
         rip: Some(door.peer.ip().to_canonical().to_string()),
         rport: Some(door.peer.port()),
-        rtls: false,
+        rtls: route.ended,
     };
     let first = first.freeze();
     let opened = if route.repeatable {
@@ -447,5 +640,18 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Rewind<C> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl<C: Local> Local for Rewind<C> {
+    fn reset(&self) {
+        self.inner.reset();
+    }
+}
+
+/// The visitor's TLS ends without its closing alert then, which says as much.
+impl<C: Local> Local for TlsStream<C> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
     }
 }

@@ -47,6 +47,8 @@ pub struct HttpHead {
     /// The path is one of pagekite.py's own: a probe or a WebSocket tunnel, which
     /// kite does not implement (protocol page §1.1, §9).
     pub path_is_pagekite_magic: bool,
+    /// It lists `TLS/1.0` under `Upgrade`: foolscap, well-formed or not.
+    pub upgrades_to_tls: bool,
 }
 
 /// What a request is for.
@@ -77,6 +79,15 @@ pub enum HttpKind {
 /// name with an optional port, and a target whose host is another one.
 pub fn head(bytes: &[u8]) -> Sniff<HttpHead> {
     parse(bytes, MAX_HTTP_HEAD, LineEnd::LfToo).map(|parsed| parsed.head)
+}
+
+/// The path and query that a request asks for, if it is a plain one: from its complete head, which
+/// [`head`] has accepted. Printable ASCII.
+pub fn path(head: &[u8]) -> Option<&str> {
+    let line = head.split(|&b| b == b'\n').next()?;
+    let target = line.split(|&b| b == b' ').nth(1)?;
+    let target = std::str::from_utf8(target).ok()?;
+    (target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic())).then_some(target)
 }
 
 /// Which line ends pass.
@@ -333,6 +344,7 @@ fn conclude(request: &RequestLine<'_>, fields: Fields, len: usize) -> Result<Par
             kind,
             host: fields.host.flatten(),
             foolscap,
+            upgrades_to_tls: fields.upgrade_tls,
             path_is_pagekite_magic: MAGIC_PATHS.iter().any(|magic| path.starts_with(magic)),
         },
     })

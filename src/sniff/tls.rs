@@ -28,6 +28,10 @@ pub const MAX_CLIENT_HELLO: usize = MAX_HELLO_BODY + 4 * 1024;
 /// this connection becomes a tunnel, whatever its server name is. Visitors never offer it.
 pub const TUNNEL_ALPN: &[u8] = b"x-pagekite/1";
 
+/// The ALPN protocol that stands beside [`TUNNEL_ALPN`] in the hello of a backend which knows no pin:
+/// the frontend is to show the certificate of the name, not its own key (protocol page §21.1).
+pub const CERTIFIED_ALPN: &[u8] = b"x-pagekite-certified/1";
+
 /// Longest plaintext in one record, in bytes (RFC 8446 §5.1).
 const MAX_RECORD: usize = 1 << 14;
 /// Length of a record header: type, version, length (RFC 8446 §5.1).
@@ -51,6 +55,8 @@ pub struct ClientHello {
     pub sni: Option<KiteName>,
     /// It offers [`TUNNEL_ALPN`].
     pub alpn_kite: bool,
+    /// It offers [`CERTIFIED_ALPN`].
+    pub alpn_certified: bool,
 }
 
 /// Reads a ClientHello. See [`sniff`](super::sniff) for what holds of every parser here.
@@ -157,6 +163,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, Refusal> {
     let mut hello = ClientHello {
         sni: None,
         alpn_kite: false,
+        alpn_certified: false,
     };
     if body.is_empty() {
         return Ok(hello); // TLS 1.2 allows a hello without extensions (RFC 5246 §7.4.1.2).
@@ -172,7 +179,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, Refusal> {
         kinds.push(kind);
         match kind {
             EXT_SERVER_NAME => hello.sni = Some(server_name(data)?),
-            EXT_ALPN => hello.alpn_kite = offers_tunnel(data)?,
+            EXT_ALPN => hello.note_protocols(data)?,
             _ => {}
         }
     }
@@ -204,22 +211,24 @@ fn is_ipv4(name: &KiteName) -> bool {
     last.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Does this ALPN extension list [`TUNNEL_ALPN`] (RFC 7301 §3.1)?
-fn offers_tunnel(data: &[u8]) -> Result<bool, Refusal> {
-    let mut data = Reader(data);
-    let mut protocols = Reader(data.vector()?);
-    let mut found = false;
-    if protocols.is_empty() || !data.is_empty() {
-        return Err(Refusal::BadTls("a malformed list of protocols"));
-    }
-    while !protocols.is_empty() {
-        let protocol = protocols.short_vector()?;
-        if protocol.is_empty() {
-            return Err(Refusal::BadTls("a protocol without a name"));
+impl ClientHello {
+    /// Looks for the protocols that matter here in an ALPN extension (RFC 7301 §3.1).
+    fn note_protocols(&mut self, data: &[u8]) -> Result<(), Refusal> {
+        let mut data = Reader(data);
+        let mut protocols = Reader(data.vector()?);
+        if protocols.is_empty() || !data.is_empty() {
+            return Err(Refusal::BadTls("a malformed list of protocols"));
         }
-        found |= protocol == TUNNEL_ALPN;
+        while !protocols.is_empty() {
+            match protocols.short_vector()? {
+                [] => return Err(Refusal::BadTls("a protocol without a name")),
+                TUNNEL_ALPN => self.alpn_kite = true,
+                CERTIFIED_ALPN => self.alpn_certified = true,
+                _ => {}
+            }
+        }
+        Ok(())
     }
-    Ok(found)
 }
 
 /// The presentation language of RFC 8446 §3, as far as a ClientHello needs it.

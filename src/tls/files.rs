@@ -56,6 +56,26 @@ pub enum FileProblem {
     /// The certificate is for another key, or for an algorithm we lack.
     #[error("certificate and key do not fit together: {0}")]
     Mismatch(String),
+    /// No chain, or one that does not parse.
+    #[error(
+        "it holds no certificate that can be read; give a PEM file with the whole chain, the server's \
+         own first (certbot calls it fullchain.pem)"
+    )]
+    NoChain,
+    /// No private key, or one that does not parse.
+    #[error(
+        "it holds no private key that can be read; give the PEM file with the certificate's key, \
+         without a passphrase (certbot calls it privkey.pem)"
+    )]
+    NoKey,
+    /// The key of some other certificate.
+    #[error(
+        "the key is not this certificate's; give the two that were issued together, as `cert` and `key`"
+    )]
+    OtherKey,
+    /// A certificate without a DNS name is of no use for finding anything.
+    #[error("this certificate names no host; have one issued for the frontend's DNS name")]
+    Nameless,
 }
 
 /// Who may read a key file.

@@ -28,8 +28,8 @@ pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
 pub use super::lines::{
-    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KiteId, Lines, LinesError, MuxParams, Proof,
-    ServiceLine,
+    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, KiteId, Lines, LinesError, MuxParams,
+    Proof, ServiceLine,
 };
 
 /// What a frontend thinks of a service line.
@@ -99,6 +99,8 @@ pub struct Wanted {
     /// 36 hex digits, fresh for every tunnel, so that tunnels cannot be linked
     /// by it (protocol page §3.2). It stays the same over both rounds.
     pub bsalt: String,
+    /// The frontend may end its visitors' TLS, if it can; see [`KITE_TLS`].
+    pub end_tls: bool,
 }
 
 impl Wanted {
@@ -227,10 +229,24 @@ pub enum RefusalKind {
     Proto,
     /// The frontend takes KiteProof1 only, and it was not agreed.
     Proof,
+    /// Our own refusal: the frontend ends TLS for a kite that did not ask for it.
+    TlsEnded,
     /// Another tunnel flies it, perhaps our own former one.
     Duplicate,
     /// In the frontend's own words, which are printable; may be empty.
     Other(String),
+}
+
+impl Verdict {
+    /// Gives up a kite that the frontend has granted.
+    pub fn give_up(&mut self, id: &KiteId, why: RefusalKind) {
+        self.flying.retain(|kite| kite != id);
+        self.tls_ended.retain(|kite| kite != id);
+        self.refused.push(Refusal {
+            id: id.clone(),
+            why,
+        });
+    }
 }
 
 impl RefusalKind {
@@ -531,6 +547,9 @@ impl BackendHandshake {
             lines.window_kb = Some(self.options.window_kb);
             lines.frame = Some(self.options.frame);
         }
+        lines.features.push(KITE_TLS.to_owned());
+        let ending = self.entries.iter().filter(|e| e.wanted.end_tls);
+        lines.end_tls = ending.map(|e| e.id.clone()).collect();
         if self.options.offer_beside {
             lines.features.push(KITE_BESIDE.to_owned());
             lines.beside.clone_from(&self.options.beside);

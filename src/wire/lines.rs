@@ -36,6 +36,8 @@ pub const KITE_MUX: &str = "KiteMux1";
 pub const KITE_PROOF: &str = "KiteProof1";
 /// Our extension: several tunnels of one backend may fly the same kite (protocol page §21.4).
 pub const KITE_BESIDE: &str = "KiteBeside1";
+/// Our extension: a frontend ends visitors' TLS for those kites only that ask for it (protocol page §21.5).
+pub const KITE_TLS: &str = "KiteTls1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
@@ -77,6 +79,8 @@ pub struct Lines {
     pub beside: Vec<String>,
     /// A session that gets no more visitors once this tunnel flies; see [`KITE_BESIDE`].
     pub retire: Option<String>,
+    /// Kites whose visitors' TLS the frontend is asked to end; see [`KITE_TLS`].
+    pub end_tls: Vec<KiteId>,
     /// Kites that are asked for.
     pub services: Vec<ServiceLine>,
     /// Challenges: sign again with this fsalt.
@@ -146,6 +150,7 @@ impl Lines {
             b"-raw-ports" => self.raw_ports = list("Raw-Ports", value)?,
             b"-replace" => self.replace = Some(word("Replace", value)?),
             b"-beside" => push("Beside", &mut self.beside, word("Beside", value)?)?,
+            b"-end-tls" => push("End-TLS", &mut self.end_tls, id("End-TLS", value)?)?,
             b"-retire" => self.retire = Some(word("Retire", value)?),
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
@@ -195,6 +200,7 @@ impl Lines {
         each!("-Replace", self.replace);
         each!("-Beside", self.beside);
         each!("-Retire", self.retire);
+        each!("-End-TLS", self.end_tls);
         each!("", self.services);
         for (kite, fsalt) in &self.sign_this {
             line("-SignThis", &format_args!("{kite}:{fsalt}"));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use kite::sniff::tls::{MAX_HELLO_BODY, client_hello};
-use kite::sniff::{ClientHello, MAX_CLIENT_HELLO, Refusal, Sniff, TUNNEL_ALPN, Visitor, sniff};
+use kite::sniff::{
+    CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, Refusal, Sniff, TUNNEL_ALPN, Visitor, sniff,
+};
 use proptest::prelude::*;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::Acceptor;
@@ -168,6 +170,7 @@ fn recorded_hellos() {
     let nameless = ClientHello {
         sni: None,
         alpn_kite: false,
+        alpn_certified: false,
     };
     assert_eq!(
         tls(&tahoe("gbs-client-to-node-data", "c2s")[..1538]),
@@ -192,6 +195,7 @@ fn rustls_hellos_split_over_records_at_every_byte() {
         let expected = ClientHello {
             sni: Some("bob.alice.example".parse().unwrap()),
             alpn_kite: true,
+            alpn_certified: false,
         };
         assert_eq!(tls(&wire), expected);
         let message = message(&wire);
@@ -211,6 +215,8 @@ fn rustls_hellos_split_over_records_at_every_byte() {
         false,
     );
     assert!(!tls(&plain).alpn_kite);
+    let named = rustls_hello("bob.example", &[TUNNEL_ALPN, CERTIFIED_ALPN], false);
+    assert!(tls(&named).alpn_kite && tls(&named).alpn_certified);
     assert_eq!(tls(&rustls_hello("127.0.0.1", &[], true)).sni, None);
 }
 

@@ -6,8 +6,9 @@ use bytes::BytesMut;
 use kite::kite::Secret;
 use kite::wire::frame::{put_data, put_kites, put_ping};
 use kite::wire::handshake::{
-    ADD_KITES, Check, FORBIDDEN, KITE_BESIDE, KITE_MUX, KITE_PROOF, MAX_HEAD, MuxParams, Options,
-    Proof, ProofPolicy, RefusalKind, Request, UNAVAILABLE, Wanted, check, parse_answer, put_answer,
+    ADD_KITES, Check, FORBIDDEN, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MAX_HEAD, MuxParams,
+    Options, Proof, ProofPolicy, RefusalKind, Request, UNAVAILABLE, Wanted, check, parse_answer,
+    put_answer,
 };
 use kite::wire::lines::MAX_LINES;
 use kite::wire::proof::{self, Prover};
@@ -27,6 +28,7 @@ fn wanted(proto: &str, name: &str, secret: &str, bsalt: &str) -> Wanted {
         name: name.parse().unwrap(),
         secret: Secret::new(secret.as_bytes()).unwrap(),
         bsalt: bsalt.to_owned(),
+        end_tls: false,
     }
 }
 
@@ -660,6 +662,30 @@ fn sixty_four_kites_fit_into_one_handshake() {
         panic!()
     };
     assert_eq!(verdict.flying.len(), 64);
+}
+
+#[test]
+fn a_backend_says_whose_tls_may_be_ended() {
+    let (mut web, node) = (
+        wanted("http", "web.test", "s", &"1".repeat(36)),
+        wanted("http", "node.test", "s", &"2".repeat(36)),
+    );
+    web.end_tls = true;
+    let (_, request) =
+        BackendHandshake::new(vec![node, web], Options::default(), || "deadbeef".into());
+    let asked = Request::parse(&request).unwrap().lines;
+    assert!(asked.has_feature(KITE_TLS));
+    assert_eq!(asked.end_tls, [asked.services[1].kite_id()]);
+    // What is given up does not fly, and is refused by ourselves.
+    let (flies, gone) = (asked.services[0].kite_id(), asked.services[1].kite_id());
+    let mut verdict = Verdict {
+        flying: vec![flies.clone(), gone.clone()],
+        tls_ended: vec![gone.clone()],
+        ..Verdict::default()
+    };
+    verdict.give_up(&gone, RefusalKind::TlsEnded);
+    assert_eq!((verdict.flying, verdict.tls_ended), (vec![flies], vec![]));
+    assert_eq!(verdict.refused[0].why, RefusalKind::TlsEnded);
 }
 
 /// Our own frontend's judgement where proofs are agreed.

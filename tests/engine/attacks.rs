@@ -143,6 +143,7 @@ async fn register(
         name: NAME.parse().unwrap(),
         secret: secret("right"),
         bsalt: kite_salt(),
+        end_tls: false,
     };
     let options = Options {
         proof,

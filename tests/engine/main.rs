@@ -18,5 +18,6 @@ mod reload;
 mod roles;
 #[cfg(target_os = "linux")]
 mod sandbox;
+mod tls;
 mod tunnel;
 mod unlinkable;

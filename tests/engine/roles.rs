@@ -61,11 +61,21 @@ pub fn frontend_in(
     protocols: &[Protocol],
     proof: ProofRule,
 ) -> Side {
+    start(frontend_config(state, listen, protocols, proof))
+}
+
+/// A shared port, and one that belongs to [`NAME`]; one grant for all below `alice.example`.
+pub fn frontend_config(
+    state: &Path,
+    listen: SocketAddr,
+    protocols: &[Protocol],
+    proof: ProofRule,
+) -> FrontendConfig {
     let own = Listen {
         address: ([127, 0, 0, 1], 0).into(),
         kite: Some(NAME.parse().unwrap()),
     };
-    let frontend = Frontend::new(FrontendConfig {
+    FrontendConfig {
         listen: vec![
             Listen {
                 address: listen,
@@ -83,8 +93,12 @@ pub fn frontend_in(
         onion: TorChoice::default(),
         state_dir: state.to_path_buf(),
         log_peers: true,
-    })
-    .unwrap();
+        certificates: Vec::new(),
+    }
+}
+
+pub fn start(config: FrontendConfig) -> Side {
+    let frontend = Frontend::new(config).unwrap();
     let addrs = frontend.local_addrs();
     let address = frontend.pinned_addresses().remove(0);
     let handle = frontend.handle();
@@ -118,6 +132,7 @@ pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: 
         origin: OriginAddr::parse(&origin.to_string(), false).unwrap(),
         secret: secret(secret_text),
         tub: None,
+        tls_at_frontend: false,
     }
 }
 

@@ -33,6 +33,7 @@ const EVERY_KITE_SAYS: &[&str] = &[
     "http",
     "kitebeside1",
     "kitemux1",
+    "kitetls1",
     "noop",
     "pagekite",
     "replace",

@@ -60,11 +60,11 @@ def secret_file(path, secret):
 class Kite:
     """One service: what it is called, how it speaks, where it is, and the secret both sides know.
 
-    `tub` is the TubID of its node, if the backend is to know it.
+    `tub` is the TubID of its node, if the backend is to know it; `tls` says where its visitors' TLS ends.
     """
 
-    def __init__(self, protocol, name, origin, secret=None, tub=None):
-        self.protocol, self.name, self.origin, self.tub = protocol, name, origin, tub
+    def __init__(self, protocol, name, origin, secret=None, tub=None, tls=None):
+        self.protocol, self.name, self.origin, self.tub, self.tls = protocol, name, origin, tub, tls
         self.secret = secret or secrets.token_hex(16)
 
     @property
@@ -135,13 +135,14 @@ class _Role:
 class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
-    `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml.
+    `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml; `certificates` are the keys of
+    as many tables.
     """
 
     role = "frontend"
 
     def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None,
-                 env=None):
+                 env=None, certificates=()):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned, self.env = ip, ports, owned or {}, env
         listen = [f"{ip}:{p}" for p in ports]
@@ -151,6 +152,8 @@ class Frontend(_Role):
             text += _table("[tor]", config=onion)
         for kite in kites:
             text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite))
+        for keys in certificates:
+            text += _table("[[certificates]]", **keys)
         self.file.write_text(text)
 
     def start(self, level="debug"):
@@ -200,16 +203,17 @@ class Backend(_Role):
     role = "backend"
 
     def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None, socks=None,
-                 tunnels=None):
+                 tunnels=None, ca_file=None):
         super().__init__(sup, name)
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
         self.env, self.share, self.socks, self.tunnels_each = env, share, socks, tunnels
+        self.ca_file = ca_file
         self.write()
 
     def write(self):
         """Its file, from what it is to do."""
         via_tor, socks, share, tunnels = self.via_tor, self.socks, self.share, self.tunnels_each
-        text = _table("", state_dir=self.state)
+        text = _table("", state_dir=self.state, **({"ca_file": self.ca_file} if self.ca_file else {}))
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
         for i, address in enumerate(self.frontends):
@@ -217,7 +221,7 @@ class Backend(_Role):
                            **({"tunnels": tunnels} if tunnels else {}))
         for kite in self.kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
-                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}))
+                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}), **({"tls": kite.tls} if kite.tls else {}))
         self.file.write_text(text)
 
     def start(self):

@@ -222,7 +222,8 @@ class Recorder(Origin):
 class Certificate:
     """A self-signed one, made for this run."""
 
-    def __init__(self, directory, name):
+    def __init__(self, directory, name, *more):
+        """`more` are further names, perhaps wildcards."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -230,7 +231,7 @@ class Certificate:
                 .public_key(key.public_key()).serial_number(x509.random_serial_number())
                 .not_valid_before(now - datetime.timedelta(days=1))
                 .not_valid_after(now + datetime.timedelta(days=2))
-                .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+                .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in (name, *more)]), critical=False)
                 .sign(key, hashes.SHA256()))
         self.der = cert.public_bytes(serialization.Encoding.DER)
         self.file = directory / f"{name}.pem"
@@ -238,6 +239,7 @@ class Certificate:
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                               serialization.NoEncryption())
             + cert.public_bytes(serialization.Encoding.PEM))
+        self.file.chmod(0o600)
 
 
 class HttpOrigin:
