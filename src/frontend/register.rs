@@ -193,6 +193,9 @@ impl Registration<'_> {
             return Ok(true);
         }
         // Without AddKites the backend dials again with its proof (§3.5).
+        if let Some(other) = &asked.replace {
+            self.shared.registry.wishes_to_replace(self.session, other);
+        }
         if answer.sign_this.is_empty() || !asked.has_feature(ADD_KITES) {
             return Ok(false);
         }

@@ -3,7 +3,7 @@
 //! A name is reserved before the backend hears that it flies, and found by visitors
 //! only once its tunnel stands: nobody is routed into a handshake.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::config::MAX_TUNNELS;
@@ -17,6 +17,9 @@ const CATCH_ALL: &str = "unknown";
 /// Most tunnels that fly one kite: as many as a backend may keep, and as many that replace them.
 pub const MAX_BESIDE: usize = 2 * MAX_TUNNELS as usize;
 
+/// Wishes to replace a session that are remembered until the backend has dialled again with its proof.
+pub const MAX_WISHES: usize = 256;
+
 /// All kites that fly here.
 #[derive(Default)]
 pub struct Registry(RwLock<Sky>);
@@ -27,9 +30,17 @@ struct Sky {
     /// What each session has claimed, so that a tunnel that comes or goes costs the same among
     /// many. It may name a kite that another session has taken over.
     sessions: HashMap<String, BTreeSet<Arc<Key>>>,
+    /// By whom it was wished, and whom it would replace; at most [`MAX_WISHES`].
+    wishes: VecDeque<(String, String)>,
 }
 
 impl Sky {
+    /// What a session wished to replace when it was challenged.
+    fn wish_of(&self, session: &str) -> Option<String> {
+        let wish = self.wishes.iter().find(|(by, _)| by == session);
+        wish.map(|(_, other)| other.clone())
+    }
+
     /// The kites that a session holds.
     fn held<'a>(&'a self, session: &'a str) -> impl Iterator<Item = (&'a Key, &'a Entry)> {
         let keys = self.sessions.get(session).into_iter().flatten();
@@ -132,6 +143,7 @@ impl Registry {
     pub fn claim(&self, id: &KiteId, terms: Terms, claimant: Claimant<'_>) -> Claim {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let key = Arc::new((id.proto.clone(), id.name.clone()));
+        let wished = claimant.replace.and_then(|named| sky.wish_of(named));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
             end_tls: EndTls::default(),
@@ -147,11 +159,12 @@ impl Registry {
                 return true;
             };
             let is = |session: Option<&str>| session == Some(holder.session.as_str());
-            if is(claimant.replace) {
+            let replaced = is(claimant.replace) || is(wished.as_deref());
+            if replaced {
                 tunnel.close("replaced by its backend");
             }
             let beside = claimant.beside.contains(&holder.session);
-            welcome |= is(claimant.replace) || is(claimant.retire) || beside;
+            welcome |= replaced || is(claimant.retire) || beside;
             !tunnel.is_closed() && !is(claimant.retire)
         });
         if !holders.is_empty() && (!welcome || holders.len() >= MAX_BESIDE) {
@@ -171,10 +184,26 @@ impl Registry {
         Claim::Granted
     }
 
+    /// `session` is challenged, and would like to replace another. A backend that answers by dialling again
+    /// (protocol page §3.5) then names `session` instead: what it wished counts with its proof. A session that does not fly
+    /// is not remembered.
+    pub fn wishes_to_replace(&self, session: &str, other: &str) {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !sky.sessions.contains_key(other) {
+            return;
+        }
+        if sky.wishes.len() >= MAX_WISHES {
+            sky.wishes.pop_front();
+        }
+        sky.wishes.push_back((session.to_owned(), other.to_owned()));
+    }
+
     /// The tunnel of `session` stands: visitors may come.
     pub fn activate(&self, session: &str, tunnel: &Tunnel) {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Sky { kites, sessions } = &mut *sky;
+        let Sky {
+            kites, sessions, ..
+        } = &mut *sky;
         for key in sessions.get(session).into_iter().flatten() {
             let holders = kites.get_mut(key).into_iter().flat_map(|e| &mut e.holders);
             for holder in holders.filter(|h| h.session == session) {
