@@ -13,6 +13,7 @@
 mod attacks;
 mod hostile;
 mod lanes;
+mod old_peers;
 mod origins;
 mod reload;
 mod roles;

@@ -55,6 +55,17 @@ pub fn frontend(protocols: &[Protocol]) -> Side {
     side
 }
 
+/// A frontend that grants one pattern.
+pub fn frontend_for(pattern: &str, secret_text: &str, protocols: &[Protocol]) -> Side {
+    let state = tempfile::tempdir().unwrap();
+    let mut config = frontend_config(state.path(), any(), protocols, ProofRule::Optional);
+    config.kites[0].pattern = pattern.parse().unwrap();
+    config.kites[0].secret = secret(secret_text);
+    let mut side = start(config);
+    side.state = Some(state);
+    side
+}
+
 pub fn frontend_in(
     state: &Path,
     listen: SocketAddr,
