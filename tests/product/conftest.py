@@ -114,6 +114,17 @@ def tornet(work):
     net.stop()
 
 
+epilogues = []             # functions that give a title, and lines, for the end of the run
+
+
+def pytest_terminal_summary(terminalreporter):
+    for epilogue in epilogues:
+        title, lines = epilogue()
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield

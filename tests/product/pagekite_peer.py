@@ -34,7 +34,7 @@ class PagekiteFrontend:
     def __init__(self, sup, name, ip, kites, port=80):
         self.sup, self.name, self.ip, self.port = sup, name, ip, port
         self.argv = [*_flags(sup, name), "--isfrontend", f"--host={ip}", f"--ports={port}",
-                     "--protos=http,https,raw,websocket",
+                     "--protos=http,https,raw,websocket", "--rawports=virtual",
                      *(f"--domain={k.wire}:{k.name}:{k.secret}" for k in kites)]
 
     def start(self):

@@ -248,11 +248,16 @@ class HttpOrigin:
     GET  /bytes/SEED/SIZE      so many random bytes
     POST /hash                 the SHA-256 of the body, and its size
     GET  /meet/N/SEED/SIZE     the same as /bytes, once N such requests are there at the same time
+    POST /early/SEED/SIZE      the same as /bytes, and no more after it; only then the body is read, to its end
+
+    `early` has the size and SHA-256 of such bodies; `farewells` has True for each TLS connection on which both ends
+    said close_notify.
     """
 
     def __init__(self, machine, certificate=None):
         self.sni = []
         self.gates = {}
+        self.early, self.farewells = queue.Queue(), queue.Queue()
         self._lock = threading.Lock()
         context = None
         if certificate:
@@ -273,6 +278,8 @@ class HttpOrigin:
                 self.answer(random_bytes(int(parts[1]), int(parts[2])))
 
             def do_POST(self):
+                if self.path.startswith("/early/"):
+                    return self.answer_early()
                 digest, left = hashlib.sha256(), int(self.headers["Content-Length"])
                 size = left
                 while left:
@@ -282,6 +289,15 @@ class HttpOrigin:
                     digest.update(data)
                     left -= len(data)
                 self.answer(f"{digest.hexdigest()} {size}".encode())
+
+            def answer_early(self):
+                _, seed, size = self.path.strip("/").split("/")
+                self.answer(random_bytes(int(seed), int(size)))
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_WR)
+                body = self.rfile.read()
+                origin.early.put((len(body), sha256(body)))
+                self.close_connection = True
 
             def answer(self, body):
                 self.send_response(200)
@@ -302,6 +318,8 @@ class HttpOrigin:
                 with contextlib.suppress(OSError, ssl.SSLError), \
                         context.wrap_socket(request, server_side=True) as secure:
                     Handler(secure, client, self)
+                    secure.unwrap()
+                    origin.farewells.put(True)
 
             def handle_error(self, request, client):
                 pass                             # the visitor sees what it gets
