@@ -11,6 +11,7 @@ use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
 
 mod flight;
+pub mod introduce;
 mod link;
 pub mod policy;
 pub mod probe;

@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::dial::target::{FrontendAddr, OriginAddr};
+use crate::frontend::balancer::Balancers;
 use crate::kite::{KiteName, Protocol, Secret};
+use crate::proxy_header::Version;
 use crate::sniff::TubId;
 
 /// Largest configuration or secret file that is read, in bytes.
@@ -103,6 +106,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// The kite that TLS visitors without a server name are brought to.
     pub kite: Option<KiteName>,
+    /// The load balancers that alone may connect, and say by a PROXY header whom each connection is from.
+    pub balancers: Option<Balancers>,
 }
 
 /// Names that may be flown with a secret.
@@ -194,6 +199,8 @@ pub struct Service<S = Secret> {
     /// Frontends are asked to end its visitors' TLS with a certificate of their own. They can read all of
     /// it then. Only `http` and `websocket` kites.
     pub tls_at_frontend: bool,
+    /// What the origin is told of its visitors.
+    pub tell: Tell,
 }
 
 /// Where the TLS of a kite's visitors ends.
@@ -247,11 +254,11 @@ struct OnionTorTable {
     config: Option<PathBuf>,
 }
 
-/// `listen = ["0.0.0.0:80"]`, or `[[listen]]` with `address` and `kite`.
+/// `listen = ["0.0.0.0:80"]`, or `[[listen]]` with `address` and what else is wanted.
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected \"ADDR:PORT\", or a table with `address` and `kite`"
+    expecting = "expected \"ADDR:PORT\", or a table with `address`, and perhaps `kite`, `proxy_protocol` (true or false) and `proxy_from` (a list)"
 )]
 enum ListenEntry {
     Address(String),
@@ -263,6 +270,9 @@ enum ListenEntry {
 struct ListenTable {
     address: String,
     kite: Option<String>,
+    #[serde(default)]
+    proxy_protocol: bool,
+    proxy_from: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -317,6 +327,10 @@ struct ServiceEntry {
     tub_id: Option<String>,
     #[serde(default)]
     tls: TlsEnd,
+    proxy_protocol: Option<Version>,
+    #[serde(default)]
+    forwarded_headers: bool,
+    rewrite_host: Option<String>,
 }
 
 /// A configuration file and what messages call it.
@@ -527,11 +541,7 @@ impl FrontendConfig {
                 ListenEntry::Address(text) => {
                     parse_listen(&source.at(format_args!("listen[{i}]")), &text, None)
                 }
-                ListenEntry::Port(t) => parse_listen(
-                    &source.at(format_args!("listen[{i}]")),
-                    &t.address,
-                    t.kite.as_deref(),
-                ),
+                ListenEntry::Port(t) => parse_listen_table(&source, i, &t),
             };
             file.listen
                 .into_iter()
@@ -685,7 +695,46 @@ fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen
             "name one kite",
         ));
     }
-    Ok(Listen { address, kite })
+    Ok(Listen {
+        address,
+        kite,
+        balancers: None,
+    })
+}
+
+fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<Listen> {
+    let place = source.at(format_args!("listen[{i}]"));
+    let mut listen = parse_listen(&place, &table.address, table.kite.as_deref())?;
+    let place = format!("{place}.proxy_from");
+    listen.balancers = match (table.proxy_protocol, &table.proxy_from) {
+        (false, None) => None,
+        (false, Some(_)) => {
+            return Err(ConfigError::new(
+                place,
+                "there are load balancers, but nothing is taken from them",
+                "add proxy_protocol = true, or remove it",
+            ));
+        }
+        (true, None) if listen.address.ip().is_loopback() => Some(Balancers::on_this_machine()),
+        (true, None) => {
+            return Err(ConfigError::new(
+                place,
+                "whoever may write a PROXY header may claim any address, so it must be said who may",
+                "list the load balancers' addresses or networks, as in proxy_from = [\"10.0.0.5\", \"10.1.0.0/16\"]",
+            ));
+        }
+        (true, Some(from)) => {
+            let balancers = Balancers::parse(from).map_err(|problem| {
+                ConfigError::new(
+                    place,
+                    problem,
+                    "write addresses or networks, such as 10.0.0.5, 10.1.0.0/16 or fd00::/64",
+                )
+            })?;
+            Some(balancers)
+        }
+    };
+    Ok(listen)
 }
 
 /// Foolscap alone unless said otherwise: what a frontend is for, and of no use to a phisher.
@@ -852,6 +901,11 @@ fn services<S: Clone>(
             };
             let tub =
                 |text: &String| parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol);
+            let tell = parse_tell(
+                |name| source.at(format_args!("{key}.{name}")),
+                &entry,
+                protocol,
+            )?;
             Ok(Service {
                 protocol,
                 tub: entry.tub_id.as_ref().map(tub).transpose()?,
@@ -867,6 +921,7 @@ fn services<S: Clone>(
                     &allowed,
                 )?,
                 secret,
+                tell,
             })
         };
         entries
@@ -999,6 +1054,7 @@ fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result
         secret: secret.clone(),
         tub: None,
         tls_at_frontend: false,
+        tell: Tell::default(),
     })
 }
 
@@ -1030,6 +1086,51 @@ fn parse_tub(place: &str, text: &str, protocol: Protocol) -> Result<TubId> {
             "copy it from my_nodeid in the node's directory, or from between pb:// and @ in its storage FURL",
         )
     })
+}
+
+/// Only a kite that carries HTTP has a head in which lines can be put.
+fn parse_tell(
+    at: impl Fn(&str) -> String,
+    entry: &ServiceEntry,
+    protocol: Protocol,
+) -> Result<Tell> {
+    let carries_http = matches!(protocol, Protocol::Http | Protocol::Websocket);
+    for (key, set) in [
+        ("forwarded_headers", entry.forwarded_headers),
+        ("rewrite_host", entry.rewrite_host.is_some()),
+    ] {
+        if set && !carries_http {
+            return Err(ConfigError::new(
+                at(key),
+                format!("the bytes of a {protocol} kite are not kite's to change"),
+                "remove it; proxy_protocol tells an origin that understands it who its visitor is",
+            ));
+        }
+    }
+    if let Some(host) = &entry.rewrite_host
+        && !is_host(host)
+    {
+        return Err(ConfigError::new(
+            at("rewrite_host"),
+            format!("'{host}' is no host"),
+            "write a name or an address, with a port if need be, such as intranet.example or 127.0.0.1:8080",
+        ));
+    }
+    Ok(Tell {
+        proxy_protocol: entry.proxy_protocol,
+        forwarded_headers: entry.forwarded_headers,
+        rewrite_host: entry.rewrite_host.clone(),
+    })
+}
+
+/// `name`, `name:port`, an address, or an address with a port.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') => (host, port),
+        _ => (text, "80"),
+    };
+    let name = host.parse::<KiteName>().is_ok_and(|n| !n.is_wildcard());
+    (name && port.parse::<u16>().is_ok()) || text.parse::<SocketAddr>().is_ok()
 }
 
 fn parse_origin(place: &str, text: &str, allowed: &[IpAddr]) -> Result<OriginAddr> {

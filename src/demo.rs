@@ -132,6 +132,7 @@ async fn perform(
         listen: vec![config::Listen {
             address: ([127, 0, 0, 1], 0).into(),
             kite: None,
+            balancers: None,
         }],
         kites: vec![config::Grant {
             pattern: name.clone(),
@@ -190,6 +191,7 @@ async fn perform(
         secret,
         tub: node.tub.parse().ok(),
         tls_at_frontend: false,
+        tell: backend::introduce::Tell::default(),
     };
     let to = config::Frontend {
         address,

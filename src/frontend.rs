@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::Semaphore;
 
 pub mod auth;
+pub mod balancer;
 mod certificates;
 pub mod onion;
 mod register;
@@ -21,6 +22,7 @@ use crate::config::{FrontendConfig, Listen};
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
 use crate::listen::{self, TcpListener, TcpStream};
+use crate::observe::hush::Hush;
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
@@ -91,6 +93,8 @@ struct Shared {
     uuid: String,
     pool: Pool,
     slots: Arc<Semaphore>,
+    /// Connections that were turned away behind a load balancer.
+    unintroduced: Hush,
 }
 
 impl Frontend {
@@ -123,6 +127,7 @@ impl Frontend {
             uuid: crate::random::random_hex(40),
             pool: Pool::new(),
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            unintroduced: Hush::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -237,6 +242,7 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
     let port = listener
         .local_addr()
         .map_or(listen.address.port(), |a| a.port());
+    let balancers = listen.balancers.map(Arc::new);
     loop {
         // Nobody closes the semaphore; without a slot new connections wait in the kernel.
         let Ok(slot) = shared.slots.clone().acquire_owned().await else {
@@ -248,9 +254,9 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
             port,
             port_kite: listen.kite.clone(),
         };
-        let shared = shared.clone();
+        let (shared, balancers) = (shared.clone(), balancers.clone());
         tokio::spawn(async move {
-            visitor::serve(&shared, conn, door).await;
+            visitor::serve(&shared, conn, door, balancers.as_deref()).await;
             drop(slot);
         });
     }
@@ -258,6 +264,7 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
 
 /// How a connection came in.
 struct Arrival {
+    /// Whom it is from: the peer, or whom a load balancer named.
     peer: SocketAddr,
     port: u16,
     port_kite: Option<KiteName>,

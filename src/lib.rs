@@ -4,7 +4,7 @@
 //!
 //! The rooms, and what each never knows (`docs/architecture.md` has the whole picture):
 //!
-//! * [`wire`] and [`sniff`]: bytes in, decisions out; no sockets, clocks or tasks.
+//! * [`wire`], [`sniff`] and [`proxy_header`]: bytes in, decisions out; no sockets, clocks or tasks.
 //! * [`tunnel`]: many streams in one connection; not who dialled it.
 //! * [`dial`]: every way out of the process. [`listen`]: every way in.
 //! * [`tor`], a crate of its own: Arti on a guarded runtime. [`socks`]: the node's way into it.
@@ -28,6 +28,7 @@ pub mod frontend;
 pub mod kite;
 pub mod listen;
 pub mod observe;
+pub mod proxy_header;
 pub mod random;
 pub mod refusal;
 pub mod reload;

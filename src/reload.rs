@@ -14,9 +14,11 @@ use tokio::sync::watch;
 use zeroize::Zeroize;
 
 use crate::backend::Plan;
+use crate::backend::introduce::Tell;
 use crate::config::{BackendConfig, Frontend, Service};
 use crate::dial::OriginAddr;
 use crate::kite::Secret;
+use crate::proxy_header::Version;
 
 /// A backend's configuration, on its way to it. Holds secrets: not for logs.
 #[derive(Serialize, Deserialize)]
@@ -59,6 +61,9 @@ struct KiteOrder {
     origin: String,
     tub: Option<String>,
     tls_at_frontend: bool,
+    proxy_protocol: Option<Version>,
+    forwarded_headers: bool,
+    rewrite_host: Option<String>,
     secret: Vec<u8>,
 }
 
@@ -112,6 +117,9 @@ impl Order {
             origin: s.origin.to_string(),
             tub: s.tub.map(|tub| tub.as_str().to_owned()),
             tls_at_frontend: s.tls_at_frontend,
+            proxy_protocol: s.tell.proxy_protocol,
+            forwarded_headers: s.tell.forwarded_headers,
+            rewrite_host: s.tell.rewrite_host.clone(),
             secret: s.secret.expose().to_vec(),
         };
         Self {
@@ -151,6 +159,11 @@ impl Order {
                 },
                 tls_at_frontend: k.tls_at_frontend,
                 secret: Secret::new(&k.secret)?,
+                tell: Tell {
+                    proxy_protocol: k.proxy_protocol,
+                    forwarded_headers: k.forwarded_headers,
+                    rewrite_host: k.rewrite_host.clone(),
+                },
             })
         };
         Some(Plan {
@@ -260,6 +273,18 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
         let parts = [
             (was.origin != kite.origin, "origin"),
             (was.tub != kite.tub, "tub_id"),
+            (
+                was.tell.proxy_protocol != kite.tell.proxy_protocol,
+                "proxy_protocol",
+            ),
+            (
+                was.tell.forwarded_headers != kite.tell.forwarded_headers,
+                "forwarded_headers",
+            ),
+            (
+                was.tell.rewrite_host != kite.tell.rewrite_host,
+                "rewrite_host",
+            ),
             (was.secret != kite.secret, "secret"),
         ];
         let parts: Vec<_> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
@@ -290,6 +315,7 @@ mod tests {
             secret: Secret::new(secret.as_bytes()).expect("a secret"),
             tub: None,
             tls_at_frontend: false,
+            tell: Tell::default(),
         }
     }
 
@@ -357,6 +383,25 @@ mod tests {
             ]
         );
         assert_eq!(reloader.plans().borrow().services.len(), 2);
+    }
+
+    #[test]
+    fn what_an_origin_is_told_travels_too() {
+        let reloader = Reloader::new(&old(), true);
+        let mut new = old();
+        new.services[1].tell = Tell {
+            proxy_protocol: Some(Version::V2),
+            forwarded_headers: true,
+            rewrite_host: Some("intranet".into()),
+        };
+        let plan = reloader.accept(&sent(&new)).expect("nothing is in the way");
+        assert_eq!(plan.services[1].tell, new.services[1].tell);
+        assert_eq!(
+            reloader.turn_to(plan),
+            [
+                "kite http:web.a.example: another proxy_protocol, another forwarded_headers, another rewrite_host"
+            ]
+        );
     }
 
     #[test]

@@ -409,7 +409,7 @@ async fn check_origins(services: &[config::Service]) -> Result<(), RunError> {
         );
     }
     let foolscap = services.iter().filter(|s| s.protocol == Protocol::Foolscap);
-    let looks = foolscap.map(|s| async move { (s, probe::look(&s.origin, &s.name).await) });
+    let looks = foolscap.map(|s| async move { (s, probe::look(s).await) });
     for (service, seen) in join_all(looks).await {
         if seen == Seen::Web {
             return Err(RunError::WebOrigin {

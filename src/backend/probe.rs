@@ -7,8 +7,8 @@ use rand::RngCore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::Service;
-use crate::dial::{OriginAddr, OriginDialer, OriginError};
-use crate::kite::KiteName;
+use crate::dial::{OriginDialer, OriginError};
+use crate::proxy_header;
 use crate::sniff::foolscap::{ProbeAnswer, TUB_ID_LEN, probe_answer, probe_request};
 use crate::sniff::{Sniff, TubId};
 
@@ -43,6 +43,11 @@ impl Seen {
             Self::Web => tracing::error!(
                 "{name}: the origin {origin} is a web server, not a foolscap port; visitors are refused. {WEB_REMEDY}"
             ),
+            Self::Unknown if kite.tell.proxy_protocol.is_some() => tracing::warn!(
+                "{name}: the origin {origin} does not answer a PROXY header and foolscap behind it; visitors are \
+                 refused until it does. A Tahoe node knows no such header: remove proxy_protocol, unless the origin \
+                 is a proxy in front of the node that takes one"
+            ),
             Self::Unknown => tracing::warn!(
                 "{name}: the origin {origin} does not answer as a foolscap port does; visitors are refused until \
                  it does; compare it with tub.port in tahoe.cfg"
@@ -54,17 +59,22 @@ impl Seen {
     }
 }
 
-/// Negotiates with the origin for a tub that does not exist, and looks at the answer.
-pub async fn look(origin: &OriginAddr, kite: &KiteName) -> Seen {
-    let mut conn = match OriginDialer::new().dial(origin).await {
+/// Negotiates with a kite's origin for a tub that does not exist, and looks at the answer. Where visitors come with
+/// a PROXY header this look does, too: as the backend's own.
+pub async fn look(kite: &Service) -> Seen {
+    let mut conn = match OriginDialer::new().dial(&kite.origin).await {
         Ok(conn) => conn,
         Err(e) => return Seen::Down(e),
     };
     let mut random = [0; TUB_ID_LEN];
     rand::rng().fill_bytes(&mut random);
+    let mut request = match kite.tell.proxy_protocol {
+        Some(version) => proxy_header::write(version, None, 0, kite.name.as_str()),
+        None => Vec::new(),
+    };
+    request.extend(probe_request(TubId::from_random(random), &kite.name));
     let asking = async {
-        conn.write_all(&probe_request(TubId::from_random(random), kite))
-            .await?;
+        conn.write_all(&request).await?;
         let mut answer = Vec::new();
         while answer.len() < MAX_ANSWER && conn.read_buf(&mut answer).await? > 0 {
             if let Sniff::Found(found) = probe_answer(&answer) {

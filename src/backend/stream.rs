@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch::Receiver;
 
+use super::introduce;
 use super::link::Services;
 use super::policy::{Gate, PolicyError, Verdict};
 use super::watch::Watch;
@@ -22,6 +24,8 @@ use crate::wire::frame::Open;
 
 /// How long a visitor may take for its first flight.
 pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an origin may take to read who its visitor is: some kilobytes, for which its socket has room.
+pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What strangers can make a backend say, each at most once a minute.
 #[derive(Default)]
@@ -29,6 +33,7 @@ pub(super) struct Noise {
     unflown: Hush,
     turned_away: Hush,
     no_origin: Hush,
+    deaf: Hush,
 }
 
 /// Serves one stream to its end, or until its kite is taken out of the configuration.
@@ -63,7 +68,7 @@ pub(super) async fn serve(
         !now.iter().any(same)
     };
     tokio::select! {
-        () = join(stream, service, &watch, &noise) => {}
+        () = join(stream, &open, service, &watch, &noise) => {}
         Ok(_) = services.wait_for(is_gone) => {
             tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
         }
@@ -71,10 +76,10 @@ pub(super) async fn serve(
 }
 
 /// Looks at what the visitor says, and joins it with the origin.
-async fn join(stream: TunnelStream, service: &Service, watch: &Watch, noise: &Noise) {
+async fn join(stream: TunnelStream, open: &Open, service: &Service, watch: &Watch, noise: &Noise) {
     let sid = stream.sid();
     // To let it in needs much memory for a moment, the rest a little for weeks.
-    let Some(admitted) = Box::pin(admit(stream, service, watch, noise)).await else {
+    let Some(admitted) = Box::pin(admit(stream, open, service, watch, noise)).await else {
         return;
     };
     let Admitted {
@@ -106,6 +111,7 @@ struct Admitted {
 /// Looks at the first flight, and dials the origin; or tells the visitor that there is none.
 async fn admit(
     mut stream: TunnelStream,
+    open: &Open,
     service: &Service,
     watch: &Watch,
     noise: &Noise,
@@ -117,7 +123,7 @@ async fn admit(
     };
     let mut gate = Gate::new(service.protocol, &service.name, service.tub);
     let flight = first_flight(&mut stream, &mut gate);
-    let held = match tokio::time::timeout(FIRST_FLIGHT_TIMEOUT, flight).await {
+    let mut held = match tokio::time::timeout(FIRST_FLIGHT_TIMEOUT, flight).await {
         Ok(Ok(held)) => held,
         Ok(Err(Turned::Away(why))) => {
             tracing::debug!(?sid, "{}: a visitor was turned away: {why}", service.name);
@@ -137,7 +143,7 @@ async fn admit(
         );
         return turn_away(stream, unreachable(service.protocol.on_wire()));
     }
-    let origin = match OriginDialer::new().dial(&service.origin).await {
+    let mut origin = match OriginDialer::new().dial(&service.origin).await {
         Ok(origin) => origin,
         Err(e) => {
             if let Some(before) = noise.no_origin.due(Instant::now()) {
@@ -147,12 +153,34 @@ async fn admit(
             return turn_away(stream, unreachable(service.protocol.on_wire()));
         }
     };
+    if !service.tell.is_nothing() {
+        let beginning = introduce::begin(&service.tell, open, &mut held);
+        if !tells(&mut origin, &beginning.bytes).await {
+            if let Some(before) = noise.deaf.due(Instant::now()) {
+                tracing::warn!(
+                    ?sid,
+                    "{}: the origin {} took a connection and hung up, or read nothing; look at its log{before}",
+                    service.name,
+                    service.origin
+                );
+            }
+            watch.doubt(service);
+            return turn_away(stream, unreachable(service.protocol.on_wire()));
+        }
+        stream.consumed(beginning.taken);
+    }
     Some(Admitted {
         stream,
         origin,
         held,
         inspect: (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>),
     })
+}
+
+/// Writes how a stream begins; false if the origin does not read it.
+async fn tells(origin: &mut OriginConn, bytes: &[u8]) -> bool {
+    let telling = tokio::time::timeout(INTRODUCTION_TIMEOUT, origin.write_all(bytes));
+    matches!(telling.await, Ok(Ok(())))
 }
 
 /// The service that a frontend's opening is for. A frontend is not trusted: what it

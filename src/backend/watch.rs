@@ -12,6 +12,7 @@ use super::probe::{Seen, look};
 use crate::config::Service;
 use crate::dial::OriginAddr;
 use crate::kite::Protocol;
+use crate::proxy_header::Version;
 
 /// How long an origin that was seen to speak foolscap is passed visitors without another
 /// look, if no connection with it has ended since.
@@ -20,7 +21,14 @@ pub const TRUSTED_FOR: Duration = Duration::from_secs(10);
 pub const DISTRUSTED_FOR: Duration = Duration::from_secs(2);
 
 /// The foolscap origins of a backend, for the visitors of all its tunnels.
-pub struct Watch(std::sync::Mutex<HashMap<OriginAddr, Arc<Origin>>>);
+pub struct Watch(std::sync::Mutex<HashMap<Place, Arc<Origin>>>);
+
+/// An origin, and whether it is spoken to with a PROXY header: what answers one may not answer the other.
+type Place = (OriginAddr, Option<Version>);
+
+fn place(service: &Service) -> Place {
+    (service.origin.clone(), service.tell.proxy_protocol)
+}
 
 #[derive(Default)]
 struct Origin {
@@ -49,8 +57,9 @@ impl Watch {
         let foolscap = services.iter().filter(|s| s.protocol == Protocol::Foolscap);
         *origins = foolscap
             .map(|s| {
-                let known = origins.get(&s.origin).cloned().unwrap_or_default();
-                (s.origin.clone(), known)
+                let place = place(s);
+                let known = origins.get(&place).cloned().unwrap_or_default();
+                (place, known)
             })
             .collect();
     }
@@ -66,7 +75,7 @@ impl Watch {
         if !last.as_ref().is_some_and(|look| origin.counts(look, came)) {
             origin.doubtful.store(false, Ordering::SeqCst);
             let began = Instant::now();
-            let seen = look(&service.origin, &service.name).await;
+            let seen = look(service).await;
             // One line for each change, not for each visitor.
             if last.as_ref().is_none_or(|last| last.seen != seen) {
                 seen.log(service);
@@ -90,7 +99,7 @@ impl Watch {
         }
         let origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A kite that has just gone: its last visitors are looked after one by one.
-        Some(origins.get(&service.origin).cloned().unwrap_or_default())
+        Some(origins.get(&place(service)).cloned().unwrap_or_default())
     }
 }
 

@@ -192,6 +192,30 @@ fn each_mistake_names_its_place_and_its_remedy() {
             "`always`",
             "keys",
         ),
+        (
+            "kite = \"bob.alice.example\" }",
+            "proxy_protocol = true }",
+            "listen[1].proxy_from",
+            "10.0.0.5",
+        ),
+        (
+            "kite = \"bob.alice.example\" }",
+            "proxy_from = [\"10.0.0.5\"] }",
+            "listen[1].proxy_from",
+            "proxy_protocol = true",
+        ),
+        (
+            "kite = \"bob.alice.example\" }",
+            "proxy_protocol = true, proxy_from = [\"0.0.0.0/0\"] }",
+            "listen[1].proxy_from",
+            "everyone",
+        ),
+        (
+            "kite = \"bob.alice.example\" }",
+            "proxy_protocol = \"v2\", proxy_from = [\"10.0.0.5\"] }",
+            "proxy_protocol",
+            "true or false",
+        ),
     ] {
         let text = FRONTEND.replace(from, to);
         assert_ne!(text, FRONTEND);
@@ -245,6 +269,25 @@ fn each_mistake_names_its_place_and_its_remedy() {
             "protocol = \"tahoe-https\"\ntub_id = \"rznjxrmn666ovyilykucaws7ap26djwf\"\norigin",
             "kites[0].tub_id",
             "remove it",
+        ),
+        ("origin", "proxy_protocol = \"v3\"\norigin", "`v3`", "keys"),
+        (
+            "origin",
+            "forwarded_headers = true\norigin",
+            "kites[0].forwarded_headers",
+            "proxy_protocol",
+        ),
+        (
+            "origin",
+            "protocol = \"https\"\nrewrite_host = \"intranet\"\norigin",
+            "kites[0].rewrite_host",
+            "https kite",
+        ),
+        (
+            "origin",
+            "protocol = \"http\"\nrewrite_host = \"a\\r\\nX: y\"\norigin",
+            "kites[0].rewrite_host",
+            "127.0.0.1:8080",
         ),
     ] {
         let text = BACKEND.replace(from, to);
@@ -328,6 +371,63 @@ fn a_kites_tub_is_read() {
         backend(&dir, &text).unwrap().services[0].tub,
         Some(tub.parse().unwrap())
     );
+}
+
+#[test]
+fn what_an_origin_is_told_is_read() {
+    let dir = place();
+    let tell = |keys: &str| {
+        let text = BACKEND.replace("origin", &format!("{keys}\norigin"));
+        backend(&dir, &text).map(|config| config.services[0].tell.clone())
+    };
+    assert!(tell("").unwrap().is_nothing());
+    for (word, version) in [("v1", Version::V1), ("v2", Version::V2)] {
+        for protocol in Protocol::ALL {
+            let keys = format!("protocol = \"{protocol}\"\nproxy_protocol = \"{word}\"");
+            assert_eq!(tell(&keys).unwrap().proxy_protocol, Some(version));
+        }
+    }
+    for protocol in ["http", "websocket"] {
+        let keys = format!("protocol = \"{protocol}\"\nforwarded_headers = true");
+        assert!(tell(&keys).unwrap().forwarded_headers);
+    }
+    let host = |host: &str| tell(&format!("protocol = \"http\"\nrewrite_host = \"{host}\""));
+    for good in [
+        "intranet",
+        "intranet.example:8080",
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "[::1]:8080",
+    ] {
+        assert_eq!(host(good).unwrap().rewrite_host.as_deref(), Some(good));
+    }
+    for bad in ["", "a b", "a/b", "a:", "a:x", "a:99999", "::1", "*.example"] {
+        assert!(host(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_port_behind_load_balancers_is_read() {
+    let dir = place();
+    let balancers = |entry: &str| {
+        let text = FRONTEND.replace("\"0.0.0.0:80\"", entry);
+        frontend(&dir, &text).map(|config| config.listen[0].balancers.clone())
+    };
+    assert_eq!(balancers("\"0.0.0.0:80\"").unwrap(), None);
+    let keys = "address = \"0.0.0.0:80\", proxy_protocol = true";
+    let some = balancers(&format!(
+        "{{ {keys}, proxy_from = [\"10.0.0.0/8\", \"::1\"] }}"
+    ));
+    let expected = Balancers::parse(&["10.0.0.0/8".into(), "::1".into()]).unwrap();
+    assert_eq!(some.unwrap(), Some(expected));
+    // Nobody else can reach these, so nothing need be said.
+    for local in ["127.0.0.1:80", "[::1]:80"] {
+        let entry = format!("{{ address = \"{local}\", proxy_protocol = true }}");
+        let expected = Balancers::on_this_machine();
+        assert_eq!(balancers(&entry).unwrap(), Some(expected));
+    }
+    assert!(balancers(&format!("{{ {keys} }}")).is_err());
+    assert!(balancers(&format!("{{ {keys}, proxy_from = [] }}")).is_err());
 }
 
 #[test]

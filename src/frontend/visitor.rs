@@ -6,13 +6,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::register::{self, Asking};
 use super::registry::Found;
@@ -37,11 +38,23 @@ const MAX_LOOKS: usize = 6;
 /// Asked of the socket at first while sniffing, in bytes: most say all in one packet.
 const FIRST_READ: usize = 1024;
 
-/// Serves a connection from a listening socket.
-pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {
+/// Serves a connection from a listening socket; behind load balancers it begins with a header of theirs.
+pub(super) async fn serve(
+    shared: &Shared,
+    mut conn: Socket,
+    mut door: Arrival,
+    balancers: Option<&Balancers>,
+) {
+    let mut first = BytesMut::new();
+    if let Some(balancers) = balancers {
+        match Box::pin(balancer::introduced(&mut conn, door.peer, balancers)).await {
+            Ok(introduced) => (door.peer, first) = introduced,
+            Err(why) => return turned_away(shared, &door, &why),
+        }
+    }
     let peer = shared.shown(door.peer);
     // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
-    match Box::pin(arrive(shared, conn, &door, &peer)).await {
+    match Box::pin(arrive(shared, conn, first, &door, &peer)).await {
         Some(Comer::Visitor(conn, first, route)) => {
             join(shared, conn, first, route, &door, &peer).await;
         }
@@ -50,6 +63,20 @@ pub(super) async fn serve(shared: &Shared, conn: Socket, door: Arrival) {
         }
         Some(Comer::Backend(backend)) => register::serve(shared, backend, &peer).await,
         None => {}
+    }
+}
+
+/// Says, once a minute at most, why nobody gets in through a port behind load balancers.
+fn turned_away(shared: &Shared, door: &Arrival, why: &Turned) {
+    let peer = shared.shown(door.peer);
+    // A health check that only connects is no trouble.
+    if *why == Turned::Left {
+        tracing::debug!(%peer, "refused: {why}");
+    } else if let Some(before) = shared.unintroduced.due(Instant::now()) {
+        tracing::warn!(
+            "port {}: a connection from {peer} was refused: {why}{before}",
+            door.port
+        );
     }
 }
 
@@ -65,8 +92,13 @@ enum Comer {
 type Secured = TlsStream<Rewind<Prompt>>;
 
 /// Finds out who came; whoever has no business here is dealt with.
-async fn arrive(shared: &Shared, mut conn: Socket, door: &Arrival, peer: &str) -> Option<Comer> {
-    let mut first = BytesMut::new();
+async fn arrive(
+    shared: &Shared,
+    mut conn: Socket,
+    mut first: BytesMut,
+    door: &Arrival,
+    peer: &str,
+) -> Option<Comer> {
     let visitor = match read_first(&mut conn, &mut first).await {
         First::Visitor(visitor) => visitor,
         First::Refused(refusal) => {

@@ -6,6 +6,8 @@
     clippy::indexing_slicing
 )]
 
+mod introduce;
+mod proxy_header;
 mod sniff;
 mod sniff_foolscap;
 mod sniff_http;

@@ -132,7 +132,7 @@ impl Scene {
 }
 
 /// Lets the backend in as a frontend that knows its secret.
-async fn admit(hostile: &Hostile) -> BoxConn {
+pub async fn admit(hostile: &Hostile) -> BoxConn {
     let (mut conn, binding) = hostile.take_bound().await;
     let request = Request::parse(read_head(&mut conn).await.unwrap().as_bytes()).unwrap();
     let (id, fsalt) = (request.lines.services[0].kite_id(), "t".repeat(36));
@@ -169,7 +169,7 @@ async fn listen(mut ears: ReadHalf<BoxConn>, heard: Ears) {
     }
 }
 
-fn frame(headers: &str, data: &[u8]) -> Vec<u8> {
+pub fn frame(headers: &str, data: &[u8]) -> Vec<u8> {
     let head = format!("{headers}\r\n\r\n");
     let mut frame = format!("{:x}\r\n{head}", head.len() + data.len()).into_bytes();
     frame.extend_from_slice(data);

@@ -11,7 +11,9 @@
 )]
 
 mod attacks;
+mod balancer;
 mod hostile;
+mod introduce;
 mod lanes;
 mod old_peers;
 mod origins;

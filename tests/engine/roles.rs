@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kite::backend::Plan;
+use kite::backend::introduce::Tell;
 use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service, TorChoice};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::{Frontend, Handle};
@@ -85,12 +86,14 @@ pub fn frontend_config(
     let own = Listen {
         address: ([127, 0, 0, 1], 0).into(),
         kite: Some(NAME.parse().unwrap()),
+        balancers: None,
     };
     FrontendConfig {
         listen: vec![
             Listen {
                 address: listen,
                 kite: None,
+                balancers: None,
             },
             own,
         ],
@@ -144,6 +147,7 @@ pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: 
         secret: secret(secret_text),
         tub: None,
         tls_at_frontend: false,
+        tell: Tell::default(),
     }
 }
 

@@ -60,11 +60,11 @@ def secret_file(path, secret):
 class Kite:
     """One service: what it is called, how it speaks, where it is, and the secret both sides know.
 
-    `tub` is the TubID of its node, if the backend is to know it; `tls` says where its visitors' TLS ends.
+    `tub` is the TubID of its node, if the backend is to know it; `more` are other keys of the backend's table.
     """
 
-    def __init__(self, protocol, name, origin, secret=None, tub=None, tls=None):
-        self.protocol, self.name, self.origin, self.tub, self.tls = protocol, name, origin, tub, tls
+    def __init__(self, protocol, name, origin, secret=None, tub=None, **more):
+        self.protocol, self.name, self.origin, self.tub, self.more = protocol, name, origin, tub, more
         self.secret = secret or secrets.token_hex(16)
 
     @property
@@ -136,16 +136,18 @@ class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
     `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml; `certificates` are the keys of
-    as many tables.
+    as many tables; `behind` are load balancers, who alone may connect.
     """
 
     role = "frontend"
 
     def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None,
-                 env=None, certificates=()):
+                 env=None, certificates=(), behind=None):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned, self.env = ip, ports, owned or {}, env
         listen = [f"{ip}:{p}" for p in ports]
+        if behind:
+            listen = [{"address": address, "proxy_protocol": True, "proxy_from": behind} for address in listen]
         listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
         text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion))
         if onion:
@@ -221,7 +223,7 @@ class Backend(_Role):
                            **({"tunnels": tunnels} if tunnels else {}))
         for kite in self.kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
-                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}), **({"tls": kite.tls} if kite.tls else {}))
+                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}), **kite.more)
         self.file.write_text(text)
 
     def start(self):
