@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::frontend::limits::{Rate, Size};
+
 /// Gives a Tahoe-LAFS storage node behind NAT a public name, without telling
 /// anyone its address.
 #[derive(Debug, Parser)]
@@ -44,7 +46,12 @@ pub enum Command {
 
 /// Flags of `kite frontend`. Each has a key in the file, which README.md lists.
 #[derive(Debug, Default, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct FrontendArgs {
+    /// Without one, run a frontend.
+    #[command(subcommand)]
+    pub command: Option<FrontendCommand>,
+
     /// TOML file to read; flags given here replace its keys
     #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -87,6 +94,102 @@ pub struct FrontendArgs {
     /// Put the addresses of backends and visitors into the log
     #[arg(long)]
     pub log_peers: bool,
+}
+
+/// What can be done about a frontend besides running it.
+#[derive(Debug, Subcommand)]
+pub enum FrontendCommand {
+    /// Add, list and remove the kites that may fly, whether the frontend runs or not
+    Kites(KitesArgs),
+}
+
+/// Flags of `kite frontend kites`.
+#[derive(Debug, Args)]
+pub struct KitesArgs {
+    /// The frontend's TOML file, for its state directory
+    #[arg(long, global = true, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The frontend's state directory, where the kites are kept
+    #[arg(long, global = true, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KitesCommand,
+}
+
+/// What to do with the kites of a frontend.
+#[derive(Debug, Subcommand)]
+pub enum KitesCommand {
+    /// Let a kite fly. Its secret is made, and printed once, to standard output
+    Add(Box<AddArgs>),
+    /// Show the kites that may fly, and what they have used. Exit status: 0 also if there is none
+    List {
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a kite fly no more. If it flies it comes down at once
+    Remove {
+        /// Its name, as it was added
+        name: String,
+    },
+}
+
+/// Flags of `kite frontend kites add`.
+#[derive(Debug, Default, Args)]
+pub struct AddArgs {
+    /// The name that may fly: bob.alice.example, or *.bob.alice.example for all below
+    pub name: String,
+
+    /// What it may carry: foolscap, tahoe-https, https, http, websocket, raw [default: foolscap]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    pub protocols: Vec<String>,
+
+    /// File with its secret, readable by its owner alone, instead of a new one
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+
+    /// Take KiteProof1 and nothing else: its backend must be kite, and dial the pinned address
+    #[arg(long)]
+    pub require_proof: bool,
+
+    /// The last day on which it flies, in UTC: 2027-01-31, or 30d for so many days from now
+    #[arg(long, value_name = "DATE")]
+    pub expires: Option<String>,
+
+    /// Bytes that its visitors may move in a period: 500MB, 10GB
+    #[arg(long, value_name = "SIZE")]
+    pub quota: Option<Size>,
+
+    /// Visitors' connections that it may have in a period
+    #[arg(long, value_name = "N")]
+    pub connections: Option<u64>,
+
+    /// After so many days a new period begins [default: none ever does]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub period_days: Option<u32>,
+
+    /// Visitors' connections at one time
+    #[arg(long, value_name = "N")]
+    pub streams: Option<u32>,
+
+    /// The same, from one address
+    #[arg(long, value_name = "N")]
+    pub streams_per_visitor: Option<u32>,
+
+    /// New connections within so many seconds
+    #[arg(long, value_name = "N/SECONDS")]
+    pub rate: Option<Rate>,
+
+    /// The same, from one address
+    #[arg(long, value_name = "N/SECONDS")]
+    pub rate_per_visitor: Option<Rate>,
+
+    /// Different visitors' addresses within so many seconds
+    #[arg(long, value_name = "N/SECONDS")]
+    pub visitors: Option<Rate>,
 }
 
 /// Flags of `kite backend`. Each has a key in the file, which README.md lists.

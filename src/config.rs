@@ -15,7 +15,10 @@ use serde::Deserialize;
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::dial::target::{FrontendAddr, OriginAddr};
+use crate::frontend::account::end_of_day;
 use crate::frontend::balancer::Balancers;
+use crate::frontend::book::Book;
+use crate::frontend::limits::Limits;
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::proxy_header::Version;
 use crate::sniff::TubId;
@@ -70,8 +73,12 @@ type Result<T> = std::result::Result<T, ConfigError>;
 pub struct FrontendConfig {
     /// Where visitors and backends come in. Never empty.
     pub listen: Vec<Listen>,
-    /// Who may fly what. Never empty.
+    /// Who may fly what, but for the kites of the book.
     pub kites: Vec<Grant>,
+    /// For the kites of the book, where they say nothing.
+    pub limits: Limits,
+    /// The file with the message of the day.
+    pub motd: Option<PathBuf>,
     /// The public host name, for the printed address.
     pub name: Option<String>,
     /// Whether backends may come through an onion service, too.
@@ -121,6 +128,10 @@ pub struct Grant {
     pub secret: Secret,
     /// Whether PageKite's own signature is enough.
     pub proof: ProofRule,
+    /// How much, and how fast.
+    pub limits: Limits,
+    /// The first second in which it does not fly any more, since 1970.
+    pub expires: Option<u64>,
 }
 
 /// Which proof of the secret a grant takes.
@@ -232,6 +243,9 @@ struct FrontendFile {
     log_peers: Option<bool>,
     #[serde(default)]
     certificates: Vec<CertificateEntry>,
+    #[serde(default)]
+    limits: Limits,
+    motd_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -283,6 +297,9 @@ struct GrantEntry {
     secret_file: Option<PathBuf>,
     #[serde(default)]
     proof: ProofRule,
+    expires: Option<String>,
+    #[serde(default)]
+    limits: Limits,
 }
 
 #[derive(Deserialize, Default)]
@@ -404,8 +421,17 @@ fn describe_io(error: &std::io::Error) -> String {
     }
 }
 
+/// An error of the command line.
+pub(crate) fn problem(
+    place: &str,
+    problem: impl fmt::Display,
+    remedy: impl fmt::Display,
+) -> ConfigError {
+    ConfigError::new(place, problem, remedy)
+}
+
 /// Reads a secret from a file that nobody but its owner can read.
-fn read_secret(place: &str, path: &Path) -> Result<Secret> {
+pub(crate) fn read_secret(place: &str, path: &Path) -> Result<Secret> {
     let shown = path.display();
     let meta = std::fs::metadata(path).map_err(|e| {
         ConfigError::new(
@@ -475,7 +501,7 @@ fn entry_secret(
     }
 }
 
-fn parse_name(place: &str, text: &str) -> Result<KiteName> {
+pub(crate) fn parse_name(place: &str, text: &str) -> Result<KiteName> {
     text.parse().map_err(|e| {
         ConfigError::new(
             place,
@@ -526,6 +552,15 @@ fn tor_config(source: &Source, flag: Option<&Path>, file: Option<&Path>) -> Opti
 }
 
 // ---------------------------------------------------------------- frontend
+
+/// The state directory of the frontend with this file; nothing else of it need be right.
+pub fn frontend_state_dir(config: Option<&Path>, flag: Option<&Path>) -> Result<PathBuf> {
+    if let Some(flag) = flag {
+        return Ok(flag.to_path_buf());
+    }
+    let (source, file): (Source, FrontendFile) = Source::read(config)?;
+    state_dir(&source, None, file.state_dir.as_deref())
+}
 
 impl FrontendConfig {
     /// Reads file, flags and environment.
@@ -581,6 +616,14 @@ impl FrontendConfig {
                         variable,
                     )?,
                     proof: entry.proof,
+                    limits: entry.limits.or(&file.limits),
+                    expires: entry
+                        .expires
+                        .map(|date| {
+                            let place = source.at(format_args!("{key}.expires"));
+                            parse_expires(&place, &date)
+                        })
+                        .transpose()?,
                 })
             };
             file.kites
@@ -597,20 +640,29 @@ impl FrontendConfig {
                     protocols: protocols.clone(),
                     secret: secret.clone(),
                     proof: ProofRule::default(),
+                    limits: file.limits.clone(),
+                    expires: None,
                 })
             };
             args.domain.iter().map(grant).collect::<Result<Vec<_>>>()?
         };
-        if kites.is_empty() {
+        let state_dir = state_dir(
+            &source,
+            args.state_dir.as_deref(),
+            file.state_dir.as_deref(),
+        )?;
+        let others = Book::exists(&state_dir);
+        if kites.is_empty() && !others {
             return Err(ConfigError::new(
                 source.at("kites"),
                 "no kite may fly here",
-                "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table",
+                "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table; or first, with this state directory: kite frontend kites add NAME",
             ));
         }
         for listen in &listen {
             if let Some(kite) = &listen.kite
                 && !kites.iter().any(|g| g.pattern.covers(kite))
+                && !others
             {
                 return Err(ConfigError::new(
                     source.at("listen"),
@@ -643,16 +695,14 @@ impl FrontendConfig {
             listen,
             kites,
             certificates,
+            limits: file.limits,
+            motd: motd(&source, file.motd_file.as_deref())?,
             name: args.name.clone().or(file.name),
             onion: TorChoice {
                 enabled: onion,
                 config: tor_config,
             },
-            state_dir: state_dir(
-                &source,
-                args.state_dir.as_deref(),
-                file.state_dir.as_deref(),
-            )?,
+            state_dir,
             log_peers: args.log_peers || file.log_peers.unwrap_or(false),
         })
     }
@@ -677,6 +727,32 @@ fn certificates(source: &Source, entries: Vec<CertificateEntry>) -> Result<Vec<C
         ));
     }
     Ok(certificates)
+}
+
+/// The message of the day's file, which must be there at the start.
+fn motd(source: &Source, file: Option<&Path>) -> Result<Option<PathBuf>> {
+    let Some(path) = file.map(|file| source.path(file)) else {
+        return Ok(None);
+    };
+    read_limited(&path).map_err(|e| {
+        ConfigError::new(
+            source.at("motd_file"),
+            format!("{}: {e}", path.display()),
+            "write the message there, or remove the key",
+        )
+    })?;
+    Ok(Some(path))
+}
+
+/// The last day on which a kite flies, as the first second after it.
+fn parse_expires(place: &str, date: &str) -> Result<u64> {
+    end_of_day(date).map_err(|e| {
+        ConfigError::new(
+            place,
+            e,
+            "write the last day on which it flies, in UTC, as year, month and day",
+        )
+    })
 }
 
 fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen> {
@@ -738,7 +814,7 @@ fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<
 }
 
 /// Foolscap alone unless said otherwise: what a frontend is for, and of no use to a phisher.
-fn parse_protocols(place: &str, words: &[String]) -> Result<BTreeSet<Protocol>> {
+pub(crate) fn parse_protocols(place: &str, words: &[String]) -> Result<BTreeSet<Protocol>> {
     if words.is_empty() {
         return Ok(BTreeSet::from([Protocol::Foolscap]));
     }

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use crate::dial::{OriginAddr, OriginDialer};
+use crate::frontend::kites;
 use crate::listen::{self, UnixListener, UnixStream};
 use crate::observe::status::Status;
 use crate::reload::{Answer, Order};
@@ -34,6 +35,10 @@ const ANSWER: Duration = Duration::from_secs(30);
 const STATUS: &str = "status\n";
 /// What comes before an [`Order`].
 const RELOAD: &str = "reload\n";
+/// What comes before an [`kites::Order`].
+const KITES: &str = "kites\n";
+/// What one who does not understand says.
+pub const OTHER_VERSION: &str = "it is of another version; restart it, or use its own `kite`";
 
 /// What a running kite can be asked.
 #[async_trait]
@@ -43,6 +48,11 @@ pub trait Desk: Send + Sync + 'static {
 
     /// To take another configuration.
     async fn reload(&self, order: Order) -> Answer;
+
+    /// To add, remove or name kites that may fly.
+    async fn kites(&self, _: kites::Order) -> kites::Answer {
+        kites::Answer::Refused("a backend keeps no kites of others".to_owned())
+    }
 }
 
 /// The socket, open. Who asks waits in the kernel's queue until [`offer`].
@@ -113,6 +123,12 @@ async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
             ),
         };
         serde_json::to_vec(&answer)
+    } else if let Some(order) = asked.strip_prefix(KITES.as_bytes()) {
+        let answer = match serde_json::from_slice(order) {
+            Ok(order) => desk.kites(order).await,
+            Err(_) => kites::Answer::Refused(OTHER_VERSION.to_owned()),
+        };
+        serde_json::to_vec(&answer)
     } else {
         return;
     };
@@ -137,6 +153,14 @@ pub async fn reload(socket: &Path, order: &Order) -> Result<Answer, AskError> {
     if text.len() as u64 > MAX_ORDER {
         return Err(AskError::TooLong);
     }
+    ask(socket, &text).await
+}
+
+/// Has a running frontend add, remove or name kites.
+pub async fn kites(socket: &Path, order: &kites::Order) -> Result<kites::Answer, AskError> {
+    let mut text = Zeroizing::new(KITES.as_bytes().to_vec());
+    serde_json::to_writer(&mut *text, order)
+        .map_err(|_| AskError::Strange(socket.display().to_string()))?;
     ask(socket, &text).await
 }
 

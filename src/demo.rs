@@ -14,6 +14,7 @@ use crate::backend;
 use crate::cli::DemoArgs;
 use crate::config;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, FrontendAddr, OriginAddr, TorDialer};
+use crate::frontend::limits::Limits;
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, Handle};
 use crate::kite::{KiteName, Protocol, Secret};
@@ -139,7 +140,11 @@ async fn perform(
             protocols: [Protocol::Foolscap].into(),
             secret: secret.clone(),
             proof: config::ProofRule::Required,
+            limits: Limits::default(),
+            expires: None,
         }],
+        limits: Limits::default(),
+        motd: None,
         name: None,
         onion: config::TorChoice::default(),
         state_dir: scratch.0.join("frontend"),

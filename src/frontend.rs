@@ -10,9 +10,16 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use tokio::sync::Semaphore;
 
+pub mod account;
+pub mod accounts;
 pub mod auth;
 pub mod balancer;
+pub mod book;
 mod certificates;
+mod keeper;
+pub mod kites;
+pub mod limits;
+mod motd;
 pub mod onion;
 mod register;
 pub mod registry;
@@ -27,8 +34,11 @@ use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
+use accounts::Accounts;
 use auth::Judge;
+use book::BookError;
 use certificates::Certificates;
+use motd::Motd;
 use registry::{Registry, TunnelView};
 
 /// Connections served at a time, visitors and backends together. More wait in the
@@ -59,6 +69,9 @@ pub enum FrontendError {
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] FileError),
+    /// The book cannot be used.
+    #[error(transparent)]
+    Book(#[from] BookError),
 }
 
 fn bind_problem(error: &std::io::Error) -> String {
@@ -82,6 +95,8 @@ pub struct Frontend {
 
 /// What every connection of a frontend needs.
 struct Shared {
+    accounts: Arc<Accounts>,
+    motd: Motd,
     judge: Judge,
     registry: Registry,
     /// Our own key, which kite backends pin.
@@ -117,8 +132,12 @@ impl Frontend {
             .iter()
             .filter_map(|(l, _)| Some(l.local_addr().ok()?.port()))
             .collect();
+        let accounts = Accounts::open(config.kites, config.limits, &config.state_dir)?;
+        let accounts = Arc::new(accounts);
         let shared = Shared {
-            judge: Judge::new(config.kites, ports),
+            judge: Judge::new(accounts.clone(), ports),
+            accounts,
+            motd: Motd::new(config.motd),
             registry: Registry::default(),
             tls,
             certificates,
@@ -182,6 +201,7 @@ impl Frontend {
         for (listener, listen) in self.listeners {
             loops.spawn(accept_loop(self.shared.clone(), listener, listen));
         }
+        loops.spawn(keeper::keep(self.shared.clone()));
         shutdown.requested().await;
         // Dropping the loops closes the listening sockets.
         loops.shutdown().await;
@@ -200,6 +220,7 @@ impl Frontend {
         for tunnel in &tunnels {
             tunnel.ended().await;
         }
+        keeper::save(&self.shared).await;
     }
 }
 
@@ -227,6 +248,19 @@ impl Handle {
                 drop(slot);
             });
         }
+    }
+
+    /// Adds, removes or names kites. What is removed comes down at once.
+    pub async fn kites(&self, order: kites::Order) -> kites::Answer {
+        let shared = self.0.clone();
+        // It waits for the disk.
+        let done = tokio::task::spawn_blocking(move || {
+            let answer = order.carry_out(&shared.accounts);
+            shared.revoke();
+            answer
+        });
+        done.await
+            .unwrap_or_else(|_| kites::Answer::Refused("the frontend stops".to_owned()))
     }
 
     /// The tunnels that are up.

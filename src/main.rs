@@ -4,9 +4,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use kite::cli::{Cli, Command, DemoArgs, StatusArgs};
+use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, StatusArgs};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::control;
+use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
 use kite::observe::{log, progress};
 use kite::reload::{Answer, Order};
@@ -66,11 +67,12 @@ fn runtime(uses_tor: bool) -> std::io::Result<tokio::runtime::Runtime> {
 
 /// What to do, as far as it can be prepared while there is one thread: walls bind only what starts within them.
 enum Job {
-    Frontend(FrontendConfig),
+    Frontend(Box<FrontendConfig>),
     Backend(Box<run::Backend>),
     Demo(DemoArgs),
     Status(StatusArgs),
     Reload(Box<BackendConfig>),
+    Kites(KitesArgs),
 }
 
 impl Job {
@@ -79,16 +81,19 @@ impl Job {
             Self::Frontend(config) => config.onion.enabled,
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
-            Self::Status(_) | Self::Reload(_) => false,
+            Self::Status(_) | Self::Reload(_) | Self::Kites(_) => false,
         }
     }
 
     /// Or how it ended already.
     fn prepare(command: Command) -> Result<Self, ExitCode> {
         Ok(match command {
-            Command::Frontend(args) => {
-                Self::Frontend(FrontendConfig::load(&args).map_err(|e| wrong(&e))?)
-            }
+            Command::Frontend(args) => match args.command {
+                Some(FrontendCommand::Kites(kites)) => Self::Kites(kites),
+                None => Self::Frontend(Box::new(
+                    FrontendConfig::load(&args).map_err(|e| wrong(&e))?,
+                )),
+            },
             Command::Backend(args) => {
                 let config = BackendConfig::load(&args).map_err(|e| wrong(&e))?;
                 let mut backend = run::Backend::prepare(config).map_err(|e| failed(&e))?;
@@ -115,13 +120,23 @@ async fn dispatch(job: Job) -> ExitCode {
     let outcome = match job {
         Job::Frontend(config) => {
             let mut display = progress::Display::new();
-            run::frontend(config, move |p| display.show(p), order).await
+            run::frontend(*config, move |p| display.show(p), order).await
         }
         Job::Backend(backend) => {
             let mut display = progress::Display::new();
             backend.run(move |p| display.show(p), order).await
         }
         Job::Status(args) => return tell(&args).await,
+        Job::Kites(args) => {
+            let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
+            return match kites::run(&args, &mut out, &mut aside).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e @ (KitesError::Output(_) | KitesError::Ask(_))) => {
+                    fail(FAILED, &e.to_string())
+                }
+                Err(e) => fail(USAGE, &e.to_string()),
+            };
+        }
         Job::Reload(config) => return reload(&config).await,
         Job::Demo(args) => {
             let mut out = std::io::stdout();

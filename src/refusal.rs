@@ -43,6 +43,10 @@ fn page(status: u16) -> Vec<u8> {
         ),
         404 => ("Not Found", "There is no such node here."),
         421 => ("Misdirected Request", "This request is for another name."),
+        429 => (
+            "Too Many Requests",
+            "Too many come to this name at once. Please try again later.",
+        ),
         431 => (
             "Request Header Fields Too Large",
             "The head of the request is too long.",

@@ -18,7 +18,7 @@ use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
-use crate::frontend::{Frontend, FrontendError, Handle};
+use crate::frontend::{Frontend, FrontendError, Handle, kites};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
@@ -175,6 +175,10 @@ impl Desk for FrontendDesk {
 
     async fn reload(&self, _: Order) -> Answer {
         Answer::Refused("a frontend must be restarted for that".to_owned())
+    }
+
+    async fn kites(&self, order: kites::Order) -> kites::Answer {
+        self.handle.kites(order).await
     }
 }
 

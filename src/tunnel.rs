@@ -169,6 +169,13 @@ impl Tunnel {
         state.wake_driver();
     }
 
+    /// Tells the backend how many KB its kites may still carry.
+    pub fn tell_quota(&self, kb: i64) {
+        let mut state = self.0.lock();
+        state.mux.tell_quota(kb);
+        state.wake_driver();
+    }
+
     /// Asks the peer for a sign of life now. A dead one is found out sooner.
     pub fn ask(&self) {
         let mut state = self.0.lock();

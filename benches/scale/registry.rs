@@ -3,6 +3,9 @@
 use std::hint::black_box;
 
 use bytes::BytesMut;
+use kite::frontend::account::Account;
+use kite::frontend::auth::Leave;
+use kite::frontend::limits::Limits;
 use kite::frontend::registry::{Claim, Claimant, EndTls, Registry, Terms};
 use kite::kite::{KiteName, Protocol};
 use kite::tunnel::Tunnel;
@@ -83,6 +86,11 @@ impl Sky {
             name: name.into(),
             bsalt: String::new(),
         };
+        let leave = Leave {
+            terms: Terms::from([Protocol::Http]),
+            account: Account::new(&id.name, Limits::default(), None, None),
+            proof: None,
+        };
         let claimant = Claimant {
             session,
             peer: "[scrubbed]",
@@ -91,9 +99,7 @@ impl Sky {
             retire: None,
             end_tls: EndTls::No,
         };
-        let claim = self
-            .registry
-            .claim(&id, Terms::from([Protocol::Http]), claimant);
+        let claim = self.registry.claim(&id, leave, claimant);
         assert!(matches!(claim, Claim::Granted));
     }
 }

@@ -9,15 +9,17 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
-use super::link::{Services, flies_as};
+use super::link::{Services, explain, flies_as, flown, shown_kite};
 use super::siblings::Siblings;
 use super::stream::Noise;
 use super::watch::Watch;
 use super::{DRAIN, stream};
 use crate::config::Service;
+use crate::observe::board::Slot;
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Ended, Tunnel};
-use crate::wire::{KiteId, Verdict};
+use crate::wire::handshake::RefusalKind;
+use crate::wire::{KiteId, Lines, Verdict};
 
 /// How long the streams of a failing tunnel that was replaced may go on.
 pub const RETIRE: Duration = Duration::from_secs(300);
@@ -39,6 +41,8 @@ pub(super) struct Flight {
     asked: Services,
     retire: oneshot::Sender<Option<Duration>>,
     lost: oneshot::Receiver<Ended>,
+    /// For logs.
+    frontend: String,
 }
 
 /// What has become of a flight.
@@ -80,6 +84,7 @@ impl Flight {
         let (ended, lost) = oneshot::channel();
         let (session, serving) = (verdict.session_id.clone(), tunnel.clone());
         let flying = verdict.flying.clone();
+        let frontend = crew.frontend.clone();
         // Before the task begins: the next handshake may be sooner.
         if let Some(session) = &session {
             crew.siblings.up(session, verdict.peer.beside);
@@ -100,11 +105,13 @@ impl Flight {
             asked,
             retire,
             lost,
+            frontend,
         }
     }
 
     /// Waits until there is something to be done about it.
-    pub(super) async fn watch(&mut self, services: &mut Receiver<Services>) -> Fate {
+    /// Meanwhile the frontend may end single kites.
+    pub(super) async fn watch(&mut self, services: &mut Receiver<Services>, slot: &Slot) -> Fate {
         loop {
             if !self.tunnel.is_closed() && self.is_outdated(&services.borrow_and_update().clone()) {
                 if self.verdict.peer.beside {
@@ -116,6 +123,7 @@ impl Flight {
             tokio::select! {
                 why = &mut self.lost => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
                 Ok(()) = services.changed() => {}
+                Some(lines) = self.tunnel.next_kites() => self.heed(lines, slot),
                 () = sleep(LOOK) => {
                     if self.verdict.peer.beside && self.tunnel.is_suspect() {
                         return Fate::Suspect;
@@ -123,6 +131,27 @@ impl Flight {
                 }
             }
         }
+    }
+
+    /// Takes note of kites that the frontend does not fly any more. Nothing else is of interest here:
+    /// we have not asked for anything.
+    fn heed(&mut self, lines: Lines, slot: &Slot) {
+        for (id, why) in lines.invalid {
+            let before = self.verdict.flying.len();
+            self.verdict
+                .flying
+                .retain(|flying| flown(flying) != flown(&id));
+            if self.verdict.flying.len() == before {
+                continue;
+            }
+            let kind = RefusalKind::parse(why);
+            let (why, remedy) = explain(&kind);
+            let kite = shown_kite(&self.asked, &id);
+            tracing::warn!("kite down: {kite} via {}: {why}; {remedy}", self.frontend);
+            slot.failed(&format!("{kite}: {why}; {remedy}"));
+        }
+        let flying = self.verdict.flying.iter();
+        slot.flies(flying.map(|id| shown_kite(&self.asked, id)).collect());
     }
 
     /// Would another handshake ask for something else? Where the origins are is no part of it.

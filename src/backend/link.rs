@@ -199,7 +199,7 @@ impl Link {
             }
             outdated = false;
             let Some(flight) = &mut current else { continue };
-            match flight.watch(&mut self.services).await {
+            match flight.watch(&mut self.services, &self.slot).await {
                 Fate::Lost(why) => {
                     let lived = flight.since.elapsed();
                     self.lost(flight, &why);
@@ -461,19 +461,23 @@ impl Link {
         }
     }
 
-    /// A kite as the operator wrote it: by its own protocol, not the wire's.
     fn shown_kite(&self, id: &KiteId) -> String {
-        let ours = self.asked.iter().find(|s| flies_as(s, id));
-        format!(
-            "{}:{}",
-            ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
-            id.name
-        )
+        shown_kite(&self.asked, id)
     }
 }
 
+/// A kite as the operator wrote it: by its own protocol, not the wire's.
+pub(super) fn shown_kite(services: &[Service], id: &KiteId) -> String {
+    let ours = services.iter().find(|s| flies_as(s, id));
+    format!(
+        "{}:{}",
+        ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
+        id.name
+    )
+}
+
 /// A kite without its handshake's salt.
-fn flown(id: &KiteId) -> (String, String) {
+pub(super) fn flown(id: &KiteId) -> (String, String) {
     (id.proto.clone(), id.name.clone())
 }
 
@@ -488,7 +492,7 @@ async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// A refusal in words, and what to do about it.
-fn explain(why: &RefusalKind) -> (&str, &'static str) {
+pub(super) fn explain(why: &RefusalKind) -> (&str, &'static str) {
     match why {
         RefusalKind::Signature => (
             "the secret is wrong",
@@ -501,6 +505,14 @@ fn explain(why: &RefusalKind) -> (&str, &'static str) {
         RefusalKind::Quota => (
             "the quota is used up",
             "ask the frontend's operator for more",
+        ),
+        RefusalKind::Expired => (
+            "its time at this frontend is over",
+            "ask the frontend's operator for more",
+        ),
+        RefusalKind::Busy => (
+            "the frontend cannot check it now",
+            "kite tries again by itself",
         ),
         RefusalKind::Port => (
             "the frontend does not serve this port",

@@ -52,6 +52,48 @@ protocols = ["foolscap", "tahoe-https"]
 secret_file = "bob.secret"
 "#;
 
+#[test]
+fn a_kites_own_limits_come_before_the_frontends() {
+    let dir = place();
+    write(&dir, "motd", "hello");
+    let text = format!(
+        "motd_file = \"motd\"\n{FRONTEND}\nexpires = \"2027-01-31\"\n\
+         limits = {{ quota = \"1GB\", visitors = \"5/60\" }}\n\
+         [limits]\nquota = \"5GB\"\nperiod_days = 30\nstreams = 100\n"
+    );
+    let config = frontend(&dir, &text).unwrap();
+    assert_eq!(config.motd, Some(dir.path().join("motd")));
+    let grant = &config.kites[0];
+    assert_eq!(grant.expires, Some(1_801_440_000));
+    let limits = &grant.limits;
+    assert_eq!(limits.quota.map(|size| size.0), Some(1 << 30));
+    assert_eq!((limits.period_days, limits.streams), (Some(30), Some(100)));
+    assert_eq!(limits.visitors.map(|rate| rate.count), Some(5));
+    assert_eq!(config.limits.visitors, None);
+}
+
+#[test]
+fn bad_limits_say_where_and_what_to_write() {
+    let dir = place();
+    let error = |text: &str| match frontend(&dir, &format!("{FRONTEND}{text}")) {
+        Err(e) => e.to_string(),
+        Ok(_) => panic!("no error: {text}"),
+    };
+    for (text, words) in [
+        ("expires = \"soon\"", "kites[0].expires: 'soon' is no date"),
+        ("limits = { quota = \"5\" }", "no amount with a unit"),
+        ("limits = { rate = \"5\" }", "not NUMBER/SECONDS"),
+        ("limits = { speed = 5 }", "unknown field `speed`"),
+        ("[limits]\nstreams = -1", "invalid value"),
+    ] {
+        let said = error(text);
+        assert!(said.contains(words), "{text}: {said}");
+        assert!(said.contains("to mend it"), "{said}");
+    }
+    let missing = frontend(&dir, &format!("motd_file = \"none\"\n{FRONTEND}"));
+    assert!(missing.is_err_and(|e| e.to_string().contains("there is no such file")));
+}
+
 const BACKEND: &str = r#"
 state_dir = "state"
 [tor]

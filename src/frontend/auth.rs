@@ -1,56 +1,87 @@
 //! Who may fly which kite.
 
-use crate::config::{Grant, ProofRule};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::config::ProofRule;
 use crate::kite::{KiteName, Protocol};
 use crate::wire::handshake::{Check, check};
 use crate::wire::lines::Proof;
 use crate::wire::proof::{self, Prover};
 use crate::wire::{Binding, Lines, ServiceLine};
 
+use super::account::Account;
+use super::accounts::Accounts;
+use super::limits::{Guesses, Visitor};
 use super::registry::Terms;
 use crate::random::random_hex;
 
 /// Tells a backend that only KiteProof1 will do (protocol page §21.3).
 const NEEDS_PROOF: &str = "proof";
+/// Tells a backend that its secret is not looked at, for too many wrong ones have come of late.
+const TOO_MANY: &str = "too many wrong secrets";
 
 /// The judge of service lines: the operator's grants, and this process's own secret
 /// for challenges.
 pub struct Judge {
-    grants: Vec<Grant>,
+    accounts: Arc<Accounts>,
+    guesses: Mutex<Guesses>,
     ports: Vec<u16>,
     process_secret: Vec<u8>,
 }
 
 /// What is decided about one service line.
 pub enum Judgement {
-    /// The backend has proved that it may; for these uses. With our own proof that we know
-    /// the secret, where one was agreed.
-    Proven(Terms, Option<Proof>),
+    /// The backend has proved that it may.
+    Proven(Leave),
     /// It must sign this challenge first.
     Challenge(String),
     /// It may not, for this reason (protocol page §3.3).
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
+}
+
+/// A leave to fly.
+pub struct Leave {
+    /// What for.
+    pub terms: Terms,
+    /// What it is charged to.
+    pub account: Arc<Account>,
+    /// Our own proof that we know the secret, where one was agreed.
+    pub proof: Option<Proof>,
+}
+
+/// Who asks, and when.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    /// What it is remembered by; none if it came through an onion service.
+    pub peer: Option<Visitor>,
+    /// Set if proofs were agreed: what they are bound to.
+    pub binding: Option<&'a Binding>,
+    /// Seconds since 1970.
+    pub now_unix: u64,
 }
 
 impl Judge {
-    /// A judge over `grants`, for a frontend that listens on `ports`.
-    pub fn new(grants: Vec<Grant>, ports: Vec<u16>) -> Self {
+    /// A judge over `accounts`, for a frontend that listens on `ports`.
+    pub fn new(accounts: Arc<Accounts>, ports: Vec<u16>) -> Self {
         Self {
-            grants,
+            accounts,
+            guesses: Mutex::default(),
             ports,
             process_secret: random_hex(64).into_bytes(),
         }
     }
 
     /// Judges one line. Everyone is challenged first, known or not, so that a name
-    /// cannot be probed without an answer to a challenge. With a `binding` that answer must be
+    /// cannot be probed without an answer to a challenge. With a binding that answer must be
     /// a proof (protocol page §21.3), and PageKite's signature counts for nothing.
-    pub fn judge(&self, line: &ServiceLine, now_unix: u64, binding: Option<&Binding>) -> Judgement {
+    pub async fn judge(&self, line: &ServiceLine, asker: Asker<'_>) -> Judgement {
         if line.fsalt.is_empty() {
             return Judgement::Challenge(line.challenge(
                 &self.process_secret,
                 &random_hex(8),
-                now_unix,
+                asker.now_unix,
             ));
         }
         let (proto, port) = match line.proto.split_once('-') {
@@ -58,56 +89,90 @@ impl Judge {
             None => (line.proto.as_str(), None),
         };
         if port.is_some_and(|port| !self.serves_port(proto, port)) {
-            return Judgement::Refused("port");
+            return Judgement::Refused("port".into());
         }
         let Ok(name) = line.name.parse::<KiteName>() else {
-            return Judgement::Refused("unauthorized");
+            return Judgement::Refused("unauthorized".into());
         };
-        let mut verdict = Judgement::Refused("unauthorized");
-        let mut terms = Terms::new();
-        let mut ours = None;
-        for grant in self.grants.iter().filter(|g| g.pattern.covers(&name)) {
+        if !self
+            .guesses()
+            .may_try(asker.peer, &line.name, Instant::now())
+        {
+            return Judgement::Refused(TOO_MANY.into());
+        }
+        let judgement = self.by_grants(line, &name, proto, asker);
+        if matches!(&judgement, Judgement::Refused(why) if why == "signature") {
+            self.guesses().wrong(asker.peer, &line.name, Instant::now());
+        }
+        judgement
+    }
+
+    /// By what the operator has allowed here.
+    fn by_grants(
+        &self,
+        line: &ServiceLine,
+        name: &KiteName,
+        proto: &str,
+        asker: Asker<'_>,
+    ) -> Judgement {
+        let Asker {
+            binding, now_unix, ..
+        } = asker;
+        let mut verdict: Cow<'static, str> = "unauthorized".into();
+        let mut leave: Option<Leave> = None;
+        for holding in self.accounts.covering(name) {
+            let grant = &*holding.grant;
             if grant.proof == ProofRule::Required && binding.is_none() {
                 // Nor is the signature looked at: it would be a place to test guesses.
-                verdict = Judgement::Refused(NEEDS_PROOF);
+                verdict = NEEDS_PROOF.into();
                 continue;
             }
-            let uses: Terms = grant
-                .protocols
-                .iter()
-                .copied()
-                .filter(|p| carries(*p, proto))
-                .collect();
             let secret = grant.secret.expose();
             match check(line, secret, &self.process_secret, now_unix, binding) {
-                Check::Good if uses.is_empty() => verdict = Judgement::Refused("proto"),
-                Check::Good => {
-                    terms.extend(uses);
-                    ours = binding.and_then(|binding| {
-                        let id = line.kite_id();
-                        proof::prove(secret, Prover::Frontend, &id, &line.fsalt, binding)
+                Check::Good => {}
+                Check::BadSignature => {
+                    if verdict == "unauthorized" {
+                        verdict = "signature".into();
+                    }
+                    continue;
+                }
+                Check::StaleChallenge | Check::NeedsChallenge => continue,
+            }
+            let uses: Terms = uses(&grant.protocols, proto).collect();
+            if uses.is_empty() {
+                verdict = "proto".into();
+                continue;
+            }
+            if let Err(end) = holding.account.standing(now_unix) {
+                verdict = end.word().to_owned().into();
+                continue;
+            }
+            let proof = binding.and_then(|binding| {
+                let id = line.kite_id();
+                proof::prove(secret, Prover::Frontend, &id, &line.fsalt, binding)
+            });
+            // Several grants with one secret add up; the nearest one is charged.
+            match &mut leave {
+                Some(leave) => leave.terms.extend(uses),
+                None => {
+                    leave = Some(Leave {
+                        terms: uses,
+                        account: holding.account,
+                        proof: proof.map(Proof),
                     });
                 }
-                Check::BadSignature
-                    if matches!(verdict, Judgement::Refused("proto" | NEEDS_PROOF)) => {}
-                Check::BadSignature => verdict = Judgement::Refused("signature"),
-                Check::StaleChallenge | Check::NeedsChallenge => {}
             }
         }
-        if terms.is_empty() {
-            verdict
-        } else {
-            Judgement::Proven(terms, ours.map(Proof))
-        }
+        leave.map_or(Judgement::Refused(verdict), Judgement::Proven)
+    }
+
+    fn guesses(&self) -> std::sync::MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What this frontend can do, for the head of an answer.
     pub fn capabilities(&self, lines: &mut Lines) {
-        let granted: Terms = self
-            .grants
-            .iter()
-            .flat_map(|g| g.protocols.iter().copied())
-            .collect();
+        let granted: Terms = self.accounts.protocols();
         let mut protos: Vec<String> = Vec::new();
         for proto in granted.iter().map(|p| p.on_wire()) {
             if !protos.iter().any(|p| p == proto) {
@@ -127,6 +192,17 @@ impl Judge {
     }
 }
 
+/// For what a kite may be used that is called so on the wire.
+fn uses<'a>(
+    granted: impl IntoIterator<Item = &'a Protocol>,
+    wire: &str,
+) -> impl Iterator<Item = Protocol> {
+    granted
+        .into_iter()
+        .copied()
+        .filter(move |protocol| carries(*protocol, wire))
+}
+
 /// Does a kite of this protocol stand behind that word of the wire?
 fn carries(protocol: Protocol, wire: &str) -> bool {
     // http2 and http3 are second and third choices for http, no newer HTTP (§3.2).
@@ -141,6 +217,8 @@ fn carries(protocol: Protocol, wire: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Grant;
+    use crate::frontend::limits::Limits;
     use crate::kite::Secret;
     use crate::wire::KiteId;
 
@@ -152,14 +230,36 @@ mod tests {
             protocols: protocols.iter().copied().collect(),
             secret: Secret::new(secret).expect("a secret"),
             proof: ProofRule::default(),
+            limits: Limits::default(),
+            expires: None,
         };
-        Judge::new(
-            vec![
-                grant("*.alice.example", &[Protocol::Foolscap], b"first"),
-                grant("bob.alice.example", &[Protocol::Http], b"second"),
-            ],
-            vec![80],
-        )
+        let mut gone = grant("gone.alice.example", &[Protocol::Http], b"gone");
+        gone.expires = Some(NOW);
+        let accounts = Accounts::of(vec![
+            grant("*.alice.example", &[Protocol::Foolscap], b"first"),
+            grant("bob.alice.example", &[Protocol::Http], b"second"),
+            gone,
+        ]);
+        Judge::new(Arc::new(accounts), vec![80])
+    }
+
+    fn ask(judge: &Judge, line: &ServiceLine, now_unix: u64) -> Judgement {
+        ask_as(judge, line, now_unix, None)
+    }
+
+    fn ask_as(
+        judge: &Judge,
+        line: &ServiceLine,
+        now_unix: u64,
+        peer: Option<Visitor>,
+    ) -> Judgement {
+        let asker = Asker {
+            peer,
+            binding: None,
+            now_unix,
+        };
+        let judging = judge.judge(line, asker);
+        futures::FutureExt::now_or_never(judging).expect("grants are at hand")
     }
 
     fn line(judge: &Judge, proto: &str, name: &str, secret: &[u8]) -> ServiceLine {
@@ -169,7 +269,7 @@ mod tests {
             bsalt: "b".repeat(36),
         };
         let first = ServiceLine::signed(&id, "", secret, "0123abcd");
-        let Judgement::Challenge(fsalt) = judge.judge(&first, NOW, None) else {
+        let Judgement::Challenge(fsalt) = ask(judge, &first, NOW) else {
             panic!("not challenged")
         };
         assert_eq!(fsalt.len(), 36);
@@ -179,9 +279,8 @@ mod tests {
     #[test]
     fn a_grant_gives_its_own_uses() {
         let judge = judge();
-        let terms = |name, secret| match judge.judge(&line(&judge, "http", name, secret), NOW, None)
-        {
-            Judgement::Proven(terms, _) => terms.into_iter().collect::<Vec<_>>(),
+        let terms = |name, secret| match ask(&judge, &line(&judge, "http", name, secret), NOW) {
+            Judgement::Proven(leave) => leave.terms.into_iter().collect::<Vec<_>>(),
             _ => vec![],
         };
         assert_eq!(terms("carol.alice.example", b"first"), [Protocol::Foolscap]);
@@ -192,20 +291,21 @@ mod tests {
     #[test]
     fn refusals_say_why() {
         let judge = judge();
-        let why = |proto, name, secret: &[u8]| match judge.judge(
-            &line(&judge, proto, name, secret),
-            NOW,
-            None,
-        ) {
-            Judgement::Refused(why) => why,
-            _ => "not refused",
-        };
+        let why =
+            |proto, name, secret: &[u8]| match ask(&judge, &line(&judge, proto, name, secret), NOW)
+            {
+                Judgement::Refused(why) => why.into_owned(),
+                _ => "not refused".to_owned(),
+            };
         assert_eq!(why("http", "bob.alice.example", b"wrong"), "signature");
         assert_eq!(why("http", "bob.other.example", b"first"), "unauthorized");
         assert_eq!(why("https", "bob.alice.example", b"first"), "proto");
         assert_eq!(why("http-81", "bob.alice.example", b"first"), "port");
         assert_eq!(why("http-80", "bob.alice.example", b"first"), "not refused");
         assert_eq!(why("irc", "bob.alice.example", b"first"), "proto");
+        assert_eq!(why("http", "gone.alice.example", b"gone"), "nodays");
+        // What another grant allows is allowed all the same.
+        assert_eq!(why("http", "gone.alice.example", b"first"), "not refused");
     }
 
     #[test]
@@ -213,17 +313,38 @@ mod tests {
         let judge = judge();
         let good = line(&judge, "http", "bob.alice.example", b"second");
         assert!(matches!(
-            judge.judge(&good, NOW + 599, None),
+            ask(&judge, &good, NOW + 599),
             Judgement::Proven(..)
         ));
         assert!(matches!(
-            judge.judge(&good, NOW + 1300, None),
-            Judgement::Refused("unauthorized")
+            ask(&judge, &good, NOW + 1300),
+            Judgement::Refused(why) if why == "unauthorized"
         ));
         let other = super::tests::judge();
         assert!(matches!(
-            other.judge(&good, NOW, None),
-            Judgement::Refused("unauthorized")
+            ask(&other, &good, NOW),
+            Judgement::Refused(why) if why == "unauthorized"
         ));
+    }
+
+    #[test]
+    fn wrong_secrets_shut_out_their_own_address_for_a_while() {
+        let judge = judge();
+        let why = |secret: &[u8], peer| {
+            let line = line(&judge, "http", "bob.alice.example", secret);
+            match ask_as(&judge, &line, NOW, Some(Visitor(peer))) {
+                Judgement::Refused(why) => why.into_owned(),
+                _ => "not refused".to_owned(),
+            }
+        };
+        for _ in 0..10 {
+            assert_eq!(why(b"wrong", 1), "signature");
+        }
+        assert_eq!(
+            why(b"second", 1),
+            TOO_MANY,
+            "nor is the right one looked at"
+        );
+        assert_eq!(why(b"second", 2), "not refused");
     }
 }

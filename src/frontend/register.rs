@@ -1,12 +1,15 @@
 //! A backend asks for a tunnel: challenge, verdict, and the tunnel's life.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::Shared;
-use super::auth::Judgement;
+use super::account::now_unix;
+use super::auth::{Asker, Judgement};
+use super::limits::Visitor;
 use super::registry::{Claim, Claimant, EndTls, Terms};
 use crate::dial::BoxConn;
 use crate::kite::Protocol;
@@ -24,6 +27,10 @@ use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 /// How long a backend may take from its request to its proof; pagekite.py's frontend
 /// waits about as long.
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a backend is told how much of its quota is left, as pagekite.py's frontend does.
+pub const TELL_QUOTA: Duration = Duration::from_secs(15 * 60);
+/// The feature of a backend that wants no more than it asks for (protocol page §3.1).
+const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 1024;
 
@@ -39,21 +46,36 @@ pub(super) struct Asking {
     pub(super) head_len: usize,
 }
 
+/// Where a backend comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Peer<'a> {
+    /// What logs call it.
+    pub(super) shown: &'a str,
+    /// What it is remembered by; none if it came through an onion service.
+    pub(super) known: Option<Visitor>,
+}
+
+impl std::fmt::Display for Peer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.shown)
+    }
+}
+
 /// Serves a backend, from its request to the end of its tunnel.
-pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: &str) {
+pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>) {
     let session = random_hex(40);
     // The handshake needs much memory for a moment, a tunnel little for weeks.
-    if let Some(proven) = Box::pin(admit(shared, *backend, &session, peer)).await {
+    if let Some((proven, binding, endings)) =
+        Box::pin(admit(shared, *backend, &session, peer)).await
+    {
         let registration = Registration {
             shared,
             peer,
             session: &session,
-            binding: proven.binding,
-            endings: proven.endings,
+            binding,
+            endings,
         };
-        registration
-            .fly(proven.conn, proven.read_ahead, proven.mux)
-            .await;
+        registration.fly(proven).await;
     }
     for (proto, name) in shared.registry.release(&session) {
         tracing::info!("kite down: {proto}:{name}");
@@ -63,14 +85,19 @@ pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: &str) {
 /// A backend that has proven a kite, and knows it.
 struct Proven {
     conn: BoxConn,
+    /// It wants to be told what is left.
+    wants_quota: bool,
     read_ahead: BytesMut,
     mux: Option<MuxParams>,
-    binding: Option<Binding>,
-    endings: Endings,
 }
 
-/// The handshake.
-async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> Option<Proven> {
+/// The handshake. Besides, what the registration was agreed to be.
+async fn admit(
+    shared: &Shared,
+    backend: Asking,
+    session: &str,
+    peer: Peer<'_>,
+) -> Option<(Proven, Option<Binding>, Endings)> {
     let Asking {
         mut conn,
         binding,
@@ -96,14 +123,14 @@ async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> O
     let proof = registration.prove(&mut conn, &mut first, &request.lines);
     match tokio::time::timeout(PROOF_TIMEOUT, proof).await {
         Ok(Ok(true)) => {
-            return Some(Proven {
+            let proven = Proven {
                 conn,
+                wants_quota: !request.lines.has_feature(MOBILE),
                 // A copy, if anything: the request stands in the same block.
                 read_ahead: BytesMut::from(&first[..]),
                 mux: request.lines.mux(),
-                binding: registration.binding,
-                endings: registration.endings,
-            });
+            };
+            return Some((proven, registration.binding, registration.endings));
         }
         Ok(Ok(false)) => tracing::info!("a backend at {peer} proved no kite"),
         Ok(Err(e)) => tracing::info!("a backend at {peer} left during the handshake: {e}"),
@@ -117,7 +144,7 @@ async fn admit(shared: &Shared, backend: Asking, session: &str, peer: &str) -> O
 
 struct Registration<'a> {
     shared: &'a Shared,
-    peer: &'a str,
+    peer: Peer<'a>,
     session: &'a str,
     /// Set if proofs are agreed: what they are bound to.
     binding: Option<Binding>,
@@ -185,7 +212,7 @@ impl Registration<'_> {
             claimant.beside = &asked.beside;
             claimant.retire = asked.retire.as_deref();
         }
-        self.judge(&asked.services, claimant, &mut answer);
+        self.judge(&asked.services, claimant, &mut answer).await;
         let mut out = BytesMut::new();
         put_answer(&mut out, &answer);
         send(conn, &out).await?;
@@ -204,7 +231,7 @@ impl Registration<'_> {
             session_id: Some(self.session.to_owned()),
             ..Lines::default()
         };
-        self.judge(&services, claimant, &mut verdict);
+        self.judge(&services, claimant, &mut verdict).await;
         out.clear();
         put_kites(&mut out, &verdict);
         send(conn, &out).await?;
@@ -212,23 +239,32 @@ impl Registration<'_> {
     }
 
     /// Judges service lines; what is proven is reserved. The decisions are added to `verdict`.
-    fn judge(&self, services: &[ServiceLine], claimant: Claimant<'_>, verdict: &mut Lines) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        for line in services {
+    async fn judge(&self, services: &[ServiceLine], claimant: Claimant<'_>, verdict: &mut Lines) {
+        let asker = Asker {
+            peer: self.peer.known,
+            binding: self.binding.as_ref(),
+            now_unix: now_unix(),
+        };
+        let judgements = services
+            .iter()
+            .map(|line| self.shared.judge.judge(line, asker));
+        let judgements = futures::future::join_all(judgements).await;
+        for (line, judgement) in services.iter().zip(judgements) {
             let id = line.kite_id();
-            match self.shared.judge.judge(line, now, self.binding.as_ref()) {
+            match judgement {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
-                Judgement::Proven(terms, proof) => {
+                Judgement::Proven(mut leave) => {
+                    let (proof, account) = (leave.proof.take(), leave.account.clone());
                     let end_tls = self.endings.kite(&id);
-                    let ends = self.ends_tls(&id, &terms, end_tls);
+                    let ends = self.ends_tls(&id, &leave.terms, end_tls);
                     let claimant = Claimant {
                         end_tls,
                         ..claimant
                     };
-                    match self.shared.registry.claim(&id, terms, claimant) {
+                    match self.shared.registry.claim(&id, leave, claimant) {
                         Claim::Granted | Claim::Held => {
+                            account.left(asker.now_unix).put(verdict);
+                            verdict.motd = self.shared.motd.text();
                             if ends {
                                 tracing::info!(
                                     "{}:{}: its visitors' TLS is ended here",
@@ -248,8 +284,8 @@ impl Registration<'_> {
                     }
                 }
                 Judgement::Refused(why) => {
-                    self.refuse(id, why, |id| {
-                        verdict.invalid.push((id, Some(why.to_owned())))
+                    self.refuse(id, &why, |id| {
+                        verdict.invalid.push((id, Some(why.to_string())))
                     });
                 }
             }
@@ -259,7 +295,7 @@ impl Registration<'_> {
     fn claimant(&self) -> Claimant<'_> {
         Claimant {
             session: self.session,
-            peer: self.peer,
+            peer: self.peer.shown,
             replace: None,
             beside: &[],
             retire: None,
@@ -288,7 +324,13 @@ impl Registration<'_> {
     }
 
     /// The tunnel's life, from the verdict to the end.
-    async fn fly(&self, conn: BoxConn, read_ahead: BytesMut, mux: Option<MuxParams>) {
+    async fn fly(&self, proven: Proven) {
+        let Proven {
+            conn,
+            wants_quota,
+            read_ahead,
+            mux,
+        } = proven;
         let tunnel = Tunnel::start(
             conn,
             read_ahead,
@@ -302,47 +344,59 @@ impl Registration<'_> {
             "an older backend"
         };
         tracing::info!("tunnel from {} ({kind})", self.peer);
-        let mut flying = self.announce(&[]);
+        self.announce(&[]);
+        if self.shared.registry.one_of(self.session).is_none() {
+            tunnel.close("none of its kites may fly any more");
+        }
+        let mut tell = tokio::time::interval_at(Instant::now() + TELL_QUOTA, TELL_QUOTA);
         // A backend may ask for more kites at any time (§3.8).
-        while let Some(lines) = tunnel.next_kites().await {
+        loop {
+            let lines = tokio::select! {
+                lines = tunnel.next_kites() => lines,
+                _ = tell.tick(), if wants_quota => {
+                    let accounts = self.shared.registry.accounts_of(self.session);
+                    let left = accounts.iter().filter_map(|a| a.left(now_unix()).kb);
+                    if let Some(kb) = left.min() {
+                        tunnel.tell_quota(kb);
+                    }
+                    continue;
+                }
+            };
+            let Some(lines) = lines else { break };
             if lines.services.is_empty() {
                 continue;
             }
+            let flying = self.shared.registry.of_session(self.session);
             let mut verdict = Lines {
                 session_id: Some(self.session.to_owned()),
                 ..Lines::default()
             };
-            self.judge(&lines.services, self.claimant(), &mut verdict);
+            self.judge(&lines.services, self.claimant(), &mut verdict)
+                .await;
             self.shared.registry.activate(self.session, &tunnel);
             let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
             if verdict.ok.is_empty() && refused {
                 // pagekite.py closes the whole tunnel on a verdict without any OK.
-                verdict.ok.extend(lines.services.first().and_then(|line| {
-                    let (proto, name) = flying.first().cloned()?;
-                    Some(KiteId {
-                        proto,
-                        name,
-                        bsalt: line.bsalt.clone(),
-                    })
-                }));
+                verdict.ok.extend(self.shared.registry.one_of(self.session));
             }
             tunnel.send_kites(verdict);
-            flying = self.announce(&flying);
+            self.announce(&flying);
         }
         tracing::info!("tunnel from {} ended: {}", self.peer, tunnel.ended().await);
     }
 
-    /// Logs kites that were not `before`; returns all.
-    fn announce(&self, before: &[(String, String)]) -> Vec<(String, String)> {
+    /// Logs the kites that did not fly `before`.
+    fn announce(&self, before: &[((String, String), usize)]) {
         let now = self.shared.registry.of_session(self.session);
-        let new = now.iter().filter(|(kite, _)| !before.contains(kite));
+        let new = now
+            .iter()
+            .filter(|(kite, _)| !before.iter().any(|(known, _)| known == kite));
         for ((proto, name), tunnels) in new {
             match tunnels {
                 1 => tracing::info!("kite up: {proto}:{name}"),
                 n => tracing::info!("kite up: {proto}:{name}, by {n} tunnels now"),
             }
         }
-        now.into_iter().map(|(kite, _)| kite).collect()
     }
 }
 

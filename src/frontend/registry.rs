@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::account::{Account, End};
+use super::auth::Leave;
 use crate::config::MAX_TUNNELS;
 use crate::kite::{KiteName, Protocol};
 use crate::tunnel::Tunnel;
@@ -66,6 +68,7 @@ pub struct TunnelView {
 struct Entry {
     terms: Terms,
     end_tls: EndTls,
+    account: Arc<Account>,
     /// Never empty, at most [`MAX_BESIDE`].
     holders: Vec<Holder>,
 }
@@ -78,6 +81,8 @@ impl Entry {
 
 struct Holder {
     session: String,
+    /// What the backend chose for this handshake; it knows its kite by it.
+    bsalt: String,
     peer: String,
     /// None until it stands.
     tunnel: Option<Tunnel>,
@@ -96,6 +101,34 @@ pub enum EndTls {
     Asked,
     /// It does not know how to ask: an older program.
     Unsaid,
+}
+
+/// A kite that has been taken down.
+pub struct Revoked {
+    /// Its protocol and name.
+    pub key: Arc<(String, String)>,
+    /// Why.
+    pub end: End,
+    /// The tunnels that flew it.
+    pub tunnels: Vec<Grounded>,
+}
+
+/// A tunnel that has lost a kite.
+pub struct Grounded {
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// The kite that it has lost.
+    pub id: KiteId,
+    /// A kite that it still flies.
+    pub other: Option<KiteId>,
+}
+
+fn kite_id((proto, name): &Key, bsalt: &str) -> KiteId {
+    KiteId {
+        proto: proto.clone(),
+        name: name.clone(),
+        bsalt: bsalt.to_owned(),
+    }
 }
 
 /// Who claims a name. It has just proved the kite's secret.
@@ -133,6 +166,8 @@ pub struct Found {
     pub terms: Terms,
     /// Whether its visitors' TLS may be ended here.
     pub end_tls: EndTls,
+    /// What its visitors are charged to.
+    pub account: Arc<Account>,
     /// The way there.
     pub tunnel: Tunnel,
 }
@@ -140,13 +175,14 @@ pub struct Found {
 impl Registry {
     /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
     /// beside one that the claimant knows.
-    pub fn claim(&self, id: &KiteId, terms: Terms, claimant: Claimant<'_>) -> Claim {
+    pub fn claim(&self, id: &KiteId, leave: Leave, claimant: Claimant<'_>) -> Claim {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let key = Arc::new((id.proto.clone(), id.name.clone()));
         let wished = claimant.replace.and_then(|named| sky.wish_of(named));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
             end_tls: EndTls::default(),
+            account: leave.account.clone(),
             holders: Vec::new(),
         });
         let holders = &mut entry.holders;
@@ -172,10 +208,12 @@ impl Registry {
             tunnels.for_each(Tunnel::ask);
             return Claim::Duplicate;
         }
-        entry.terms = terms;
         entry.end_tls = claimant.end_tls;
+        entry.terms = leave.terms;
+        entry.account = leave.account;
         holders.push(Holder {
             session: claimant.session.to_owned(),
+            bsalt: id.bsalt.clone(),
             peer: claimant.peer.to_owned(),
             tunnel: None,
         });
@@ -230,6 +268,64 @@ impl Registry {
         gone
     }
 
+    /// Takes down the kites whose accounts have ended. Their tunnels, and what else these fly,
+    /// stay; a tunnel that flies nothing any more is the caller's to close.
+    pub fn revoke(&self, now_unix: u64) -> Vec<Revoked> {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let ended = |(key, entry): (&Arc<Key>, &Entry)| {
+            let end = entry.account.standing(now_unix).err()?;
+            Some((key.clone(), end))
+        };
+        let ended: Vec<_> = sky.kites.iter().filter_map(ended).collect();
+        let mut revoked = Vec::new();
+        for (key, end) in ended {
+            let Some(entry) = sky.kites.remove(&key) else {
+                continue;
+            };
+            entry.account.cut();
+            let mut tunnels = Vec::new();
+            for holder in entry.holders {
+                if let Some(keys) = sky.sessions.get_mut(&holder.session) {
+                    keys.remove(&key);
+                }
+                let other = sky
+                    .held(&holder.session)
+                    .find_map(|(key, entry)| Some(kite_id(key, &entry.of(&holder.session)?.bsalt)));
+                if let Some(tunnel) = holder.tunnel {
+                    tunnels.push(Grounded {
+                        tunnel,
+                        id: kite_id(&key, &holder.bsalt),
+                        other,
+                    });
+                }
+            }
+            revoked.push(Revoked { key, end, tunnels });
+        }
+        revoked
+    }
+
+    /// The accounts of all kites that fly, each once.
+    pub fn accounts(&self) -> Vec<Arc<Account>> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = sky.kites.values().map(|e| e.account.clone()).collect();
+        all.sort_by_key(Arc::as_ptr);
+        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        all
+    }
+
+    /// The accounts of the kites of `session`.
+    pub fn accounts_of(&self, session: &str) -> Vec<Arc<Account>> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.held(session).map(|(_, e)| e.account.clone()).collect()
+    }
+
+    /// A kite that `session` flies, as its backend knows it.
+    pub fn one_of(&self, session: &str) -> Option<KiteId> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let (key, entry) = sky.held(session).next()?;
+        Some(kite_id(key, &entry.of(session)?.bsalt))
+    }
+
     /// The kites of `session`, and how many tunnels fly each.
     pub fn of_session(&self, session: &str) -> Vec<(Key, usize)> {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +357,7 @@ impl Registry {
                 proto: proto.to_owned(),
                 terms: entry.terms.clone(),
                 end_tls: entry.end_tls,
+                account: entry.account.clone(),
                 tunnel,
             })
         };

@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::account::{self, Account, Pass};
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
-use super::register::{self, Asking};
+use super::register::{self, Asking, Peer};
 use super::registry::Found;
 use super::{Arrival, Shared, Socket};
 use crate::dial::{BoxConn, Conn};
@@ -61,7 +62,13 @@ pub(super) async fn serve(
         Some(Comer::Ended(conn, first, route)) => {
             Box::pin(join(shared, *conn, first, route, &door, &peer)).await;
         }
-        Some(Comer::Backend(backend)) => register::serve(shared, backend, &peer).await,
+        Some(Comer::Backend(backend)) => {
+            let peer = Peer {
+                shown: &peer,
+                known: Some(account::visitor(door.peer.ip())),
+            };
+            register::serve(shared, backend, peer).await;
+        }
         None => {}
     }
 }
@@ -126,9 +133,10 @@ async fn arrive(
                 return None;
             }
             HttpKind::Connect { ref host, port } => {
-                let route = route_connect(shared, host, port);
+                let found = route_connect(shared, host, port);
                 let ours =
-                    route.is_err() && port == 443 && shared.certificates.find(host).is_some();
+                    found.is_err() && port == 443 && shared.certificates.find(host).is_some();
+                let route = found.and_then(|route| route.let_in(door, OFFLINE));
                 if route.is_ok() || ours {
                     first.advance(head.len);
                     conn.write_all(b"HTTP/1.0 200 Connection Established\r\n\r\n")
@@ -145,7 +153,7 @@ async fn arrive(
                     refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
                     return None;
                 }
-                route_http(shared, &head, door.port)
+                route_http(shared, &head, door.port).and_then(|route| route.let_in(door, OFFLINE))
             }
         },
     };
@@ -193,8 +201,15 @@ async fn arrive_by_tls(
     door: &Arrival,
     peer: &str,
 ) -> Option<Comer> {
-    let ending = match whither(shared, hello, asked, door) {
-        Whither::Kite(route) => return Some(Comer::Visitor(conn, first, route)),
+    let whither = match whither(shared, hello, asked, door) {
+        Whither::Kite(route) => match route.let_in(door, DENIED) {
+            Ok(route) => return Some(Comer::Visitor(conn, first, route)),
+            Err(voice) => Whither::Nowhere(voice),
+        },
+        whither => whither,
+    };
+    let ending = match whither {
+        Whither::Kite(_) => return None,
         Whither::Nowhere(voice) => {
             refuse(conn, voice).await;
             return None;
@@ -223,7 +238,8 @@ async fn arrive_by_tls(
     };
     // Visitors are for certificates of names, never for the tunnels' own key or protocol.
     let route = match ending.filter(|_| !hello.alpn_kite) {
-        Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port),
+        Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port)
+            .and_then(|route| route.let_in(door, OFFLINE)),
         None => Err(OFFLINE),
     };
     match route {
@@ -287,7 +303,13 @@ pub(super) async fn serve_inner(
     peer: &str,
 ) {
     match Box::pin(arrive_inner(shared, conn, binding)).await {
-        Some(Inner::Backend(backend)) => register::serve(shared, backend, peer).await,
+        Some(Inner::Backend(backend)) => {
+            let peer = Peer {
+                shown: peer,
+                known: None,
+            };
+            register::serve(shared, backend, peer).await;
+        }
         Some(Inner::Request(conn, ..)) => refuse(conn, OFFLINE).await,
         None => {}
     }
@@ -374,6 +396,25 @@ struct Route {
     repeatable: bool,
     /// TLS was taken off here.
     ended: bool,
+    /// What the visitor is charged to.
+    account: Arc<Account>,
+    /// That it may come in: there once it was asked for.
+    pass: Option<Pass>,
+}
+
+impl Route {
+    /// With a pass for the visitor, if the kite's limits let it in; else what to say in `usual`'s manner.
+    fn let_in(mut self, door: &Arrival, usual: Voice) -> Result<Self, Voice> {
+        let who = account::visitor(door.peer.ip());
+        match self.account.admit(who, Instant::now()) {
+            Ok(pass) => self.pass = Some(pass),
+            Err(refusal) => {
+                tracing::debug!("a visitor of {} is refused: {refusal}", self.host);
+                return Err(refusal.voice(usual));
+            }
+        }
+        Ok(self)
+    }
 }
 
 const OFFLINE: Voice = Voice::Http(503);
@@ -533,6 +574,8 @@ fn admit(
         tunnel: found.tunnel,
         repeatable: false,
         ended: false,
+        account: found.account,
+        pass: None,
     })
 }
 
@@ -541,10 +584,11 @@ async fn join<L: Local>(
     shared: &Shared,
     conn: L,
     first: BytesMut,
-    route: Route,
+    mut route: Route,
     door: &Arrival,
     peer: &str,
 ) {
+    let pass = route.pass.take();
     let is_tls = route.proto == "https";
     let open = Open {
         proto: route.proto.clone(),
@@ -554,6 +598,7 @@ async fn join<L: Local>(
         rport: Some(door.peer.port()),
         rtls: route.ended,
     };
+    let meter = pass.map(|pass| pass.meter(first.len()));
     let first = first.freeze();
     let opened = if route.repeatable {
         open_answered(shared, &route, open, first).await
@@ -565,7 +610,7 @@ async fn join<L: Local>(
         Ok((stream, answer)) => {
             let sid = stream.sid();
             tracing::debug!(%peer, ?sid, "visitor for {}", route.host);
-            let done = splice(stream, conn, answer, None).await;
+            let done = splice(stream, conn, answer, meter).await;
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {

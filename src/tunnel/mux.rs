@@ -233,6 +233,8 @@ pub struct Mux {
     acks: VecDeque<Sid>,
     ends: VecDeque<(Sid, Eof, bool)>,
     kites: VecDeque<Lines>,
+    /// KB to be told.
+    quota: Option<i64>,
     strays: VecDeque<Sid>,
     recent: VecDeque<Sid>,
     events: VecDeque<Event>,
@@ -278,6 +280,7 @@ impl Mux {
             acks: VecDeque::new(),
             ends: VecDeque::new(),
             kites: VecDeque::new(),
+            quota: None,
             strays: VecDeque::new(),
             recent: VecDeque::new(),
             events: VecDeque::new(),
@@ -712,6 +715,11 @@ impl Mux {
         self.kites.push_back(lines);
     }
 
+    /// Tells a backend how many KB are left. Only the newest number counts.
+    pub fn tell_quota(&mut self, kb: i64) {
+        self.quota = Some(kb);
+    }
+
     /// Asks the peer for a sign of life now, whatever the timers say.
     pub fn ask(&mut self) {
         self.ping.wanted = matches!(self.settings.liveness, Liveness::Ping { .. });
@@ -722,6 +730,7 @@ impl Mux {
         self.pending_pong.is_some()
             || self.ping.wanted
             || !self.kites.is_empty()
+            || self.quota.is_some()
             || !self.ends.is_empty()
             || !self.strays.is_empty()
             || !self.acks.is_empty()
@@ -744,6 +753,9 @@ impl Mux {
         }
         while let Some(lines) = self.kites.pop_front() {
             self.put(out, now, |out| frame::put_kites(out, &lines));
+        }
+        if let Some(kb) = self.quota.take() {
+            self.put(out, now, |out| frame::put_quota(out, kb));
         }
         while out.len() < BATCH
             && let Some((sid, eof, abort)) = self.ends.pop_front()

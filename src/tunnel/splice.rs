@@ -30,6 +30,10 @@ pub trait Inspect {
     fn origin_said(&mut self, bytes: &[u8]) -> Result<(), Objection>;
     /// Nothing will be objected to any more.
     fn is_open(&self) -> bool;
+    /// Ready when the stream is to end, whatever passes. Asked again when the task is woken.
+    fn poll_objection(&mut self, _: &mut Context<'_>) -> Poll<Objection> {
+        Poll::Pending
+    }
 }
 
 /// An inspector wants the stream ended.
@@ -126,6 +130,11 @@ enum Inbound {
 
 impl<L: Local> Join<L> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if let Some(inspect) = &mut self.inspect
+            && let Poll::Ready(objection) = inspect.poll_objection(cx)
+        {
+            return Poll::Ready(Err(objection.into()));
+        }
         if let Poll::Ready(Err(e)) = self.poll_inbound(cx) {
             return Poll::Ready(Err(e));
         }

@@ -641,6 +641,16 @@ pub fn put_noop(out: &mut BytesMut, filler: usize) {
     put(out, |out| put_line(out, "NOOP", 1), &vec![b'!'; filler]);
 }
 
+/// Appends how many KB the frontend still grants. Without days and connections, at which pk.py
+/// closes the tunnel (protocol page §6.1).
+pub fn put_quota(out: &mut BytesMut, kb: i64) {
+    let headers = |out: &mut BytesMut| {
+        put_line(out, "NOOP", 1);
+        put_line(out, "Quota", kb);
+    };
+    put(out, headers, b"!");
+}
+
 /// Appends a PING, as pk.py writes it.
 pub fn put_ping(out: &mut BytesMut, text: &PingText) {
     put_echo(out, "PING", text);

@@ -221,8 +221,12 @@ pub enum RefusalKind {
     Signature,
     /// The frontend does not know the kite, or its challenge grew old.
     Unauthorized,
-    /// Kilobytes, days or connections are used up.
+    /// Kilobytes or connections are used up.
     Quota,
+    /// Its days are over.
+    Expired,
+    /// The frontend cannot check it now.
+    Busy,
     /// The frontend does not serve that port.
     Port,
     /// The frontend does not serve that protocol.
@@ -250,11 +254,14 @@ impl Verdict {
 }
 
 impl RefusalKind {
-    fn parse(why: Option<String>) -> Self {
+    /// The reason of an `Invalid` line.
+    pub fn parse(why: Option<String>) -> Self {
         match why.as_deref() {
             Some("signature") => Self::Signature,
             Some("unauthorized") => Self::Unauthorized,
-            Some("quota" | "noquota" | "nodays" | "noconns") => Self::Quota,
+            Some("quota" | "noquota" | "noconns") => Self::Quota,
+            Some("nodays") => Self::Expired,
+            Some("overload") => Self::Busy,
             Some("port") => Self::Port,
             Some("proto") => Self::Proto,
             Some("proof") => Self::Proof,

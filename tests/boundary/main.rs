@@ -93,6 +93,7 @@ const SANS_IO: &[&str] = &[
     "src/proxy_header.rs",
     "src/backend/policy.rs",
     "src/backend/introduce.rs",
+    "src/frontend/limits.rs",
     "src/tunnel/mux.rs",
     "src/tunnel/stream.rs",
     "src/tunnel/window.rs",

@@ -10,6 +10,7 @@
     reason = "tests listen and dial on loopback"
 )]
 
+mod accounts;
 mod attacks;
 mod balancer;
 mod hostile;

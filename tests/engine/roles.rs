@@ -10,6 +10,7 @@ use kite::backend::Plan;
 use kite::backend::introduce::Tell;
 use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service, TorChoice};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
+use kite::frontend::limits::Limits;
 use kite::frontend::{Frontend, Handle};
 use kite::kite::{Protocol, Secret};
 use kite::observe::board::Board;
@@ -40,12 +41,20 @@ pub fn secret(text: &str) -> Secret {
 
 pub struct Side {
     pub public: SocketAddr,
-    port_kite: SocketAddr,
+    pub port_kite: SocketAddr,
     pub address: String,
     pub handle: Handle,
     trigger: Trigger,
     done: tokio::task::JoinHandle<()>,
     state: Option<tempfile::TempDir>,
+}
+
+impl Side {
+    /// Stops it, and waits until it has.
+    pub async fn stop(self) {
+        self.trigger.stop();
+        self.done.await.unwrap();
+    }
 }
 
 /// A frontend with a shared port and a port that belongs to [`NAME`].
@@ -102,7 +111,11 @@ pub fn frontend_config(
             protocols: protocols.iter().copied().collect(),
             secret: secret("right"),
             proof,
+            limits: Limits::default(),
+            expires: None,
         }],
+        limits: Limits::default(),
+        motd: None,
         name: None,
         onion: TorChoice::default(),
         state_dir: state.to_path_buf(),

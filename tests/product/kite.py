@@ -60,10 +60,12 @@ def secret_file(path, secret):
 class Kite:
     """One service: what it is called, how it speaks, where it is, and the secret both sides know.
 
-    `tub` is the TubID of its node, if the backend is to know it; `more` are other keys of the backend's table.
+    `tub` is the TubID of its node, if the backend is to know it; `limits` and `expires` are the frontend's business;
+    `more` are other keys of the backend's table.
     """
 
-    def __init__(self, protocol, name, origin, secret=None, tub=None, **more):
+    def __init__(self, protocol, name, origin, secret=None, tub=None, limits=None, expires=None, **more):
+        self.limits, self.expires = limits, expires
         self.protocol, self.name, self.origin, self.tub, self.more = protocol, name, origin, tub, more
         self.secret = secret or secrets.token_hex(16)
 
@@ -136,27 +138,38 @@ class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
     `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml; `certificates` are the keys of
-    as many tables; `behind` are load balancers, who alone may connect.
+    as many tables; `behind` are load balancers, who alone may connect; `keys` are more of the file's, and `tables` is
+    more of its text.
     """
 
     role = "frontend"
 
     def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None,
-                 env=None, certificates=(), behind=None):
+                 env=None, certificates=(), behind=None, keys=None, tables=""):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned, self.env = ip, ports, owned or {}, env
         listen = [f"{ip}:{p}" for p in ports]
         if behind:
             listen = [{"address": address, "proxy_protocol": True, "proxy_from": behind} for address in listen]
         listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
-        text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion))
+        text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion),
+                      **(keys or {}))
         if onion:
             text += _table("[tor]", config=onion)
         for kite in kites:
-            text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite))
-        for keys in certificates:
-            text += _table("[[certificates]]", **keys)
-        self.file.write_text(text)
+            text += _table("[[kites]]", name=kite.name, protocols=[kite.protocol], secret_file=self.secret(kite),
+                           **({"limits": kite.limits} if kite.limits else {}),
+                           **({"expires": kite.expires} if kite.expires else {}))
+        for certificate in certificates:
+            text += _table("[[certificates]]", **certificate)
+        self.file.write_text(text + tables)
+
+    def manage(self, *args, status=0):
+        """`kite frontend kites`: what it said, and what it said aside."""
+        done = subprocess.run([binary(), "frontend", "kites", *map(str, args), "--config", self.file],
+                              capture_output=True, text=True, timeout=20)
+        assert done.returncode == status, f"exit status {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
+        return done.stdout, done.stderr
 
     def start(self, level="debug"):
         self.spawn(level=level, env=self.env)

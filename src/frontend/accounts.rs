@@ -1,0 +1,398 @@
+//! Whom the operator allows what: the grants of the configuration file and of the book, each with
+//! its [`Account`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use super::account::{Account, End, last_day, now_unix};
+use super::book::{Book, BookError, Entry};
+use super::limits::{Limits, Used};
+use crate::config::Grant;
+use crate::kite::{KiteName, Protocol};
+
+/// A grant, and what is charged for it.
+#[derive(Clone)]
+pub struct Holding {
+    /// What the operator says.
+    pub grant: Arc<Grant>,
+    /// What its kites have used.
+    pub account: Arc<Account>,
+}
+
+/// All grants, found by their names.
+#[derive(Default)]
+pub struct Accounts {
+    table: RwLock<HashMap<KiteName, Vec<Holding>>>,
+    sources: Mutex<Sources>,
+}
+
+/// Where the grants come from. What is on the disk is read once.
+#[derive(Default)]
+struct Sources {
+    configured: Vec<Grant>,
+    /// For the kites of the book that say nothing.
+    defaults: Limits,
+    state_dir: PathBuf,
+    /// Open once it is needed.
+    book: Option<Book>,
+    added: BTreeMap<KiteName, Grant>,
+    /// What had been used when the book was opened.
+    used: HashMap<String, Used>,
+    /// That it cannot be written was said.
+    complained: bool,
+}
+
+/// A kite as `kite frontend kites list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its name or wildcard.
+    pub name: String,
+    /// What it may carry.
+    pub protocols: Vec<String>,
+    /// It is in the configuration file, not in the book.
+    pub configured: bool,
+    /// The last day on which it flies.
+    pub expires: Option<String>,
+    /// Its limits, the frontend's included if that runs.
+    pub limits: Limits,
+    /// What it has used.
+    pub used: Used,
+    /// Why it may not fly now.
+    pub ended: Option<String>,
+}
+
+impl Accounts {
+    /// The grants of the configuration file, and those of the book in `state_dir`, if there is one.
+    pub fn open(
+        configured: Vec<Grant>,
+        defaults: Limits,
+        state_dir: &Path,
+    ) -> Result<Self, BookError> {
+        let metered = configured.iter().any(|grant| grant.limits.is_metered());
+        let accounts = Self::default();
+        {
+            let mut sources = accounts.sources();
+            sources.configured = configured;
+            sources.defaults = defaults;
+            sources.state_dir = state_dir.to_path_buf();
+            if metered || Book::exists(state_dir) {
+                sources.open()?;
+            }
+            accounts.rebuild(&sources);
+        }
+        Ok(accounts)
+    }
+
+    /// Another configuration, from now on.
+    pub fn configure(&self, configured: Vec<Grant>, defaults: Limits) {
+        let mut sources = self.sources();
+        sources.configured = configured;
+        sources.defaults = defaults;
+        self.rebuild(&sources);
+    }
+
+    /// Adds a kite to the book. It may fly once this has returned.
+    pub fn add(&self, name: &KiteName, entry: &Entry) -> Result<(), BookError> {
+        let mut sources = self.sources();
+        if sources.configured.iter().any(|g| g.pattern == *name) {
+            return Err(BookError::Configured(name.clone()));
+        }
+        sources.open()?.add(name, entry)?;
+        sources.used.remove(name.as_str());
+        if let Some(grant) = entry.grant(name.as_str()) {
+            sources.added.insert(name.clone(), grant);
+        }
+        self.rebuild(&sources);
+        Ok(())
+    }
+
+    /// Removes a kite from the book. It comes down at the next look at its account.
+    pub fn remove(&self, name: &KiteName) -> Result<(), BookError> {
+        let mut sources = self.sources();
+        if sources.configured.iter().any(|g| g.pattern == *name) {
+            return Err(BookError::Configured(name.clone()));
+        }
+        sources.open()?.remove(name)?;
+        sources.used.remove(name.as_str());
+        sources.added.remove(name);
+        self.rebuild(&sources);
+        Ok(())
+    }
+
+    /// Writes down what has been used since the last time. Trouble is logged, once.
+    pub fn save(&self) {
+        let now = now_unix();
+        let unsaved = |h: Holding| Some((h.account.unsaved(now)?, h.account));
+        let new: Vec<_> = self.all().into_iter().filter_map(unsaved).collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut sources = self.sources();
+        let rows = new.iter().map(|(used, account)| (account.key(), *used));
+        match sources.open().and_then(|book| book.note(rows)) {
+            Ok(()) => {
+                sources.complained = false;
+                new.iter().for_each(|(used, account)| account.saved(*used));
+            }
+            Err(e) if !std::mem::replace(&mut sources.complained, true) => {
+                tracing::warn!("what kites have used cannot be written down: {e}");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Every grant, in the order of names.
+    pub fn list(&self) -> Vec<Listed> {
+        let sources = self.sources();
+        let mut all: Vec<Listed> = self
+            .all()
+            .into_iter()
+            .map(|Holding { grant, account }| {
+                let (used, _) = account.used(now_unix());
+                let ended = account.standing(now_unix()).err();
+                Listed {
+                    ended: ended.map(|end| end.to_string()),
+                    configured: sources
+                        .configured
+                        .iter()
+                        .any(|g| g.pattern == grant.pattern),
+                    ..Listed::new(&grant, used)
+                }
+            })
+            .collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rebuild(&self, sources: &Sources) {
+        let added = sources.added.values().cloned().map(|mut grant| {
+            grant.limits = grant.limits.or(&sources.defaults);
+            grant
+        });
+        let grants = sources.configured.iter().cloned().chain(added).collect();
+        self.set(grants, |key| sources.used.get(key).copied());
+    }
+
+    /// These grants and no others, from now on. An account stays as it is if its grant has the name of one that was there:
+    /// what was used is used, and who visits is not disturbed. `used` is what the book has for those
+    /// that are new.
+    fn set(&self, grants: Vec<Grant>, used: impl Fn(&str) -> Option<Used>) {
+        let mut new: HashMap<KiteName, Vec<Holding>> = HashMap::new();
+        let mut all = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before: HashMap<String, Holding> = std::mem::take(&mut *all)
+            .into_values()
+            .flatten()
+            .map(|holding| (holding.account.key().to_owned(), holding))
+            .collect();
+        for grant in grants {
+            let holdings = new.entry(grant.pattern.clone()).or_default();
+            let key = key(&grant.pattern, holdings.len());
+            let (limits, expires) = (grant.limits.clone(), grant.expires);
+            let account = match before.remove(&key) {
+                Some(old) if old.goes_on_as(&grant) => {
+                    old.account.change(limits, expires);
+                    old.account
+                }
+                // Who flew it by the old grant must not go on by the new one.
+                Some(old) => {
+                    old.account.end(End::Removed);
+                    let (used, _) = old.account.used(now_unix());
+                    Account::new(&key, limits, expires, Some(used))
+                }
+                None => Account::new(&key, limits, expires, used(&key)),
+            };
+            holdings.push(Holding {
+                grant: Arc::new(grant),
+                account,
+            });
+        }
+        for gone in before.values() {
+            gone.account.end(End::Removed);
+        }
+        *all = new;
+    }
+
+    /// Only these grants, which are written nowhere.
+    pub fn of(grants: Vec<Grant>) -> Self {
+        let accounts = Self::default();
+        accounts.set(grants, |_| None);
+        accounts
+    }
+
+    /// The grants whose pattern covers a name: its own, then the nearest wildcard's.
+    pub fn covering(&self, name: &KiteName) -> Vec<Holding> {
+        let all = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let wildcards = name.wildcards().filter_map(|text| text.parse().ok());
+        let mut seen = HashSet::new();
+        std::iter::once(name.clone())
+            .chain(wildcards)
+            .filter(|pattern| seen.insert(pattern.clone()))
+            .filter_map(|pattern| all.get(&pattern))
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Holding> {
+        let all = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        all.values().flatten().cloned().collect()
+    }
+
+    /// What they allow, taken together.
+    pub fn protocols(&self) -> BTreeSet<Protocol> {
+        let all = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let grants = all.values().flatten().map(|holding| &holding.grant);
+        grants
+            .flat_map(|grant| grant.protocols.iter().copied())
+            .collect()
+    }
+}
+
+impl Sources {
+    fn open(&mut self) -> Result<&Book, BookError> {
+        let book = match self.book.take() {
+            Some(book) => book,
+            None => {
+                let book = Book::open(&self.state_dir)?;
+                let grants = book.grants()?.into_iter();
+                self.added = grants.map(|g| (g.pattern.clone(), g)).collect();
+                self.used = book.used()?;
+                book
+            }
+        };
+        Ok(self.book.insert(book))
+    }
+}
+
+impl Listed {
+    /// What the book says of a kite.
+    pub fn new(grant: &Grant, used: Used) -> Self {
+        Self {
+            name: grant.pattern.to_string(),
+            protocols: grant.protocols.iter().map(ToString::to_string).collect(),
+            configured: false,
+            expires: grant.expires.map(last_day),
+            limits: grant.limits.clone(),
+            used,
+            ended: None,
+        }
+    }
+}
+
+impl Holding {
+    /// Whoever flies by this grant may do so by the other.
+    fn goes_on_as(&self, other: &Grant) -> bool {
+        let Grant {
+            secret,
+            proof,
+            protocols,
+            ..
+        } = &*self.grant;
+        *secret == other.secret && *proof == other.proof && protocols.is_subset(&other.protocols)
+    }
+}
+
+/// The name of the `n`th account of a pattern.
+fn key(pattern: &KiteName, n: usize) -> String {
+    match n {
+        0 => pattern.to_string(),
+        n => format!("{pattern} ({})", n + 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ProofRule;
+    use crate::frontend::limits::{Limits, Size, Visitor};
+    use crate::kite::Secret;
+    use std::time::Instant;
+
+    fn grant(name: &str, secret: &str, quota: u64) -> Grant {
+        Grant {
+            pattern: name.parse().expect("a name"),
+            protocols: [Protocol::Http].into(),
+            secret: Secret::new(secret.as_bytes()).expect("a secret"),
+            proof: ProofRule::Optional,
+            limits: Limits {
+                quota: Some(Size(quota)),
+                ..Limits::default()
+            },
+            expires: None,
+        }
+    }
+
+    fn only(accounts: &Accounts, name: &str) -> Arc<Account> {
+        let found = accounts.covering(&name.parse().expect("a name"));
+        assert_eq!(found.len(), 1, "{name}");
+        found[0].account.clone()
+    }
+
+    #[test]
+    fn the_nearest_grant_comes_first() {
+        let accounts = Accounts::default();
+        let grants = ["*.example", "*.alice.example", "bob.alice.example"];
+        let all = grants.iter().map(|name| grant(name, "s", 1));
+        accounts.set(all.collect(), |_| None);
+        let found = |name: &str| -> Vec<String> {
+            let found = accounts.covering(&name.parse().expect("a name"));
+            found.iter().map(|h| h.account.key().to_owned()).collect()
+        };
+        let (all, alice, bob) = ("*.example", "*.alice.example", "bob.alice.example");
+        assert_eq!(found(bob), [bob, alice, all]);
+        assert_eq!(found("x.y.alice.example"), [alice, all]);
+        assert_eq!(found(alice), [alice, all]);
+        assert_eq!(found("alice.example"), [all]);
+        assert!(found("example").is_empty());
+    }
+
+    #[test]
+    fn what_does_not_change_goes_on_and_what_is_gone_ends() {
+        let accounts = Accounts::default();
+        let both = || {
+            vec![
+                grant("bob.example", "s", 100),
+                grant("eve.example", "s", 100),
+            ]
+        };
+        accounts.set(both(), |_| None);
+        let (bob, eve) = (
+            only(&accounts, "bob.example"),
+            only(&accounts, "eve.example"),
+        );
+        let pass = bob.admit(Visitor(1), Instant::now()).expect("room");
+        drop(pass.meter(60));
+        accounts.set(vec![grant("bob.example", "s", 50)], |_| None);
+        assert_eq!(eve.standing(now_unix()), Err(End::Removed));
+        assert!(Arc::ptr_eq(&bob, &only(&accounts, "bob.example")));
+        assert_eq!(bob.standing(now_unix()), Err(End::Bytes), "60 are over 50");
+        accounts.set(both(), |_| None);
+        assert_eq!(bob.standing(now_unix()), Ok(()));
+        assert_eq!(eve.standing(now_unix()), Err(End::Removed));
+        assert_eq!(only(&accounts, "eve.example").standing(now_unix()), Ok(()));
+    }
+
+    #[test]
+    fn another_secret_ends_who_flew_with_the_old_one() {
+        let accounts = Accounts::default();
+        accounts.set(vec![grant("bob.example", "old", 100)], |_| None);
+        let old = only(&accounts, "bob.example");
+        drop(
+            old.admit(Visitor(1), Instant::now())
+                .expect("room")
+                .meter(60),
+        );
+        accounts.set(vec![grant("bob.example", "new", 100)], |_| None);
+        assert_eq!(old.standing(now_unix()), Err(End::Removed));
+        let (used, _) = only(&accounts, "bob.example").used(now_unix());
+        assert_eq!((used.bytes, used.connections), (60, 1));
+    }
+}

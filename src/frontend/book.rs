@@ -1,0 +1,373 @@
+//! The book: kites that the operator adds and removes while the frontend runs, and what all kites
+//! have used. A small database in the state directory; whatever was acknowledged survives a crash.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::BASE64;
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::limits::{Limits, Used};
+use crate::config::{Grant, ProofRule};
+use crate::kite::{KiteName, Secret};
+
+/// The file in the state directory.
+pub const FILE: &str = "kites.redb";
+/// Most kites in a book.
+pub const MAX_KITES: u64 = 100_000;
+/// What of the file is kept in memory, in bytes.
+const CACHE: usize = 1024 * 1024;
+
+/// A name or wildcard, and its [`Entry`] as JSON.
+const KITES: TableDefinition<&str, &[u8]> = TableDefinition::new("kites");
+/// An account's key, and what it has [`Used`] as JSON.
+const USED: TableDefinition<&str, &[u8]> = TableDefinition::new("used");
+
+/// The book, open. Nobody else can open it as long as it is.
+pub struct Book {
+    path: PathBuf,
+    database: Database,
+}
+
+/// One kite in the book. It holds the secret, as the protocol's signatures cannot be checked
+/// without it: not for logs.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The words of [`crate::kite::Protocol`].
+    pub protocols: Vec<String>,
+    /// In Base64.
+    secret: String,
+    /// It takes KiteProof1 and nothing else.
+    #[serde(default)]
+    pub proof_required: bool,
+    /// The first second in which it does not fly any more, since 1970.
+    pub expires: Option<u64>,
+    /// Its own limits.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Why the book is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum BookError {
+    /// A frontend has it, that does not answer.
+    #[error("{} is used by another kite, which gives no answer; ask as the user that runs it, or try again", .0.display())]
+    Busy(PathBuf),
+    /// It, or the directory, cannot be made.
+    #[error("{}: {source}; run this as the user that runs the frontend, or give --state-dir DIR", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It holds secrets.
+    #[error("{0}: other users may read the secrets in it; run: chmod 600 {0}")]
+    Readable(String),
+    /// The database complains.
+    #[error(
+        "{path}: {problem}; if it cannot be mended put a copy from a backup there, or move it away and add the kites again"
+    )]
+    Broken {
+        /// The file.
+        path: String,
+        /// What the database said.
+        problem: String,
+    },
+    /// No two kites have one name.
+    #[error("{0} is in the book already; remove it first")]
+    Exists(KiteName),
+    /// It is where the operator wrote it.
+    #[error("{0} is in the configuration file; change it there")]
+    Configured(KiteName),
+    /// Nothing to remove.
+    #[error(
+        "{0} is not in the book; `kite frontend kites list` shows what is, and a kite of the configuration file is removed there"
+    )]
+    Unknown(KiteName),
+    /// [`MAX_KITES`].
+    #[error("the book is full: it holds {MAX_KITES} kites")]
+    Full,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
+}
+
+impl Entry {
+    /// For the book.
+    pub fn new(grant: &Grant) -> Self {
+        Self {
+            protocols: grant.protocols.iter().map(ToString::to_string).collect(),
+            secret: BASE64.encode(grant.secret.expose()),
+            proof_required: grant.proof == ProofRule::Required,
+            expires: grant.expires,
+            limits: grant.limits.clone(),
+        }
+    }
+
+    /// From the book; none if a newer kite wrote it.
+    pub fn grant(&self, name: &str) -> Option<Grant> {
+        let secret = Zeroizing::new(BASE64.decode(self.secret.as_bytes()).ok()?);
+        let protocols = self.protocols.iter().map(|word| word.parse().ok());
+        Some(Grant {
+            pattern: name.parse().ok()?,
+            protocols: protocols.collect::<Option<_>>()?,
+            secret: Secret::new(&secret)?,
+            proof: match self.proof_required {
+                true => ProofRule::Required,
+                false => ProofRule::Optional,
+            },
+            limits: self.limits.clone(),
+            expires: self.expires,
+        })
+    }
+}
+
+impl Book {
+    /// Whether there is one in this state directory.
+    pub fn exists(state_dir: &Path) -> bool {
+        state_dir.join(FILE).exists()
+    }
+
+    /// Opens it, or makes an empty one, which only its owner can read.
+    pub fn open(state_dir: &Path) -> Result<Self, BookError> {
+        let path = state_dir.join(FILE);
+        let file = private(state_dir, &path).map_err(|source| BookError::File {
+            path: path.clone(),
+            source,
+        })?;
+        let mode = file.metadata().map_or(0, |meta| meta.mode());
+        if mode & 0o077 != 0 {
+            return Err(BookError::Readable(path.display().to_string()));
+        }
+        let opened = FileBackend::new(file).and_then(|file| {
+            let mut builder = redb::Builder::new();
+            builder.set_cache_size(CACHE).create_with_backend(file)
+        });
+        let database = opened.map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => BookError::Busy(path.clone()),
+            e => broken(&path, e),
+        })?;
+        let book = Self { path, database };
+        // So that they are there to be read.
+        book.write(|_, _| Ok(()))?;
+        Ok(book)
+    }
+
+    /// Every kite in it. What a newer kite wrote is left out, and named in the log.
+    pub fn grants(&self) -> Result<Vec<Grant>, BookError> {
+        let all = self.read(KITES)?;
+        let grant = |(name, text): (String, Vec<u8>)| {
+            let text = Zeroizing::new(text);
+            let entry = serde_json::from_slice::<Entry>(&text).ok();
+            let grant = entry.and_then(|entry| entry.grant(&name));
+            if grant.is_none() {
+                tracing::warn!(
+                    "{}: {name} was written by another version of kite, and does not fly",
+                    self.path.display()
+                );
+            }
+            grant
+        };
+        Ok(all.into_iter().filter_map(grant).collect())
+    }
+
+    /// What the accounts had used when it was last written down.
+    pub fn used(&self) -> Result<HashMap<String, Used>, BookError> {
+        let all = self.read(USED)?.into_iter();
+        Ok(all
+            .filter_map(|(key, text)| Some((key, serde_json::from_slice(&text).ok()?)))
+            .collect())
+    }
+
+    /// Adds a kite. It is on the disk when this returns.
+    pub fn add(&self, name: &KiteName, entry: &Entry) -> Result<(), BookError> {
+        let text = Zeroizing::new(serde_json::to_vec(entry).map_err(|e| broken(&self.path, e))?);
+        self.write(|kites, used| {
+            if kites.get(name.as_str())?.is_some() {
+                return Ok(Err(BookError::Exists(name.clone())));
+            }
+            if redb::ReadableTableMetadata::len(kites)? >= MAX_KITES {
+                return Ok(Err(BookError::Full));
+            }
+            kites.insert(name.as_str(), text.as_slice())?;
+            // One of this name that was there before is another's.
+            used.remove(name.as_str())?;
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Removes a kite, and what it has used. It is gone from the disk's tables when this returns.
+    pub fn remove(&self, name: &KiteName) -> Result<(), BookError> {
+        self.write(|kites, used| {
+            if kites.remove(name.as_str())?.is_none() {
+                return Ok(Err(BookError::Unknown(name.clone())));
+            }
+            used.remove(name.as_str())?;
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Writes down what accounts have used.
+    pub fn note<'a>(
+        &self,
+        all: impl IntoIterator<Item = (&'a str, Used)>,
+    ) -> Result<(), BookError> {
+        self.write(|_, used| {
+            for (key, value) in all {
+                let text = serde_json::to_vec(&value).unwrap_or_default();
+                used.insert(key, text.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn read(
+        &self,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
+    ) -> Result<Vec<(String, Vec<u8>)>, BookError> {
+        let reading = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(table)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                all.push((key.value().to_owned(), value.value().to_vec()));
+            }
+            Ok(all)
+        };
+        reading().map_err(|e| broken(&self.path, e))
+    }
+
+    /// One transaction: all of it is on the disk when this returns, or nothing is.
+    fn write<T>(
+        &self,
+        act: impl FnOnce(&mut Rows<'_>, &mut Rows<'_>) -> Result<T, redb::Error>,
+    ) -> Result<T, BookError> {
+        let writing = || -> Result<T, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let done = {
+                let mut kites = transaction.open_table(KITES)?;
+                let mut used = transaction.open_table(USED)?;
+                act(&mut kites, &mut used)?
+            };
+            transaction.commit()?;
+            Ok(done)
+        };
+        writing().map_err(|e| broken(&self.path, e))
+    }
+}
+
+type Rows<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
+fn private(dir: &Path, path: &Path) -> std::io::Result<File> {
+    std::fs::create_dir_all(dir)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+fn broken(path: &Path, problem: impl std::fmt::Display) -> BookError {
+    BookError::Broken {
+        path: path.display().to_string(),
+        problem: problem.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::limits::Size;
+    use crate::kite::Protocol;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn grant(name: &str) -> Grant {
+        Grant {
+            pattern: name.parse().expect("a name"),
+            protocols: [Protocol::Foolscap, Protocol::Http].into(),
+            secret: Secret::new(b"\xff not text").expect("a secret"),
+            proof: ProofRule::Required,
+            limits: Limits {
+                quota: Some(Size(5 << 30)),
+                visitors: Some("20/60".parse().expect("a rate")),
+                ..Limits::default()
+            },
+            expires: Some(1_801_440_000),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_there_when_it_is_opened_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let name: KiteName = "bob.alice.example".parse().expect("a name");
+        let used = Used {
+            since: 1,
+            bytes: 2,
+            connections: 3,
+        };
+        {
+            let book = Book::open(dir.path()).expect("a book");
+            let entry = Entry::new(&grant(name.as_str()));
+            book.add(&name, &entry).expect("room");
+            assert!(matches!(book.add(&name, &entry), Err(BookError::Exists(_))));
+            book.note([(name.as_str(), used)]).expect("room");
+            assert!(matches!(Book::open(dir.path()), Err(BookError::Busy(_))));
+        }
+        let book = Book::open(dir.path()).expect("the same book");
+        let found = book.grants().expect("kites");
+        let was = grant(name.as_str());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].secret, was.secret);
+        assert_eq!(found[0].protocols, was.protocols);
+        assert_eq!(found[0].limits, was.limits);
+        assert_eq!((found[0].expires, found[0].proof), (was.expires, was.proof));
+        assert_eq!(
+            book.used().expect("used"),
+            HashMap::from([(name.to_string(), used)])
+        );
+        book.remove(&name).expect("it is there");
+        assert!(matches!(book.remove(&name), Err(BookError::Unknown(_))));
+        assert!(book.grants().expect("kites").is_empty());
+        assert!(book.used().expect("used").is_empty());
+    }
+
+    #[test]
+    fn nobody_else_can_read_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE);
+        drop(Book::open(dir.path()).expect("a book"));
+        let mode = |path: &Path| std::fs::metadata(path).expect("a file").mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
+        assert!(matches!(
+            Book::open(dir.path()),
+            Err(BookError::Readable(_))
+        ));
+    }
+
+    #[test]
+    fn what_is_no_book_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE);
+        std::fs::write(&path, "my only copy of something else").expect("a file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        assert!(matches!(
+            Book::open(dir.path()),
+            Err(BookError::Broken { .. })
+        ));
+        let left = std::fs::read(&path).expect("a file");
+        assert_eq!(left, b"my only copy of something else");
+    }
+}

@@ -1,0 +1,262 @@
+//! `kite frontend kites`: through the control socket if the frontend runs, else in its book.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::account::{end_of_day, now_unix};
+use super::accounts::{Accounts, Listed};
+use super::book::{Book, BookError, Entry};
+use super::limits::{DAY, Limits, Used};
+use crate::cli::{AddArgs, KitesArgs, KitesCommand};
+use crate::config::{self, ConfigError, Grant, ProofRule};
+use crate::control::{self, AskError};
+use crate::kite::{KiteName, Secret};
+use crate::observe::status::Role;
+use crate::random::random_hex;
+
+/// Length of a secret that is made here, in hexadecimal digits: 256 bits.
+const SECRET_DIGITS: usize = 64;
+
+/// What is to be done with the kites. May hold a secret: not for logs.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Let one fly.
+    Add {
+        /// Its name or wildcard.
+        name: String,
+        /// The rest.
+        entry: Entry,
+    },
+    /// Let one fly no more.
+    Remove {
+        /// Its name or wildcard.
+        name: String,
+    },
+    /// Name all.
+    List,
+}
+
+/// What became of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// It is done, and written down.
+    Done,
+    /// All kites.
+    All(Vec<Listed>),
+    /// Nothing has changed, for this reason.
+    Refused(String),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KitesError {
+    /// The words are wrong, or a file is.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The book cannot be used, or does not agree.
+    #[error(transparent)]
+    Book(#[from] BookError),
+    /// The frontend does not answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The frontend does not agree.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody reads what we say.
+    #[error("cannot write: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl Order {
+    /// What a running frontend does.
+    pub(super) fn carry_out(self, accounts: &Accounts) -> Answer {
+        let parse = |name: &str| name.parse::<KiteName>().map_err(|e| e.to_string());
+        let done = match &self {
+            Self::List => return Answer::All(accounts.list()),
+            Self::Add { name, entry } => parse(name).and_then(|name| {
+                let known = entry.grant(name.as_str()).is_some();
+                known.then_some(()).ok_or(control::OTHER_VERSION)?;
+                accounts.add(&name, entry).map_err(|e| e.to_string())?;
+                tracing::info!("{name} may fly from now on");
+                Ok(())
+            }),
+            Self::Remove { name } => parse(name).and_then(|name| {
+                accounts.remove(&name).map_err(|e| e.to_string())?;
+                tracing::info!("{name} may not fly any more");
+                Ok(())
+            }),
+        };
+        match done {
+            Ok(()) => Answer::Done,
+            Err(why) => Answer::Refused(why),
+        }
+    }
+
+    /// The same where no frontend runs.
+    fn carry_out_alone(&self, state_dir: &Path) -> Result<Answer, KitesError> {
+        if matches!(self, Self::List) && !Book::exists(state_dir) {
+            return Ok(Answer::All(Vec::new()));
+        }
+        let book = Book::open(state_dir)?;
+        let parse = |name: &str| config::parse_name("NAME", name);
+        match self {
+            Self::Add { name, entry } => book.add(&parse(name)?, entry)?,
+            Self::Remove { name } => book.remove(&parse(name)?)?,
+            Self::List => {
+                let used = book.used()?;
+                let of = |grant: &Grant| used.get(grant.pattern.as_str()).copied();
+                let listed = |g: Grant| Listed::new(&g, of(&g).unwrap_or_default());
+                return Ok(Answer::All(
+                    book.grants()?.into_iter().map(listed).collect(),
+                ));
+            }
+        }
+        Ok(Answer::Done)
+    }
+}
+
+/// Does what the command line says. What was asked for goes to `out`, the rest is said to `aside`.
+pub async fn run(
+    args: &KitesArgs,
+    out: &mut (dyn Write + Send),
+    aside: &mut (dyn Write + Send),
+) -> Result<(), KitesError> {
+    let state_dir = config::frontend_state_dir(args.config.as_deref(), args.state_dir.as_deref())?;
+    let (order, secret) = match &args.command {
+        KitesCommand::Add(add) => {
+            let (name, entry, secret) = entry(add)?;
+            let name = name.to_string();
+            (Order::Add { name, entry }, secret)
+        }
+        KitesCommand::Remove { name } => (Order::Remove { name: name.clone() }, None),
+        KitesCommand::List { .. } => (Order::List, None),
+    };
+    let socket = Role::Frontend.socket(&state_dir);
+    let answer = match control::kites(&socket, &order).await {
+        // A socket that nobody listens on is left over from a crash.
+        Err(AskError::Nobody(_)) => order.carry_out_alone(&state_dir)?,
+        answer => answer?,
+    };
+    let all = match answer {
+        Answer::Refused(why) => return Err(KitesError::Refused(why)),
+        Answer::All(all) => all,
+        Answer::Done => Vec::new(),
+    };
+    match (&args.command, &order) {
+        (KitesCommand::List { json: true }, _) => {
+            let text = serde_json::to_string_pretty(&all).unwrap_or_default();
+            writeln!(out, "{text}")?;
+        }
+        (KitesCommand::List { json: false }, _) => {
+            for kite in &all {
+                writeln!(out, "{}", shown(kite))?;
+            }
+            if all.is_empty() {
+                let dir = state_dir.display();
+                writeln!(
+                    aside,
+                    "no kites in {dir}; add one: kite frontend kites add NAME"
+                )?;
+            }
+        }
+        (_, Order::Add { name, .. }) => match secret {
+            Some(secret) => {
+                writeln!(
+                    aside,
+                    "{name} may fly with this secret, which is not shown again:"
+                )?;
+                aside.flush()?;
+                writeln!(out, "{secret}")?;
+            }
+            None => writeln!(aside, "{name} may fly with that secret")?,
+        },
+        (_, Order::Remove { name }) => writeln!(aside, "{name} may not fly any more")?,
+        (_, Order::List) => {}
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// What the flags of `add` say; with the secret, if it was made here.
+fn entry(add: &AddArgs) -> Result<(KiteName, Entry, Option<String>), ConfigError> {
+    let name = config::parse_name("NAME", &add.name)?;
+    let made = add.secret_file.is_none().then(|| random_hex(SECRET_DIGITS));
+    let secret = match (&add.secret_file, &made) {
+        (Some(file), _) => config::read_secret("--secret-file", file)?,
+        (None, text) => Secret::new(text.as_deref().unwrap_or_default().as_bytes())
+            .ok_or_else(|| config::problem("NAME", "no secret can be made", "try again"))?,
+    };
+    let grant = Grant {
+        pattern: name.clone(),
+        protocols: config::parse_protocols("--protocols", &add.protocols)?,
+        secret,
+        proof: match add.require_proof {
+            true => ProofRule::Required,
+            false => ProofRule::Optional,
+        },
+        limits: Limits {
+            quota: add.quota,
+            connections: add.connections,
+            period_days: add.period_days,
+            streams: add.streams,
+            streams_per_visitor: add.streams_per_visitor,
+            rate: add.rate,
+            rate_per_visitor: add.rate_per_visitor,
+            visitors: add.visitors,
+        },
+        expires: add.expires.as_deref().map(expires).transpose()?,
+    };
+    Ok((name, Entry::new(&grant), made))
+}
+
+/// `30d`, or a date.
+fn expires(text: &str) -> Result<u64, ConfigError> {
+    let days = text.strip_suffix('d').and_then(|n| n.parse::<u32>().ok());
+    match days {
+        Some(days) => Ok(now_unix() + u64::from(days) * DAY),
+        None => end_of_day(text).map_err(|e| {
+            config::problem(
+                "--expires",
+                e,
+                "write a date, or a number of days such as 30d",
+            )
+        }),
+    }
+}
+
+/// One line for one kite.
+fn shown(kite: &Listed) -> String {
+    let mut words = vec![kite.name.clone(), kite.protocols.join(",")];
+    let Limits {
+        quota,
+        connections,
+        period_days,
+        ..
+    } = &kite.limits;
+    let Used {
+        bytes,
+        connections: visits,
+        ..
+    } = kite.used;
+    let of = |all: Option<String>| all.map(|all| format!(" of {all}")).unwrap_or_default();
+    let mut used = format!(
+        "used {}{}, {visits}{} connections",
+        super::limits::Size(bytes),
+        of(quota.map(|size| size.to_string())),
+        of(connections.map(|n| n.to_string())),
+    );
+    if let Some(days) = period_days {
+        used += &format!(" in {days} days");
+    }
+    words.push(used);
+    words.extend(kite.expires.as_ref().map(|day| format!("until {day}")));
+    if kite.configured {
+        words.push("from the configuration file".to_owned());
+    }
+    words.extend(kite.ended.as_ref().map(|why| format!("DOWN: {why}")));
+    words.join("; ")
+}
