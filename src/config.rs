@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
+use crate::dial::question;
 use crate::dial::target::{FrontendAddr, OriginAddr};
 use crate::frontend::account::end_of_day;
+use crate::frontend::authority::{self, Authority, Source as Asked};
 use crate::frontend::balancer::Balancers;
 use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
@@ -77,6 +79,8 @@ pub struct FrontendConfig {
     pub kites: Vec<Grant>,
     /// For the kites of the book, where they say nothing.
     pub limits: Limits,
+    /// Who is asked about other kites.
+    pub authorities: Vec<Authority>,
     /// The file with the message of the day.
     pub motd: Option<PathBuf>,
     /// The public host name, for the printed address.
@@ -246,6 +250,24 @@ struct FrontendFile {
     #[serde(default)]
     limits: Limits,
     motd_file: Option<PathBuf>,
+    #[serde(default)]
+    authorities: Vec<AuthorityEntry>,
+}
+
+/// One of `program` and `dns`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthorityEntry {
+    domain: Option<String>,
+    program: Option<PathBuf>,
+    dns: Option<String>,
+    resolver: Option<String>,
+    protocols: Option<Vec<String>>,
+    #[serde(default)]
+    fail_open: bool,
+    parallel: Option<usize>,
+    #[serde(default)]
+    limits: Limits,
 }
 
 #[derive(Deserialize)]
@@ -651,7 +673,7 @@ impl FrontendConfig {
             args.state_dir.as_deref(),
             file.state_dir.as_deref(),
         )?;
-        let others = Book::exists(&state_dir);
+        let others = Book::exists(&state_dir) || !file.authorities.is_empty();
         if kites.is_empty() && !others {
             return Err(ConfigError::new(
                 source.at("kites"),
@@ -695,6 +717,7 @@ impl FrontendConfig {
             listen,
             kites,
             certificates,
+            authorities: parse_authorities(&source, file.authorities, &file.limits)?,
             limits: file.limits,
             motd: motd(&source, file.motd_file.as_deref())?,
             name: args.name.clone().or(file.name),
@@ -727,6 +750,92 @@ fn certificates(source: &Source, entries: Vec<CertificateEntry>) -> Result<Vec<C
         ));
     }
     Ok(certificates)
+}
+
+/// Who is asked about kites that are not listed.
+fn parse_authorities(
+    source: &Source,
+    entries: Vec<AuthorityEntry>,
+    defaults: &Limits,
+) -> Result<Vec<Authority>> {
+    let authority = |(i, entry): (usize, AuthorityEntry)| {
+        let at = |key: &str| source.at(format_args!("authorities[{i}].{key}"));
+        let asked = match (&entry.program, &entry.dns) {
+            (Some(program), None) => Asked::Program(parse_program(&at("program"), program)?),
+            (None, Some(suffix)) => Asked::Dns {
+                suffix: parse_name(&at("dns"), suffix)?,
+                resolver: parse_resolver(&at("resolver"), entry.resolver.as_deref())?,
+            },
+            _ => {
+                return Err(ConfigError::new(
+                    source.at(format_args!("authorities[{i}]")),
+                    "it has not one way to be asked",
+                    "give program = \"/path/of/it\", or dns = \"auth.alice.example\", and not both",
+                ));
+            }
+        };
+        let parallel = entry.parallel.unwrap_or(authority::PARALLEL);
+        if !(1..=authority::MAX_PARALLEL).contains(&parallel) {
+            return Err(ConfigError::new(
+                at("parallel"),
+                format!("{parallel} questions at one time cannot be asked"),
+                format!("set it to a number from 1 to {}", authority::MAX_PARALLEL),
+            ));
+        }
+        Ok(Authority {
+            domain: entry
+                .domain
+                .map(|text| parse_name(&at("domain"), &text))
+                .transpose()?,
+            source: asked,
+            protocols: parse_protocols(
+                &at("protocols"),
+                entry.protocols.as_deref().unwrap_or_default(),
+            )?,
+            fail_open: entry.fail_open,
+            parallel,
+            limits: entry.limits.or(defaults),
+        })
+    };
+    entries.into_iter().enumerate().map(authority).collect()
+}
+
+/// Whoever may write it decides who may fly.
+fn parse_program(place: &str, program: &Path) -> Result<PathBuf> {
+    let shown = program.display();
+    let remedy = "write the absolute path of a program that only its owner may change";
+    if !program.is_absolute() {
+        return Err(ConfigError::new(
+            place,
+            format!("{shown} is no absolute path"),
+            remedy,
+        ));
+    }
+    let meta = std::fs::metadata(program)
+        .map_err(|e| ConfigError::new(place, format!("{shown}: {}", describe_io(&e)), remedy))?;
+    if !meta.is_file() || meta.mode() & 0o111 == 0 || meta.mode() & 0o002 != 0 {
+        return Err(ConfigError::new(
+            place,
+            format!("{shown} is no program, or everybody may change it"),
+            remedy,
+        ));
+    }
+    Ok(program.to_path_buf())
+}
+
+/// Who answers the questions of a frontend that asks the DNS who may fly.
+fn parse_resolver(place: &str, text: Option<&str>) -> Result<SocketAddr> {
+    let remedy = "write the address and port of the server to ask, such as 127.0.0.1:53";
+    match text {
+        Some(text) => text.parse().map_err(|_| {
+            ConfigError::new(place, format!("'{text}' is no address with a port"), remedy)
+        }),
+        None => {
+            let usual = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            question::usual_server(&usual)
+                .ok_or_else(|| ConfigError::new(place, "/etc/resolv.conf names no server", remedy))
+        }
+    }
 }
 
 /// The message of the day's file, which must be there at the start.

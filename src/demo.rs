@@ -144,6 +144,7 @@ async fn perform(
             expires: None,
         }],
         limits: Limits::default(),
+        authorities: Vec::new(),
         motd: None,
         name: None,
         onion: config::TorChoice::default(),

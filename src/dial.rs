@@ -8,12 +8,14 @@
 //! Origins have [`origin::OriginDialer`], which understands literal addresses only.
 //!
 //! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
-//! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, in the gate of the `tor` crate, and in
-//! `check/leaks.rs`, which starts strace.
+//! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, in the gate of the `tor` crate, in
+//! `check/leaks.rs`, which starts strace, and, for a frontend that asks others who may fly, in [`question`] and
+//! `frontend/authority/program.rs`.
 
 pub mod direct;
 pub mod egress;
 pub mod origin;
+pub mod question;
 pub mod target;
 pub mod tor;
 

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 pub mod account;
 pub mod accounts;
 pub mod auth;
+pub mod authority;
 pub mod balancer;
 pub mod book;
 mod certificates;
@@ -36,6 +37,7 @@ use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
 use accounts::Accounts;
 use auth::Judge;
+use authority::Authorities;
 use book::BookError;
 use certificates::Certificates;
 use motd::Motd;
@@ -135,7 +137,11 @@ impl Frontend {
         let accounts = Accounts::open(config.kites, config.limits, &config.state_dir)?;
         let accounts = Arc::new(accounts);
         let shared = Shared {
-            judge: Judge::new(accounts.clone(), ports),
+            judge: Judge::new(
+                accounts.clone(),
+                Authorities::new(config.authorities),
+                ports,
+            ),
             accounts,
             motd: Motd::new(config.motd),
             registry: Registry::default(),

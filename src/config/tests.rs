@@ -73,6 +73,57 @@ fn a_kites_own_limits_come_before_the_frontends() {
 }
 
 #[test]
+fn authorities_are_read_and_bad_ones_are_named() {
+    let dir = place();
+    let listen = "listen = [\"0.0.0.0:80\"]\nstate_dir = \"state\"\n[[authorities]]\n";
+    let load = |text: &str| frontend(&dir, &format!("{listen}{text}"));
+    let dns = "dns = \"auth.example\"\nresolver = \"127.0.0.1:5353\"\n";
+    let config = load(&format!("{dns}domain = \"alice.example\"\nparallel = 3\n")).unwrap();
+    assert!(config.kites.is_empty());
+    let authority = &config.authorities[0];
+    assert!(!authority.fail_open, "closed unless told otherwise");
+    assert_eq!(authority.parallel, 3);
+    assert_eq!(
+        authority.source,
+        Asked::Dns {
+            suffix: "auth.example".parse().unwrap(),
+            resolver: "127.0.0.1:5353".parse().unwrap(),
+        }
+    );
+    assert!(load("program = \"/bin/sh\"\n").is_ok());
+    write(&dir, "plain", "no program");
+    let plain = format!("program = \"{}\"\n", dir.path().join("plain").display());
+    for (text, words) in [
+        ("", "authorities[0]: it has not one way"),
+        (
+            "program = \"/bin/sh\"\ndns = \"auth.example\"\n",
+            "it has not one way",
+        ),
+        (
+            "program = \"sh\"\n",
+            "authorities[0].program: sh is no absolute path",
+        ),
+        ("program = \"/no/such/program\"\n", "there is no such file"),
+        (plain.as_str(), "is no program"),
+        (
+            "dns = \"a b\"\n",
+            "authorities[0].dns: 'a b' is no kite name",
+        ),
+        (
+            "dns = \"a.b\"\nresolver = \"localhost\"\n",
+            "no address with a port",
+        ),
+        (
+            "program = \"/bin/sh\"\nparallel = 0\n",
+            "0 questions at one time",
+        ),
+    ] {
+        let said = load(text).map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains(words), "{text}: {said}");
+    }
+}
+
+#[test]
 fn bad_limits_say_where_and_what_to_write() {
     let dir = place();
     let error = |text: &str| match frontend(&dir, &format!("{FRONTEND}{text}")) {

@@ -86,14 +86,6 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Another configuration, from now on.
-    pub fn configure(&self, configured: Vec<Grant>, defaults: Limits) {
-        let mut sources = self.sources();
-        sources.configured = configured;
-        sources.defaults = defaults;
-        self.rebuild(&sources);
-    }
-
     /// Adds a kite to the book. It may fly once this has returned.
     pub fn add(&self, name: &KiteName, entry: &Entry) -> Result<(), BookError> {
         let mut sources = self.sources();

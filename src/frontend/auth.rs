@@ -5,20 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::config::ProofRule;
-use crate::kite::{KiteName, Protocol};
+use crate::kite::{KiteName, Protocol, Secret};
 use crate::wire::handshake::{Check, check};
 use crate::wire::lines::Proof;
 use crate::wire::proof::{self, Prover};
 use crate::wire::{Binding, Lines, ServiceLine};
 
-use super::account::Account;
+use super::account::{Account, now_unix};
 use super::accounts::Accounts;
+use super::authority::{Authorities, Ruling};
 use super::limits::{Guesses, Visitor};
 use super::registry::Terms;
 use crate::random::random_hex;
 
 /// Tells a backend that only KiteProof1 will do (protocol page §21.3).
 const NEEDS_PROOF: &str = "proof";
+/// Tells a backend that nobody can say whether it may fly.
+const OVERLOAD: &str = "overload";
 /// Tells a backend that its secret is not looked at, for too many wrong ones have come of late.
 const TOO_MANY: &str = "too many wrong secrets";
 
@@ -26,6 +29,7 @@ const TOO_MANY: &str = "too many wrong secrets";
 /// for challenges.
 pub struct Judge {
     accounts: Arc<Accounts>,
+    authorities: Authorities,
     guesses: Mutex<Guesses>,
     ports: Vec<u16>,
     process_secret: Vec<u8>,
@@ -63,10 +67,11 @@ pub struct Asker<'a> {
 }
 
 impl Judge {
-    /// A judge over `accounts`, for a frontend that listens on `ports`.
-    pub fn new(accounts: Arc<Accounts>, ports: Vec<u16>) -> Self {
+    /// A judge over `accounts`, and over what `authorities` know, for a frontend that listens on `ports`.
+    pub fn new(accounts: Arc<Accounts>, authorities: Authorities, ports: Vec<u16>) -> Self {
         Self {
             accounts,
+            authorities,
             guesses: Mutex::default(),
             ports,
             process_secret: random_hex(64).into_bytes(),
@@ -100,7 +105,13 @@ impl Judge {
         {
             return Judgement::Refused(TOO_MANY.into());
         }
-        let judgement = self.by_grants(line, &name, proto, asker);
+        let mut judgement = self.by_grants(line, &name, proto, asker);
+        let refused = |why: &str| matches!(why, "signature" | "unauthorized");
+        if matches!(&judgement, Judgement::Refused(why) if refused(why))
+            && self.authorities.know(&name)
+        {
+            judgement = self.by_authority(line, &name, proto, asker).await;
+        }
         if matches!(&judgement, Judgement::Refused(why) if why == "signature") {
             self.guesses().wrong(asker.peer, &line.name, Instant::now());
         }
@@ -166,13 +177,74 @@ impl Judge {
         leave.map_or(Judgement::Refused(verdict), Judgement::Proven)
     }
 
+    /// By what others say, where the operator has told us to ask.
+    async fn by_authority(
+        &self,
+        line: &ServiceLine,
+        name: &KiteName,
+        proto: &str,
+        asker: Asker<'_>,
+    ) -> Judgement {
+        let Asker {
+            binding, now_unix, ..
+        } = asker;
+        let fits = |secret: &[u8]| check(line, secret, &self.process_secret, now_unix, binding);
+        // Nobody is bothered with an answer to a challenge that is not ours.
+        if fits(b"") == Check::StaleChallenge {
+            return Judgement::Refused("unauthorized".into());
+        }
+        let proves = |secret: &Secret| fits(secret.expose()) == Check::Good;
+        let signed = binding.is_none();
+        let ruling = self.authorities.rule(line, name, signed, proves, now_unix);
+        let (account, secret, protocols) = match ruling.await {
+            Ruling::Granted {
+                account,
+                secret,
+                protocols,
+            } => (account, secret, protocols),
+            Ruling::Refused(why) => return Judgement::Refused(why.into()),
+            Ruling::Unanswered(silence) => {
+                tracing::warn!("{name} does not fly: {silence}");
+                return Judgement::Refused(OVERLOAD.into());
+            }
+        };
+        let terms: Terms = uses(&protocols, proto).collect();
+        if terms.is_empty() {
+            return Judgement::Refused("proto".into());
+        }
+        let proof = binding.zip(secret).and_then(|(binding, secret)| {
+            let id = line.kite_id();
+            proof::prove(secret.expose(), Prover::Frontend, &id, &line.fsalt, binding)
+        });
+        Judgement::Proven(Leave {
+            terms,
+            account,
+            proof: proof.map(Proof),
+        })
+    }
+
+    /// Asks authorities again about kites that fly by their word, where it is time.
+    pub async fn review(&self) {
+        self.authorities.review(Instant::now(), now_unix()).await;
+    }
+
+    /// Must one of these show a signature, since whoever can check it knows nothing of proofs?
+    pub fn needs_signature(&self, lines: &[ServiceLine]) -> bool {
+        lines.iter().any(|line| {
+            line.name.parse().is_ok_and(|name| {
+                self.authorities.need_signature(&name) && self.accounts.covering(&name).is_empty()
+            })
+        })
+    }
+
     fn guesses(&self) -> std::sync::MutexGuard<'_, Guesses> {
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What this frontend can do, for the head of an answer.
     pub fn capabilities(&self, lines: &mut Lines) {
-        let granted: Terms = self.accounts.protocols();
+        let mut granted: Terms = self.accounts.protocols();
+        granted.extend(self.authorities.protocols());
         let mut protos: Vec<String> = Vec::new();
         for proto in granted.iter().map(|p| p.on_wire()) {
             if !protos.iter().any(|p| p == proto) {
@@ -240,7 +312,7 @@ mod tests {
             grant("bob.alice.example", &[Protocol::Http], b"second"),
             gone,
         ]);
-        Judge::new(Arc::new(accounts), vec![80])
+        Judge::new(Arc::new(accounts), Authorities::default(), vec![80])
     }
 
     fn ask(judge: &Judge, line: &ServiceLine, now_unix: u64) -> Judgement {

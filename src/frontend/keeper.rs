@@ -1,6 +1,7 @@
 //! What a frontend sees to by itself, whoever comes: kites whose time or quota
-//! is over come down, what was used is written down, and the message of the day is read again.
+//! is over come down, what was used is written down, authorities are asked again, and the message of the day is read again.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,20 @@ pub const SAVE: Duration = Duration::from_secs(10);
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut look = tokio::time::interval(LOOK);
     let mut write = tokio::time::interval(SAVE);
+    let reviews = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            shared.judge.review().await;
+        }
+    };
+    let mut reviews = pin!(reviews);
     loop {
         tokio::select! {
             _ = look.tick() => {
                 shared.revoke();
                 shared.motd.refresh();
             }
+            () = &mut reviews => {}
             _ = write.tick() => save(&shared).await,
         }
     }

@@ -117,7 +117,10 @@ async fn admit(
         shared,
         peer,
         session,
-        binding: binding.filter(|_| request.lines.has_proof()),
+        binding: binding.filter(|_| {
+            let services = &request.lines.services;
+            request.lines.has_proof() && !shared.judge.needs_signature(services)
+        }),
         endings: Endings::of(&request.lines),
     };
     let proof = registration.prove(&mut conn, &mut first, &request.lines);

@@ -53,6 +53,8 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("src/check/leaks.rs", 1),
     ("src/dial/direct.rs", 2),
     ("src/dial/origin.rs", 1),
+    ("src/dial/question.rs", 2),
+    ("src/frontend/authority/program.rs", 1),
     ("src/listen.rs", 2),
     ("tor/src/runtime.rs", 1),
 ];
@@ -83,6 +85,17 @@ const ARTI: (&str, &str) = ("tor/src/", "arti_client");
 
 /// The one file that may resolve a name, and what resolving looks like.
 const RESOLVER: (&str, &str) = ("src/dial/direct.rs", "lookup_host");
+
+/// The one file that may ask the DNS a question of its own, for a frontend, and what that looks like; its server is
+/// found with the rest of the configuration.
+const ASKS: (&[&str], &str) = (
+    &[
+        "src/frontend/authority/dns.rs",
+        "src/config.rs",
+        "src/dial/question.rs",
+    ],
+    "question",
+);
 
 /// Files and rooms that know bytes and nothing else: time and randomness are handed in.
 const SANS_IO: &[&str] = &[
@@ -303,6 +316,16 @@ fn rooms(name: &str, text: &str) -> Vec<String> {
     {
         complaints.push(format!("{name}: only {} may resolve names", RESOLVER.0));
     }
+    if !ASKS.0.contains(&name)
+        && named
+            .iter()
+            .any(|path| path.split("::").any(|part| part == ASKS.1) && path.contains("::"))
+    {
+        complaints.push(format!(
+            "{name}: only a frontend's {} may ask the DNS questions",
+            ASKS.0[0]
+        ));
+    }
     complaints
 }
 
@@ -517,6 +540,10 @@ fn a_socket_in_the_wrong_room_is_seen() {
         1
     );
     assert!(rooms("src/dial/direct.rs", "use tokio::net::lookup_host;").is_empty());
+    for bad in ["use crate::dial::question;", "fn f() { question::ask(); }"] {
+        assert_eq!(rooms("src/backend/link.rs", bad).len(), 1, "{bad}");
+        assert!(rooms("src/frontend/authority/dns.rs", bad).is_empty());
+    }
 }
 
 #[test]

@@ -115,6 +115,7 @@ pub fn frontend_config(
             expires: None,
         }],
         limits: Limits::default(),
+        authorities: Vec::new(),
         motd: None,
         name: None,
         onion: TorChoice::default(),

@@ -5,12 +5,14 @@ import re
 import stat
 import subprocess
 import sys
+import pathlib
 
 import pytest
 
+import dns_authority
 from conftest import new_address
 from island import Island
-from kite import Frontend, Kite, binary, secret_file
+from kite import Backend, Frontend, Kite, binary, secret_file
 from pagekite_peer import PagekiteBackend
 from proc import wait_until
 from traffic import HttpOrigin, MIB, Visitor
@@ -118,3 +120,85 @@ def test_nothing_acknowledged_is_lost(kite, sup):
     assert len(acknowledged) >= 36
     book = frontend.state / "kites.redb"
     assert stat.S_IMODE(book.stat().st_mode) == 0o600
+
+
+PROGRAM = """#!/usr/bin/python3
+import json, os, sys
+word, name = sys.argv[1:]
+assert word == "--auth" and "KITE_LOG" not in os.environ
+with open("{log}", "a") as log:
+    print(name, file=log)
+kites = {kites}
+print(json.dumps(kites.get(name, {{"error": "who is that"}})))
+"""
+
+
+def test_a_program_decides(kite, sup, web):
+    ip = new_address()
+    good, poor, strange = (Kite("http", f"{n}.bob.example", web.address) for n in ("good", "poor", "strange"))
+    log, program = sup.directory / "asked", sup.directory / "who"
+    kites = {good.name: {"secret": good.secret, "quota_kb": 2048, "quota_days": 7},
+             poor.name: {"secret": poor.secret, "quota_kb": 0, "reason": "noquota"}}
+    program.write_text(PROGRAM.format(log=log, kites=kites))
+    program.chmod(0o700)
+    tables = f'[[authorities]]\ndomain = "bob.example"\nprogram = "{program}"\nprotocols = ["http"]\n'
+    frontend = Frontend(sup, "frontend", ip, [], tables=tables).start()
+    backend = PagekiteBackend(sup, "backend", frontend, [good, poor, strange]).start()
+    frontend.wait_up(good)
+    heard(backend, r"quota_days=(6|7)")
+    heard(backend, r"reason=noquota")
+    heard(backend, r"reason=who is that")
+    Visitor(frontend.visitors, good.name).download(1, 1000)
+    liar = PagekiteBackend(sup, "liar", frontend, [Kite("http", good.name, web.address, "wrong")]).start()
+    heard(liar, r"reason=signature")
+    # kite's own backend, which proves that it knows the secret without saying it, can be judged by it as well.
+    own = Kite("http", "own.bob.example", web.address)
+    program.write_text(PROGRAM.format(log=log, kites={own.name: {"secret": own.secret}}))
+    kites = Backend(sup, "own", [frontend.pinned()], [own]).start()
+    kites.wait_up(own, ip)
+    # One that fails, or takes for ever, lets nobody in.
+    program.write_text("#!/bin/sh\necho nonsense\n")
+    failed = PagekiteBackend(sup, "failed", frontend, [Kite("http", "new.bob.example", web.address)]).start()
+    heard(failed, r"reason=overload")
+    with pytest.raises(Exception):
+        for seed in range(20):
+            Visitor(frontend.visitors, good.name).download(seed, MIB)
+    frontend.wait_down(good, timeout=SOON)
+    Visitor(frontend.visitors, own.name).download(1, 1000)
+    assert {good.name, poor.name, strange.name, own.name} <= set(log.read_text().split())
+
+
+def test_the_dns_decides(kite, sup, web):
+    ip, server = new_address(), new_address()
+    dns = sup.spawn("dns", [sys.executable, pathlib.Path(dns_authority.__file__), server, 53])
+    dns.wait_log("ready", 15)
+    kites = {name: Kite("http", name.replace("_any_", "*"), web.address, secret)
+             for name, secret in dns_authority.SECRETS.items()}
+    good, poor, wild = kites["dns.bob.example"], kites["poor.bob.example"], kites["_any_.wild.example"]
+    unknown = Kite("http", "unknown.bob.example", web.address)
+    tables = (f'[[authorities]]\ndns = "{dns_authority.SUFFIX}"\nresolver = "{server}:53"\n'
+              'protocols = ["http"]\n')
+    frontend = Frontend(sup, "frontend", ip, [], tables=tables).start()
+    backend = PagekiteBackend(sup, "backend", frontend, [good, poor, wild, unknown]).start()
+    frontend.wait_up(good)
+    frontend.wait_up(wild)
+    heard(backend, r"quota_bw=4096")
+    heard(backend, r"quota_conns=100")
+    heard(backend, r"quota_days=(29|30)")
+    heard(backend, r"ips_per_sec=5/60")
+    heard(backend, r"reason=quota")
+    # pagekite.py takes 255.255.255.0, "unknown user", for a yes.
+    heard(backend, r"reason=unauthorized")
+    Visitor(frontend.visitors, good.name).download(1, 1000)
+    Visitor(frontend.visitors, "any.wild.example").download(2, 1000)
+    liar = PagekiteBackend(sup, "liar", frontend, [Kite("http", good.name, web.address, "wrong")]).start()
+    heard(liar, r"reason=signature")
+    assert "unknown.bob.example" not in json.dumps(frontend.status())
+    # Nobody there: nobody flies who does not fly already.
+    dns.kill()
+    late = PagekiteBackend(sup, "late", frontend, [Kite("http", "dns.bob.example", web.address, good.secret)])
+    backend.proc.stop()
+    frontend.wait_down(good)
+    late.start()
+    heard(late, r"reason=overload", timeout=20)
+    assert "kite up" not in frontend.proc.text().split("kite down")[-1]
