@@ -27,6 +27,8 @@ use crate::sniff::TubId;
 
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+/// The authority that certificates come from unless another is named.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Most tunnels to one frontend.
 pub const MAX_TUNNELS: u8 = 4;
 /// Tunnels to one frontend through Tor: no circuit is the only one.
@@ -93,6 +95,25 @@ pub struct FrontendConfig {
     pub log_peers: bool,
     /// Certificates to be shown by name.
     pub certificates: Vec<CertificateFiles>,
+    /// Certificates to be got from an authority.
+    pub acme: Option<Acme>,
+}
+
+/// Which certificates to get, and from whom (RFC 8555). Who writes this has accepted the authority's terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// One certificate for each. Never empty; no wildcards.
+    pub names: Vec<KiteName>,
+    /// Where the authority may write to, without `mailto:`.
+    pub contact: Option<String>,
+    /// The authority's directory, an https URL.
+    pub directory: String,
+    /// More certificate authorities, PEM, for the directory's own TLS.
+    pub ca_file: Option<PathBuf>,
+    /// As [`CertificateFiles::endpoints`].
+    pub endpoints: bool,
+    /// As [`CertificateFiles::redirect`].
+    pub redirect: bool,
 }
 
 /// A certificate on disk, and what it is used for besides the tunnels of those who ask for its names.
@@ -250,6 +271,7 @@ struct FrontendFile {
     #[serde(default)]
     limits: Limits,
     motd_file: Option<PathBuf>,
+    acme: Option<AcmeTable>,
     #[serde(default)]
     authorities: Vec<AuthorityEntry>,
 }
@@ -268,6 +290,21 @@ struct AuthorityEntry {
     parallel: Option<usize>,
     #[serde(default)]
     limits: Limits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AcmeTable {
+    names: Vec<String>,
+    #[serde(default)]
+    accept_terms: bool,
+    contact: Option<String>,
+    directory: Option<String>,
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    endpoints: bool,
+    #[serde(default)]
+    redirect: bool,
 }
 
 #[derive(Deserialize)]
@@ -712,6 +749,7 @@ impl FrontendConfig {
         }
 
         let certificates = certificates(&source, file.certificates)?;
+        let acme = file.acme.map(|table| acme(&source, table)).transpose()?;
 
         Ok(Self {
             listen,
@@ -720,6 +758,7 @@ impl FrontendConfig {
             authorities: parse_authorities(&source, file.authorities, &file.limits)?,
             limits: file.limits,
             motd: motd(&source, file.motd_file.as_deref())?,
+            acme,
             name: args.name.clone().or(file.name),
             onion: TorChoice {
                 enabled: onion,
@@ -836,6 +875,53 @@ fn parse_resolver(place: &str, text: Option<&str>) -> Result<SocketAddr> {
                 .ok_or_else(|| ConfigError::new(place, "/etc/resolv.conf names no server", remedy))
         }
     }
+}
+
+fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
+    let place = source.at("acme.names");
+    let names = table.names.iter().map(|name| parse_name(&place, name));
+    let names: Vec<KiteName> = names.collect::<Result<_>>()?;
+    if names.is_empty() {
+        return Err(ConfigError::new(
+            place,
+            "there is no name to get a certificate for",
+            "write names = [\"alice.example\"], or remove [acme]",
+        ));
+    }
+    if let Some(name) = names.iter().find(|name| name.is_wildcard()) {
+        return Err(ConfigError::new(
+            place,
+            format!(
+                "kite cannot get a certificate for {name}: authorities want a change in DNS for that"
+            ),
+            "list each name, or get it with another program and name its files under [[certificates]]",
+        ));
+    }
+    if !table.accept_terms {
+        return Err(ConfigError::new(
+            source.at("acme.accept_terms"),
+            "the authority's terms of service are not accepted",
+            "read them (Let's Encrypt's are at https://letsencrypt.org/repository/), then add accept_terms = true",
+        ));
+    }
+    let directory = table.directory.unwrap_or_else(|| LETS_ENCRYPT.to_owned());
+    if !directory.starts_with("https://") {
+        return Err(ConfigError::new(
+            source.at("acme.directory"),
+            format!("'{directory}' is no https URL"),
+            "copy the URL of the ACME directory from the authority's documentation",
+        ));
+    }
+    Ok(Acme {
+        names,
+        contact: table
+            .contact
+            .map(|c| c.trim_start_matches("mailto:").to_owned()),
+        directory,
+        ca_file: table.ca_file.map(|path| source.path(&path)),
+        endpoints: table.endpoints,
+        redirect: table.redirect,
+    })
 }
 
 /// The message of the day's file, which must be there at the start.

@@ -151,6 +151,7 @@ async fn perform(
         state_dir: scratch.0.join("frontend"),
         log_peers: true,
         certificates: Vec::new(),
+        acme: None,
     })
     .map_err(|e| start("frontend")(e.to_string()))?;
     let handle = frontend.handle();

@@ -5,6 +5,7 @@
 //! starts and can ask for nothing else: there is no setting to consult later,
 //! hence none to get wrong later. [`egress::Egress`] makes that choice once, and
 //! [`direct::DirectDialer`] wants a token that the choice of Tor does not give out.
+//! [`authority::AuthorityDialer`] is for frontends, and wants a token that only their room makes.
 //! Origins have [`origin::OriginDialer`], which understands literal addresses only.
 //!
 //! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
@@ -12,6 +13,7 @@
 //! `check/leaks.rs`, which starts strace, and, for a frontend that asks others who may fly, in [`question`] and
 //! `frontend/authority/program.rs`.
 
+pub mod authority;
 pub mod direct;
 pub mod egress;
 pub mod origin;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use self::authority::AuthorityDialer;
 pub use self::direct::DirectDialer;
 pub use self::egress::{DirectAllowed, Egress, EgressArgs, EgressError};
 pub use self::origin::{OriginConn, OriginDialer, OriginError};

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 pub mod account;
 pub mod accounts;
+mod acme;
 pub mod auth;
 pub mod authority;
 pub mod balancer;
@@ -36,6 +37,7 @@ use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
 use accounts::Accounts;
+use acme::{Challenges, Issuer};
 use auth::Judge;
 use authority::Authorities;
 use book::BookError;
@@ -89,9 +91,15 @@ fn bind_problem(error: &std::io::Error) -> String {
     }
 }
 
+/// The permission to speak with a certificate authority directly. No other room can make one, so no
+/// backend has it.
+#[derive(Debug)]
+pub struct PublicSide(());
+
 /// A frontend that has bound its ports and loaded its key.
 pub struct Frontend {
     shared: Arc<Shared>,
+    issuer: Option<Issuer>,
     listeners: Vec<(TcpListener, Listen)>,
 }
 
@@ -105,6 +113,7 @@ struct Shared {
     tls: TlsServer,
     /// What authorities have signed.
     certificates: Arc<Certificates>,
+    challenges: Arc<Challenges>,
     name: Option<String>,
     log_peers: bool,
     uuid: String,
@@ -130,12 +139,24 @@ impl Frontend {
                 listen::bind(address).map_err(|source| FrontendError::Bind { address, source })?;
             listeners.push((listener, listen));
         }
-        let ports = listeners
+        let ports: Vec<u16> = listeners
             .iter()
             .filter_map(|(l, _)| Some(l.local_addr().ok()?.port()))
             .collect();
         let accounts = Accounts::open(config.kites, config.limits, &config.state_dir)?;
         let accounts = Arc::new(accounts);
+        let challenges: Arc<Challenges> = Arc::default();
+        let issuer = config.acme.map(|acme| {
+            let (challenges, certificates) = (challenges.clone(), certificates.clone());
+            Issuer::new(
+                acme,
+                config.state_dir.clone(),
+                &ports,
+                challenges,
+                certificates,
+            )
+        });
+        let issuer = issuer.transpose()?;
         let shared = Shared {
             judge: Judge::new(
                 accounts.clone(),
@@ -147,6 +168,7 @@ impl Frontend {
             registry: Registry::default(),
             tls,
             certificates,
+            challenges,
             name: config.name,
             log_peers: config.log_peers,
             uuid: crate::random::random_hex(40),
@@ -156,6 +178,7 @@ impl Frontend {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            issuer,
             listeners,
         })
     }
@@ -204,6 +227,9 @@ impl Frontend {
         self.shared.certificates.announce();
         let mut loops = tokio::task::JoinSet::new();
         loops.spawn(certificates::keep_fresh(self.shared.certificates.clone()));
+        if let Some(issuer) = self.issuer {
+            loops.spawn(issuer.run());
+        }
         for (listener, listen) in self.listeners {
             loops.spawn(accept_loop(self.shared.clone(), listener, listen));
         }

@@ -23,6 +23,15 @@ pub fn message(voice: Voice) -> Vec<u8> {
     }
 }
 
+/// A short text, and nothing else.
+pub fn plain(text: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    )
+    .into_bytes()
+}
+
 /// The way to the same page over TLS. `location` must be printable ASCII.
 pub fn elsewhere(location: &str) -> Vec<u8> {
     format!(

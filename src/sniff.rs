@@ -22,7 +22,7 @@ pub mod tls;
 
 pub use foolscap::TubId;
 pub use http::{HttpHead, HttpKind, MAX_HTTP_HEAD};
-pub use tls::{CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, TUNNEL_ALPN};
+pub use tls::{ACME_ALPN, CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, TUNNEL_ALPN};
 
 use crate::kite::KiteName;
 

@@ -15,6 +15,7 @@
 //! `rustls::crypto::aws_lc_rs::default_provider().install_default()` first thing.
 
 mod certificate;
+mod challenge;
 mod files;
 mod x509;
 
@@ -44,12 +45,14 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 pub use self::certificate::Certificate;
+pub use self::challenge::Challenge;
 pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
+pub(crate) use self::files::{put_secret, secret_text};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
-pub use crate::sniff::{CERTIFIED_ALPN, TUNNEL_ALPN};
+pub use crate::sniff::{ACME_ALPN, CERTIFIED_ALPN, TUNNEL_ALPN};
 
 /// Longest wait for a whole TLS handshake. Over Tor it takes two round trips of up to some seconds.
 pub const TLS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -218,32 +221,7 @@ pub struct TlsClient {
 impl TlsClient {
     /// Takes the web's roots as compiled in, and those in a PEM file if one is given.
     pub fn new(extra_ca_file: Option<&Path>) -> Result<Self, FileError> {
-        let mut store = RootCertStore {
-            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-        };
-        if let Some(path) = extra_ca_file {
-            for cert in read_certificates(path)? {
-                store.add(cert).map_err(|_| {
-                    fail(
-                        path,
-                        FileProblem::Corrupt {
-                            what: "certificate",
-                        },
-                    )
-                })?;
-            }
-        }
-        let provider = Arc::new(classical());
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
-                .build()
-                .map_err(|e| internal(extra_ca_file, &e))?;
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| internal(extra_ca_file, &e))?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
+        let config = trusting(extra_ca_file, classical())?;
         let mut config = unlinkable(config);
         config.alpn_protocols.push(CERTIFIED_ALPN.to_vec());
         Ok(Self {
@@ -271,6 +249,68 @@ impl TlsClient {
             Some(pin) => pinned(pin)?,
             None => Arc::clone(&self.roots),
         }))
+    }
+}
+
+/// A client that takes the word of the web's roots, as compiled in, and of those in a PEM file if one is given.
+fn trusting(
+    extra_ca_file: Option<&Path>,
+    provider: CryptoProvider,
+) -> Result<ClientConfig, FileError> {
+    let mut store = RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    if let Some(path) = extra_ca_file {
+        for cert in read_certificates(path)? {
+            store.add(cert).map_err(|_| {
+                fail(
+                    path,
+                    FileProblem::Corrupt {
+                        what: "certificate",
+                    },
+                )
+            })?;
+        }
+    }
+    let provider = Arc::new(provider);
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
+            .build()
+            .map_err(|e| internal(extra_ca_file, &e))?;
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| internal(extra_ca_file, &e))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
+/// TLS to a web server, such as a certificate authority's. Cheap to clone.
+#[derive(Clone)]
+pub struct WebClient(Arc<ClientConfig>);
+
+impl WebClient {
+    /// Trusts the web's roots as compiled in, and those in a PEM file if one is given.
+    pub fn new(extra_ca_file: Option<&Path>) -> Result<Self, FileError> {
+        let mut config = trusting(extra_ca_file, modern())?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// Makes sure that this is `host`, within [`TLS_TIMEOUT`].
+    pub async fn secure<S>(&self, conn: S, host: &str) -> Result<client::TlsStream<S>, TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::NoName)?;
+        let handshake = TlsConnector::from(Arc::clone(&self.0)).connect(name, conn);
+        within(TLS_TIMEOUT, None, handshake).await
+    }
+}
+
+impl fmt::Debug for WebClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WebClient")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Dialling frontends without Tor, for those who have nothing to hide from them.
+//! Dialling without Tor, for those who have nothing to hide from whom they dial.
 //!
 //! The one file that may ask the system's resolver.
 
@@ -18,19 +18,20 @@ use crate::tls::TlsClient;
 /// Dials over the Internet: the frontend sees this machine's address, the resolver the frontend's name.
 #[derive(Debug)]
 pub struct DirectDialer {
-    _allowed: DirectAllowed,
+    allowed: DirectAllowed,
     tls: TlsClient,
 }
 
 impl DirectDialer {
     /// Takes the permission that only a decision against Tor gives out.
     pub fn new(allowed: DirectAllowed, tls: TlsClient) -> Self {
-        Self {
-            _allowed: allowed,
-            tls,
-        }
+        Self { allowed, tls }
     }
 }
+
+/// A permission to dial directly. What it is for decides who can have one.
+pub(super) trait Permission: Sync {}
+impl Permission for DirectAllowed {}
 
 #[async_trait]
 impl Dialer for DirectDialer {
@@ -38,9 +39,8 @@ impl Dialer for DirectDialer {
         if to.is_onion() {
             return Err(DialError::NeedsTor);
         }
-        let conn = timeout(DIRECT_DIAL_TIMEOUT, connect(to))
-            .await
-            .map_err(|_| DialError::TimedOut)??;
+        let conn = connect(&self.allowed, to.host(), to.port()).await?;
+        tune_tunnel(&conn);
         prove(conn, to, &self.tls).await
     }
 
@@ -53,34 +53,42 @@ impl Dialer for DirectDialer {
     }
 }
 
+/// Opens a connection, within [`DIRECT_DIAL_TIMEOUT`], for who has the permission.
+pub(super) async fn connect(
+    _: &impl Permission,
+    host: &str,
+    port: u16,
+) -> Result<TcpStream, DialError> {
+    timeout(DIRECT_DIAL_TIMEOUT, try_all(host, port))
+        .await
+        .map_err(|_| DialError::TimedOut)?
+}
+
 /// Tries the host's addresses in the resolver's order.
-async fn connect(to: &FrontendAddr) -> Result<TcpStream, DialError> {
+async fn try_all(host: &str, port: u16) -> Result<TcpStream, DialError> {
     let mut last = DialError::NameNotFound;
-    for addr in resolve(to).await? {
+    for addr in resolve(host, port).await? {
         #[expect(
             clippy::disallowed_methods,
-            reason = "direct mode: DirectAllowed says that Tor was not chosen"
+            reason = "its caller has a Permission: Tor was not chosen, or this is a frontend"
         )]
         let attempt = TcpStream::connect(addr)
             .await
             .and_then(|conn| tune(&conn).map(|()| conn));
         match attempt {
-            Ok(conn) => {
-                tune_tunnel(&conn);
-                return Ok(conn);
-            }
+            Ok(conn) => return Ok(conn),
             Err(error) => last = sort(&error),
         }
     }
     Err(last)
 }
 
-async fn resolve(to: &FrontendAddr) -> Result<Vec<SocketAddr>, DialError> {
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "direct mode: DirectAllowed says that Tor was not chosen"
+        reason = "its caller has a Permission: Tor was not chosen, or this is a frontend"
     )]
-    let found = tokio::net::lookup_host((to.host(), to.port())).await;
+    let found = tokio::net::lookup_host((host, port)).await;
     found
         .map(Iterator::collect)
         .map_err(|_| DialError::NameNotFound)

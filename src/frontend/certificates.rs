@@ -84,7 +84,7 @@ impl Held {
     }
 
     /// Says what it is for, and what is the matter with its dates.
-    fn announce(&self) {
+    pub(super) fn announce(&self) {
         let names: Vec<_> = self
             .certificate
             .names()
@@ -162,6 +162,26 @@ impl Certificates {
     /// Complains of dates.
     fn remind(&self) {
         self.all().iter().for_each(|held| held.complain());
+    }
+
+    /// Reads one that is not in the configuration, and puts it in the place of what was in these files before.
+    pub(super) fn put(&self, files: CertificateFiles) -> Result<(), FileError> {
+        let new = Arc::new(Held::load(files)?);
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        match held.iter_mut().find(|old| old.files.cert == new.files.cert) {
+            Some(old) => *old = new,
+            // Behind those of the configuration, which are found by their place.
+            None => held.push(new),
+        }
+        Ok(())
+    }
+
+    /// What is held of these files.
+    pub(super) fn of(&self, files: &CertificateFiles) -> Option<Arc<Held>> {
+        let all = self.all();
+        all.iter()
+            .find(|held| held.files.cert == files.cert)
+            .cloned()
     }
 
     /// Says which there are.

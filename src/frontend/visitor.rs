@@ -24,7 +24,7 @@ use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
-use crate::tls;
+use crate::tls::{self, Challenge};
 use crate::tunnel::mux::OpenError;
 use crate::tunnel::splice::{Local, splice};
 use crate::tunnel::{SUSPECT_AFTER, Tunnel, TunnelStream};
@@ -149,6 +149,10 @@ async fn arrive(
                 route
             }
             HttpKind::Websocket | HttpKind::Request => {
+                if let Some(proof) = acme_proof(shared, &head, &first) {
+                    refusal::say(&mut conn, &refusal::plain(&proof)).await;
+                    return None;
+                }
                 if let Some(location) = elsewhere(shared, &head, &first, door.port) {
                     refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
                     return None;
@@ -210,16 +214,20 @@ async fn arrive_by_tls(
     };
     let ending = match whither {
         Whither::Kite(_) => return None,
+        Whither::Challenge(challenge) => {
+            // The authority says nothing more, and neither do we.
+            if let Err(e) = challenge.answer(conn_again(conn, first)).await {
+                tracing::debug!(%peer, "an authority's question was not answered: {e}");
+            }
+            return None;
+        }
         Whither::Nowhere(voice) => {
             refuse(conn, voice).await;
             return None;
         }
         Whither::Ours(ending) => ending,
     };
-    let conn = Rewind {
-        prefix: first,
-        inner: Prompt::new(conn),
-    };
+    let conn = conn_again(conn, first);
     let accepted = match &ending {
         None => shared.tls.accept(conn).await,
         Some(held) => held.certificate.accept(conn).await,
@@ -251,8 +259,18 @@ async fn arrive_by_tls(
     }
 }
 
+/// A connection as it was before anybody looked.
+fn conn_again(conn: Socket, first: BytesMut) -> Rewind<Prompt> {
+    Rewind {
+        prefix: first,
+        inner: Prompt::new(conn),
+    }
+}
+
 /// Where a hello leads.
 enum Whither {
+    /// To the answer that an authority wants.
+    Challenge(Challenge),
     /// To a kite, unopened.
     Kite(Route),
     /// To ourselves: with a certificate that we hold, or with our own key.
@@ -270,6 +288,10 @@ fn whither(
 ) -> Whither {
     let name = hello.sni.as_ref().or(asked);
     let held = || name.and_then(|name| shared.certificates.find(name));
+    let challenge = || shared.challenges.tls(hello.sni.as_ref()?);
+    if let Some(challenge) = hello.alpn_acme.then(challenge).flatten() {
+        return Whither::Challenge(challenge);
+    }
     if hello.alpn_kite {
         return Whither::Ours(hello.alpn_certified.then(held).flatten());
     }
@@ -477,6 +499,12 @@ fn elsewhere(shared: &Shared, head: &HttpHead, first: &[u8], port: u16) -> Optio
     }
     let path = sniff::http::path(first.get(..head.len)?)?;
     Some(format!("https://{host}{path}"))
+}
+
+/// What an authority is told that looks by HTTP whether a name leads here.
+fn acme_proof(shared: &Shared, head: &HttpHead, first: &[u8]) -> Option<String> {
+    let path = sniff::http::path(first.get(..head.len)?)?;
+    shared.challenges.http(head.host.as_ref()?, path)
 }
 
 /// As what a request is looked up that anybody on the way can read, and what its kite must be for.

@@ -32,6 +32,9 @@ pub const TUNNEL_ALPN: &[u8] = b"x-pagekite/1";
 /// the frontend is to show the certificate of the name, not its own key (protocol page §21.1).
 pub const CERTIFIED_ALPN: &[u8] = b"x-pagekite-certified/1";
 
+/// What a certificate authority offers, alone, when it looks whether a name leads here (RFC 8737 §4).
+pub const ACME_ALPN: &[u8] = b"acme-tls/1";
+
 /// Longest plaintext in one record, in bytes (RFC 8446 §5.1).
 const MAX_RECORD: usize = 1 << 14;
 /// Length of a record header: type, version, length (RFC 8446 §5.1).
@@ -57,6 +60,8 @@ pub struct ClientHello {
     pub alpn_kite: bool,
     /// It offers [`CERTIFIED_ALPN`].
     pub alpn_certified: bool,
+    /// It offers [`ACME_ALPN`].
+    pub alpn_acme: bool,
 }
 
 /// Reads a ClientHello. See [`sniff`](super::sniff) for what holds of every parser here.
@@ -164,6 +169,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, Refusal> {
         sni: None,
         alpn_kite: false,
         alpn_certified: false,
+        alpn_acme: false,
     };
     if body.is_empty() {
         return Ok(hello); // TLS 1.2 allows a hello without extensions (RFC 5246 §7.4.1.2).
@@ -224,6 +230,7 @@ impl ClientHello {
                 [] => return Err(Refusal::BadTls("a protocol without a name")),
                 TUNNEL_ALPN => self.alpn_kite = true,
                 CERTIFIED_ALPN => self.alpn_certified = true,
+                ACME_ALPN => self.alpn_acme = true,
                 _ => {}
             }
         }

@@ -146,6 +146,39 @@ pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     }
 }
 
+/// Reads a text that only its owner may read.
+pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    read_secret(path, Secrecy::OwnerOnly)
+}
+
+/// Puts a file that only its owner may read into a directory of which the same is true, whole or not at
+/// all, in the place of an older one if there is one.
+pub(crate) fn put_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    let path = dir.join(name);
+    let io = |e: io::Error| fail(&path, FileProblem::Io(e));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| fail(dir, FileProblem::Io(e)))?;
+    let draft = dir.join(format!(".{name}.{}", std::process::id()));
+    let _ = fs::remove_file(&draft);
+    let placed = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&draft, &path));
+    if placed.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    placed.map_err(io)
+}
+
 /// Makes a P-256 key and puts it in place whole or not at all.
 pub(super) fn create_key(dir: &Path, path: &Path) -> Result<(), FileError> {
     let io = |e: io::Error| fail(path, FileProblem::Io(e));

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use kite::sniff::tls::{MAX_HELLO_BODY, client_hello};
 use kite::sniff::{
-    CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, Refusal, Sniff, TUNNEL_ALPN, Visitor, sniff,
+    ACME_ALPN, CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, Refusal, Sniff, TUNNEL_ALPN, Visitor,
+    sniff,
 };
 use proptest::prelude::*;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
@@ -171,6 +172,7 @@ fn recorded_hellos() {
         sni: None,
         alpn_kite: false,
         alpn_certified: false,
+        alpn_acme: false,
     };
     assert_eq!(
         tls(&tahoe("gbs-client-to-node-data", "c2s")[..1538]),
@@ -196,6 +198,7 @@ fn rustls_hellos_split_over_records_at_every_byte() {
             sni: Some("bob.alice.example".parse().unwrap()),
             alpn_kite: true,
             alpn_certified: false,
+            alpn_acme: false,
         };
         assert_eq!(tls(&wire), expected);
         let message = message(&wire);
@@ -216,7 +219,9 @@ fn rustls_hellos_split_over_records_at_every_byte() {
     );
     assert!(!tls(&plain).alpn_kite);
     let named = rustls_hello("bob.example", &[TUNNEL_ALPN, CERTIFIED_ALPN], false);
-    assert!(tls(&named).alpn_kite && tls(&named).alpn_certified);
+    assert!(tls(&named).alpn_kite && tls(&named).alpn_certified && !tls(&named).alpn_acme);
+    let authority = tls(&rustls_hello("bob.example", &[ACME_ALPN], false));
+    assert!(authority.alpn_acme && !authority.alpn_kite);
     assert_eq!(tls(&rustls_hello("127.0.0.1", &[], true)).sni, None);
 }
 

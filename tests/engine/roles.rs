@@ -122,6 +122,7 @@ pub fn frontend_config(
         state_dir: state.to_path_buf(),
         log_peers: true,
         certificates: Vec::new(),
+        acme: None,
     }
 }
 

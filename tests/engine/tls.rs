@@ -546,6 +546,15 @@ async fn an_https_kite_goes_before_a_certificate() {
         };
         assert_eq!(hello.ask(front.public, b"").await, b"from end to end");
     }
+    // An authority that looks for the kite is the kite's own affair as well.
+    let authority: &[&[u8]] = &[kite::tls::ACME_ALPN];
+    let hello = Hello {
+        sni: Some(NAME),
+        alpn: authority,
+        trust: Some(&theirs),
+        ..Hello::default()
+    };
+    assert_eq!(hello.ask(front.public, b"").await, b"from end to end");
 }
 
 #[tokio::test]

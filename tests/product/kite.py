@@ -138,14 +138,14 @@ class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
     `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml; `certificates` are the keys of
-    as many tables; `behind` are load balancers, who alone may connect; `keys` are more of the file's, and `tables` is
+    as many tables; `acme` those of one; `behind` are load balancers, who alone may connect; `keys` are more of the file's, and `tables` is
     more of its text.
     """
 
     role = "frontend"
 
     def __init__(self, sup, name, ip, kites, owned=None, ports=(80, 443), log_peers=True, onion=None,
-                 env=None, certificates=(), behind=None, keys=None, tables=""):
+                 env=None, certificates=(), acme=None, behind=None, keys=None, tables=""):
         super().__init__(sup, name)
         self.ip, self.ports, self.owned, self.env = ip, ports, owned or {}, env
         listen = [f"{ip}:{p}" for p in ports]
@@ -162,6 +162,8 @@ class Frontend(_Role):
                            **({"expires": kite.expires} if kite.expires else {}))
         for certificate in certificates:
             text += _table("[[certificates]]", **certificate)
+        if acme:
+            text += _table("[acme]", **acme)
         self.file.write_text(text + tables)
 
     def manage(self, *args, status=0):
