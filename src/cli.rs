@@ -40,6 +40,8 @@ pub enum Command {
     /// Look for what shows the address of the machine. Exit status: 0 nothing, 1 a leak or
     /// something broken, 2 it could not be checked
     Check(CheckArgs),
+    /// Write pagekite.py's rc files anew as TOML, with each secret in a file of its own
+    Import(ImportArgs),
     /// Print the lines of tahoe.cfg that the configured kites need, or put them into a node's file
     Tahoe(TahoeArgs),
 }
@@ -52,7 +54,8 @@ pub struct FrontendArgs {
     #[command(subcommand)]
     pub command: Option<FrontendCommand>,
 
-    /// TOML file to read; flags given here replace its keys
+    /// TOML file to read, or pagekite.py's FILE.rc, or a directory of such; flags given here
+    /// replace what it says
     #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -195,7 +198,8 @@ pub struct AddArgs {
 /// Flags of `kite backend`. Each has a key in the file, which README.md lists.
 #[derive(Debug, Default, Args)]
 pub struct BackendArgs {
-    /// TOML file to read; flags given here replace its keys
+    /// TOML file to read, or pagekite.py's FILE.rc, or a directory of such; flags given here
+    /// replace what it says
     #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
@@ -303,6 +307,18 @@ pub struct CheckArgs {
     /// Also show the addresses, which tell your guards
     #[arg(long, requires = "leaks")]
     pub verbose: bool,
+}
+
+/// Flags of `kite import`.
+#[derive(Debug, Default, Args)]
+pub struct ImportArgs {
+    /// rc files, or directories of them [default: ~/.pagekite.rc, else /etc/pagekite.d]
+    #[arg(value_name = "FILE|DIR")]
+    pub files: Vec<PathBuf>,
+
+    /// The directory to write to. What is there already stays: a file in the way is an error
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub to: PathBuf,
 }
 
 /// Flags of `kite tahoe`: a backend's, of which it needs the kites and the SOCKS port, and two

@@ -2,7 +2,8 @@
 //!
 //! Everything is parsed once, here, into types that need no further checks. What
 //! stands on the command line replaces the file's key. Unknown keys are errors.
-//! Paths in a file are relative to that file.
+//! Paths in a file are relative to that file. pagekite.py's rc files are translated to the
+//! same keys first ([`crate::rc`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::proxy_header::Version;
+use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
 
 /// Largest configuration or secret file that is read, in bytes.
@@ -70,10 +72,16 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl From<Mistake> for ConfigError {
+    fn from(mistake: Mistake) -> Self {
+        Self::new(mistake.place, mistake.problem, mistake.remedy)
+    }
+}
+
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// All that `kite frontend` needs to know.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct FrontendConfig {
     /// Where visitors and backends come in. Never empty.
     pub listen: Vec<Listen>,
@@ -143,7 +151,7 @@ pub struct Listen {
 }
 
 /// Names that may be flown with a secret.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Exact, or a wildcard.
     pub pattern: KiteName,
@@ -171,7 +179,7 @@ pub enum ProofRule {
 }
 
 /// All that `kite backend` needs to know.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct BackendConfig {
     /// How frontends are reached: if enabled, through Tor and in no other way.
     pub tor: TorChoice,
@@ -188,7 +196,7 @@ pub struct BackendConfig {
 }
 
 /// Whether to use Tor, and how.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TorChoice {
     /// Whether an embedded Tor client is started.
     pub enabled: bool,
@@ -197,7 +205,7 @@ pub struct TorChoice {
 }
 
 /// One frontend to dial.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frontend {
     /// Where it is, and how it proves itself.
     pub address: FrontendAddr,
@@ -220,7 +228,7 @@ pub struct NodeSide {
 }
 
 /// One kite to fly.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service<S = Secret> {
     /// What it carries.
     pub protocol: Protocol,
@@ -409,24 +417,49 @@ struct ServiceEntry {
     rewrite_host: Option<String>,
 }
 
+/// A file that one role reads.
+trait RoleFile: for<'de> Deserialize<'de> + Default {
+    /// The role.
+    const ROLE: rc::Role;
+}
+
+impl RoleFile for FrontendFile {
+    const ROLE: rc::Role = rc::Role::Frontend;
+}
+
+impl RoleFile for BackendFile {
+    const ROLE: rc::Role = rc::Role::Backend;
+}
+
 /// A configuration file and what messages call it.
 struct Source {
     shown: String,
     dir: PathBuf,
+    /// What it was translated from, if it is no TOML.
+    rc: Option<Translation>,
 }
 
 impl Source {
-    fn read<T: for<'de> Deserialize<'de> + Default>(path: Option<&Path>) -> Result<(Self, T)> {
+    fn read<T: RoleFile>(path: Option<&Path>) -> Result<(Self, T)> {
         let Some(path) = path else {
             return Ok((
                 Self {
                     shown: "command line".into(),
                     dir: PathBuf::new(),
+                    rc: None,
                 },
                 T::default(),
             ));
         };
         let shown = path.display().to_string();
+        if rc::is_rc(path) {
+            let base = std::env::current_dir().unwrap_or_default();
+            let translation = Rc::read(&[path.to_path_buf()])?.translate(T::ROLE, &base)?;
+            for note in &translation.notes {
+                tracing::warn!("{note}");
+            }
+            return Self::translated(translation);
+        }
         let text = read_limited(path).map_err(|problem| {
             ConfigError::new(
                 &shown,
@@ -445,15 +478,34 @@ impl Source {
             )
         })?;
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
-        Ok((Self { shown, dir }, value))
+        let rc = None;
+        Ok((Self { shown, dir, rc }, value))
+    }
+
+    fn translated<T: RoleFile>(mut translation: Translation) -> Result<(Self, T)> {
+        let shown = translation.shown.clone();
+        let table = std::mem::take(&mut translation.table);
+        let file = table.try_into().map_err(|e: toml::de::Error| {
+            ConfigError::new(&shown, e.message(), "`kite import` shows it as TOML")
+        })?;
+        let rc = Some(translation);
+        let dir = PathBuf::new();
+        Ok((Self { shown, dir, rc }, file))
     }
 
     fn path(&self, path: &Path) -> PathBuf {
         self.dir.join(path)
     }
 
+    /// The secret that an rc file had in this file's place.
+    fn kept(&self, path: &Path) -> Option<&Secret> {
+        self.rc.as_ref()?.secrets.get(path.to_str()?)
+    }
+
     fn at(&self, key: impl fmt::Display) -> String {
-        if self.dir == PathBuf::new() && self.shown == "command line" {
+        if let Some(rc) = &self.rc {
+            rc.place(&key.to_string())
+        } else if self.dir == PathBuf::new() && self.shown == "command line" {
             key.to_string()
         } else {
             format!("{}: {key}", self.shown)
@@ -547,16 +599,13 @@ fn entry_secret(
     flag_file: Option<&Path>,
     variable: Option<&str>,
 ) -> Result<Secret> {
-    match file {
-        Some(path) => read_secret(
-            &source.at(format_args!("{key}.secret_file")),
-            &source.path(path),
-        ),
-        None => flag_secret(
-            flag_file,
-            variable,
-            &source.at(format_args!("{key}.secret_file")),
-        ),
+    let place = source.at(format_args!("{key}.secret_file"));
+    let Some(path) = file else {
+        return flag_secret(flag_file, variable, &place);
+    };
+    match source.kept(path) {
+        Some(secret) => Ok(secret.clone()),
+        None => read_secret(&place, &source.path(path)),
     }
 }
 
@@ -627,9 +676,23 @@ impl FrontendConfig {
         Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
     }
 
-    fn with_secret(args: &FrontendArgs, variable: Option<&str>) -> Result<Self> {
-        let (source, file): (Source, FrontendFile) = Source::read(args.config.as_deref())?;
+    /// What rc files were translated to.
+    pub(crate) fn translated(translation: Translation) -> Result<Self> {
+        let (source, file) = Source::translated(translation)?;
+        Self::build(&FrontendArgs::default(), None, &source, file)
+    }
 
+    fn with_secret(args: &FrontendArgs, variable: Option<&str>) -> Result<Self> {
+        let (source, file) = Source::read(args.config.as_deref())?;
+        Self::build(args, variable, &source, file)
+    }
+
+    fn build(
+        args: &FrontendArgs,
+        variable: Option<&str>,
+        source: &Source,
+        file: FrontendFile,
+    ) -> Result<Self> {
         let listen = if args.listen.is_empty() {
             let entry = |(i, entry): (usize, ListenEntry)| match entry {
                 ListenEntry::Address(text) => {
@@ -668,7 +731,7 @@ impl FrontendConfig {
                     pattern: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
                     protocols,
                     secret: entry_secret(
-                        &source,
+                        source,
                         &key,
                         entry.secret_file.as_deref(),
                         args.secret_file.as_deref(),
@@ -735,7 +798,7 @@ impl FrontendConfig {
         }
 
         let tor_config = tor_config(
-            &source,
+            source,
             args.tor_config.as_deref(),
             file.tor.config.as_deref(),
         );
@@ -1027,10 +1090,28 @@ impl BackendConfig {
         Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
     }
 
-    fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
-        let (source, file): (Source, BackendFile) = Source::read(args.config.as_deref())?;
+    /// What rc files were translated to.
+    pub(crate) fn translated(translation: Translation) -> Result<Self> {
+        let args = BackendArgs {
+            via_tor: translation.proxied.is_some(),
+            ..BackendArgs::default()
+        };
+        let (source, file) = Source::translated(translation)?;
+        Self::build(&args, None, &source, file)
+    }
 
-        let (tor, socks) = tor_choice(&source, args, &file.tor)?;
+    fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
+        let (source, file) = Source::read(args.config.as_deref())?;
+        Self::build(args, variable, &source, file)
+    }
+
+    fn build(
+        args: &BackendArgs,
+        variable: Option<&str>,
+        source: &Source,
+        file: BackendFile,
+    ) -> Result<Self> {
+        let (tor, socks) = tor_choice(source, args, &file.tor)?;
         let usual = if tor.enabled { TUNNELS_VIA_TOR } else { 1 };
         let tunnels = args.tunnels.unwrap_or(usual);
         let frontends = if args.frontend.is_empty() {
@@ -1069,13 +1150,13 @@ impl BackendConfig {
         }
 
         let services = services(
-            &source,
+            source,
             args,
             file.kites,
             &file.allow_origin,
             |own| match own {
                 Some((key, path)) => {
-                    entry_secret(&source, key, path, args.secret_file.as_deref(), variable)
+                    entry_secret(source, key, path, args.secret_file.as_deref(), variable)
                 }
                 None => flag_secret(args.secret_file.as_deref(), variable, "SERVICE"),
             },
@@ -1112,11 +1193,7 @@ impl BackendConfig {
                 .ca_file
                 .clone()
                 .or(file.ca_file.map(|p| source.path(&p))),
-            state_dir: state_dir(
-                &source,
-                args.state_dir.as_deref(),
-                file.state_dir.as_deref(),
-            )?,
+            state_dir: state_dir(source, args.state_dir.as_deref(), file.state_dir.as_deref())?,
         })
     }
 }
@@ -1240,6 +1317,16 @@ fn tor_choice(
 ) -> Result<(TorChoice, Option<SocketAddr>)> {
     let config = tor_config(source, args.tor_config.as_deref(), table.config.as_deref());
     let enabled = args.via_tor || table.enabled;
+    // To turn it on by itself would be as safe, but whoever starts kite is to know which Tor it is.
+    if let Some(place) = source.rc.as_ref().and_then(|rc| rc.proxied.as_ref())
+        && !args.via_tor
+    {
+        return Err(ConfigError::new(
+            place,
+            "this line asks for Tor, or another proxy, and without it frontends would see this machine's address",
+            "add --via-tor: kite has Tor built in; or remove the line, if kite shall dial directly",
+        ));
+    }
     if config.is_some() && !enabled {
         return Err(ConfigError::new(
             source.at("tor.config"),

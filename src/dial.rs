@@ -281,7 +281,7 @@ impl DialError {
 /// whichever dialer opened the connection.
 async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<Dialled, DialError> {
     let (conn, binding): (BoxConn, _) = match to.trust() {
-        Trust::Roots | Trust::Pin(_) => {
+        Trust::Roots | Trust::Names(_) | Trust::Pin(_) => {
             let conn = tls.secure(conn, to).await?;
             let binding = tls::binding(conn.get_ref().1);
             (Box::new(conn), binding)

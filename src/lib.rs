@@ -13,6 +13,7 @@
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
+//! * [`rc`]: what pagekite.py's files mean here.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -30,6 +31,7 @@ pub mod listen;
 pub mod observe;
 pub mod proxy_header;
 pub mod random;
+pub mod rc;
 pub mod refusal;
 pub mod reload;
 pub mod run;

@@ -10,6 +10,7 @@ use kite::control;
 use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
 use kite::observe::{log, progress};
+use kite::rc::import;
 use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
 use kite::{check, demo, shutdown, tahoe};
@@ -108,6 +109,10 @@ impl Job {
             // These need no runtime.
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
+            Command::Import(args) => {
+                let done = import::run(&args, &mut std::io::stdout());
+                return Err(verdict(done.map(|()| true)));
+            }
         })
     }
 }

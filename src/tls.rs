@@ -216,22 +216,25 @@ impl TlsError {
 #[derive(Clone)]
 pub struct TlsClient {
     roots: Arc<ClientConfig>,
+    /// What `roots` verifies with, for configurations that expect another name than the host's.
+    verifier: Arc<WebPkiServerVerifier>,
 }
 
 impl TlsClient {
     /// Takes the web's roots as compiled in, and those in a PEM file if one is given.
     pub fn new(extra_ca_file: Option<&Path>) -> Result<Self, FileError> {
-        let config = trusting(extra_ca_file, classical())?;
+        let (config, verifier) = trusting(extra_ca_file, classical())?;
         let mut config = unlinkable(config);
         config.alpn_protocols.push(CERTIFIED_ALPN.to_vec());
         Ok(Self {
             roots: Arc::new(config),
+            verifier,
         })
     }
 
     /// Does what the address demands over a fresh connection, within [`TLS_TIMEOUT`].
     ///
-    /// Only for [`Trust::Roots`] and [`Trust::Pin`]; the other two have no TLS.
+    /// Only for [`Trust::Roots`], [`Trust::Names`] and [`Trust::Pin`]; the other two have no TLS.
     pub async fn secure<S>(
         &self,
         conn: S,
@@ -245,18 +248,32 @@ impl TlsClient {
     }
 
     fn connector(&self, to: &FrontendAddr) -> Result<TlsConnector, TlsError> {
-        Ok(TlsConnector::from(match pin_of(to) {
-            Some(pin) => pinned(pin)?,
-            None => Arc::clone(&self.roots),
+        Ok(TlsConnector::from(match to.trust() {
+            Trust::Pin(pin) => pinned(*pin)?,
+            Trust::Names(names) => self.named(names)?,
+            Trust::Roots | Trust::Onion | Trust::Plain => Arc::clone(&self.roots),
         }))
+    }
+
+    /// As `roots`, for a certificate that is for one of these names.
+    fn named(&self, names: &[Box<str>]) -> Result<Arc<ClientConfig>, TlsError> {
+        let names = names.iter().map(|name| server_name(name));
+        let mut config = (*self.roots).clone();
+        let verifier = Arc::new(NamesVerifier {
+            names: names.collect::<Result<_, _>>()?,
+            inner: Arc::clone(&self.verifier),
+        });
+        config.dangerous().set_certificate_verifier(verifier);
+        Ok(Arc::new(config))
     }
 }
 
-/// A client that takes the word of the web's roots, as compiled in, and of those in a PEM file if one is given.
+/// A client that takes the word of the web's roots, as compiled in, and of those in a PEM file if one is given; and what it
+/// verifies with.
 fn trusting(
     extra_ca_file: Option<&Path>,
     provider: CryptoProvider,
-) -> Result<ClientConfig, FileError> {
+) -> Result<(ClientConfig, Arc<WebPkiServerVerifier>), FileError> {
     let mut store = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
@@ -277,12 +294,13 @@ fn trusting(
         WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
             .build()
             .map_err(|e| internal(extra_ca_file, &e))?;
-    Ok(ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| internal(extra_ca_file, &e))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+        .with_custom_certificate_verifier(verifier.clone())
+        .with_no_client_auth();
+    Ok((config, verifier))
 }
 
 /// TLS to a web server, such as a certificate authority's. Cheap to clone.
@@ -292,7 +310,7 @@ pub struct WebClient(Arc<ClientConfig>);
 impl WebClient {
     /// Trusts the web's roots as compiled in, and those in a PEM file if one is given.
     pub fn new(extra_ca_file: Option<&Path>) -> Result<Self, FileError> {
-        let mut config = trusting(extra_ca_file, modern())?;
+        let (mut config, _) = trusting(extra_ca_file, modern())?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }
@@ -328,13 +346,21 @@ pub fn binding<Data>(session: &rustls::ConnectionCommon<Data>) -> Option<Binding
 fn pin_of(to: &FrontendAddr) -> Option<Pin> {
     match to.trust() {
         Trust::Pin(pin) => Some(*pin),
-        Trust::Roots | Trust::Onion | Trust::Plain => None,
+        Trust::Roots | Trust::Names(_) | Trust::Onion | Trust::Plain => None,
     }
 }
 
-/// What goes into the hello: rustls sends a name, and nothing for an address.
+/// What goes into the hello: rustls sends a name, and nothing for an address. A certificate that is for other names
+/// than the host's is found by the first of them.
 fn name_of(to: &FrontendAddr) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(to.host().to_owned()).map_err(|_| TlsError::NoName)
+    server_name(match to.trust() {
+        Trust::Names(names) => names.first().map_or(to.host(), |name| name),
+        Trust::Roots | Trust::Pin(_) | Trust::Onion | Trust::Plain => to.host(),
+    })
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TlsError::NoName)
 }
 
 /// Waits for a handshake, but not for ever.
@@ -398,6 +424,53 @@ fn unlinkable(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     config
+}
+
+/// Accepts the web's certificates for one of these names, whichever was asked for.
+#[derive(Debug)]
+struct NamesVerifier {
+    names: Vec<ServerName<'static>>,
+    inner: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for NamesVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verify = |name: &ServerName<'_>| {
+            let inner = &self.inner;
+            inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)
+        };
+        let good = self.names.iter().find_map(|name| verify(name).ok());
+        good.map_or_else(|| verify(server_name), Ok)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
 }
 
 /// Accepts exactly one public key. The handshake's signature is still verified,
@@ -739,6 +812,52 @@ mod tests {
             "{:?}",
             c.err()
         );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_one_of_the_named_names_will_do() {
+        let d = dir();
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("key");
+        let cert = rcgen::CertificateParams::new(vec!["fe.example".to_owned()])
+            .and_then(|p| p.self_signed(&key))
+            .expect("certificate");
+        let ca = d.path().join("ca.pem");
+        fs::write(&ca, cert.pem()).expect("write");
+        let config = ServerConfig::builder_with_provider(Arc::new(modern()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key.into())
+            .expect("a server");
+        let server = TlsAcceptor::from(Arc::new(config));
+        let trusting = TlsClient::new(Some(&ca)).expect("roots");
+        let strict = TlsClient::new(None).expect("roots");
+        for (client, to, asked) in [
+            (
+                &trusting,
+                "192.0.2.1:443#name:fe.example",
+                Some("fe.example"),
+            ),
+            (
+                &trusting,
+                "alice.example:443#name:b.example,fe.example",
+                Some("b.example"),
+            ),
+            (&trusting, "fe.example:443#name:alice.example", None),
+            (&trusting, "alice.example:443", None),
+            (&strict, "alice.example:443#name:fe.example", None),
+        ] {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let addr: FrontendAddr = to.parse().expect("an address");
+            let (c, s) = tokio::join!(client.secure(near, &addr), server.accept(far));
+            match asked {
+                Some(name) => {
+                    assert!(c.is_ok(), "{to}");
+                    assert_eq!(s.expect("server").get_ref().1.server_name(), Some(name));
+                }
+                None => assert!(matches!(c, Err(TlsError::BadCertificate { .. })), "{to}"),
+            }
+        }
     }
 
     #[tokio::test]

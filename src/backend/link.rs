@@ -394,8 +394,12 @@ impl Link {
             (Trust::Pin(_), Some(binding)) => Ok(ProofPolicy::Demand(binding)),
             // A pinned session is TLS 1.3 and always has one; if not, nothing is said there.
             (Trust::Pin(_), None) => Err(HandshakeError::NoProof),
-            (Trust::Roots | Trust::Onion, Some(binding)) => Ok(ProofPolicy::Offer(binding)),
-            (Trust::Roots | Trust::Onion | Trust::Plain, _) => Ok(ProofPolicy::Off),
+            (Trust::Roots | Trust::Names(_) | Trust::Onion, Some(binding)) => {
+                Ok(ProofPolicy::Offer(binding))
+            }
+            (Trust::Roots | Trust::Names(_) | Trust::Onion | Trust::Plain, _) => {
+                Ok(ProofPolicy::Off)
+            }
         }
     }
 

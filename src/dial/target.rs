@@ -16,6 +16,8 @@ use crate::tls::{Pin, PinError};
 const MAX_HOST: usize = 253;
 /// Longest label between two dots, in bytes (RFC 1035 §2.3.4).
 const MAX_LABEL: usize = 63;
+/// Most names that a frontend's certificate may be for.
+const MAX_NAMES: usize = 16;
 /// Letters of a version 3 onion address before `.onion` (rend-spec-v3 §6).
 const ONION_LETTERS: usize = 56;
 
@@ -24,6 +26,9 @@ const ONION_LETTERS: usize = 56;
 pub enum Trust {
     /// TLS, verified against the web's roots, with the host's name.
     Roots,
+    /// The same, but the certificate is for one of these names (at least one, in lower case) whatever the host is
+    /// called. The first is the one that TLS asks for.
+    Names(Box<[Box<str>]>),
     /// TLS, and the certificate's public key must be this one. Names and dates do not count.
     Pin(Pin),
     /// An onion service: its name is its key, and no exit relay is involved.
@@ -37,8 +42,9 @@ pub enum Trust {
 /// | form | trust |
 /// |---|---|
 /// | `host:port` | [`Trust::Roots`] |
+/// | `host:port#name:NAME,NAME` | [`Trust::Names`] |
 /// | `host:port#sha256:PIN` | [`Trust::Pin`] |
-/// | `NAME.onion:port` | [`Trust::Onion`], or a pin inside when one follows |
+/// | `NAME.onion:port` | [`Trust::Onion`], or TLS inside when one of the two follows |
 /// | `plain://host:port` | [`Trust::Plain`] |
 ///
 /// [`fmt::Display`] gives back a text that parses to the same value. It holds no
@@ -69,8 +75,8 @@ pub enum TargetError {
     /// A scheme other than `plain://`.
     #[error("'{0}://' is not understood; write host:port for TLS, or plain://host:port for none")]
     Scheme(String),
-    /// `plain://` together with a pin.
-    #[error("plain:// has no TLS that a pin could hold for; drop one of the two")]
+    /// `plain://` together with a pin or a name.
+    #[error("plain:// has no TLS that a pin or a name could hold for; drop one of the two")]
     PlainPin,
     /// `plain://` before an onion address.
     #[error("an onion address is authenticated by its name; write it without plain://")]
@@ -83,6 +89,11 @@ pub enum TargetError {
     /// What follows `#` is no pin.
     #[error("{0}")]
     Pin(#[from] PinError),
+    /// What follows `#name:` is no list of names.
+    #[error(
+        "'{0}' is no list of DNS names; write #name:frontend.example, up to {MAX_NAMES} with commas"
+    )]
+    Names(String),
 }
 
 impl FrontendAddr {
@@ -119,18 +130,18 @@ impl FromStr for FrontendAddr {
             Some((scheme, _)) => return Err(TargetError::Scheme(scheme.to_owned())),
             None => (false, text),
         };
-        let (place, pin) = match rest.split_once('#') {
-            Some((place, pin)) => (place, Some(pin.parse::<Pin>()?)),
+        let (place, shown) = match rest.split_once('#') {
+            Some((place, proof)) => (place, Some(proof_of(proof)?)),
             None => (rest, None),
         };
         let (host, port) = split_port(place)?;
         let host = host_of(host)?;
         let onion = host.ends_with(".onion");
-        let trust = match (plain, pin, onion) {
+        let trust = match (plain, shown, onion) {
             (true, Some(_), _) => return Err(TargetError::PlainPin),
             (true, None, true) => return Err(TargetError::PlainOnion),
             (true, None, false) => Trust::Plain,
-            (false, Some(pin), _) => Trust::Pin(pin),
+            (false, Some(shown), _) => shown,
             (false, None, true) => Trust::Onion,
             (false, None, false) => Trust::Roots,
         };
@@ -148,10 +159,11 @@ impl fmt::Display for FrontendAddr {
         } else {
             write!(f, "{}:{}", self.host, self.port)?;
         }
-        if let Trust::Pin(pin) = &self.trust {
-            write!(f, "#{pin}")?;
+        match &self.trust {
+            Trust::Pin(pin) => write!(f, "#{pin}"),
+            Trust::Names(names) => write!(f, "#name:{}", names.join(",")),
+            Trust::Roots | Trust::Onion | Trust::Plain => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -159,6 +171,23 @@ impl fmt::Debug for FrontendAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// What follows `#`: a pin, or names.
+fn proof_of(text: &str) -> Result<Trust, TargetError> {
+    let Some(list) = text.strip_prefix("name:") else {
+        return Ok(Trust::Pin(text.parse()?));
+    };
+    let name = |word: &str| {
+        host_of(word)
+            .ok()
+            .filter(|name| name.parse::<IpAddr>().is_err())
+    };
+    let names: Option<Box<[Box<str>]>> = list.split(',').map(name).collect();
+    names
+        .filter(|names| names.len() <= MAX_NAMES)
+        .map(Trust::Names)
+        .ok_or_else(|| TargetError::Names(list.to_owned()))
 }
 
 /// Cuts `host:port`, with or without brackets.
@@ -336,6 +365,29 @@ mod tests {
             assert_eq!(parsed.to_string(), text);
             assert!(format!("{:?}", parsed.trust()).starts_with(trust), "{text}");
             assert_eq!(parsed.is_onion(), text.contains(".onion"));
+        }
+    }
+
+    #[test]
+    fn a_certificate_may_be_for_other_names_than_the_hosts() {
+        for text in [
+            "alice.example:443#name:fe.example",
+            "192.0.2.7:443#name:a.example,b_c.example",
+            &format!("{ONION}:443#name:fe.example"),
+        ] {
+            let parsed = addr(text);
+            assert_eq!(parsed.to_string(), text);
+            assert!(matches!(parsed.trust(), Trust::Names(_)));
+            assert_eq!(parsed.is_onion(), text.contains(".onion"));
+        }
+        assert_eq!(
+            addr("a.b:1#name:FE.Example."),
+            addr("a.b:1#name:fe.example")
+        );
+        assert!(error("plain://alice.example:80#name:fe.example").contains("drop one"));
+        for names in ["", "a,", "a b", "192.0.2.1", &["a.b"; 17].join(",")] {
+            let said = error(&format!("alice.example:443#name:{names}"));
+            assert!(said.contains("#name:frontend.example"), "{said}");
         }
     }
 

@@ -107,6 +107,8 @@ const SANS_IO: &[&str] = &[
     "src/backend/policy.rs",
     "src/backend/introduce.rs",
     "src/frontend/limits.rs",
+    "src/rc/options.rs",
+    "src/rc/parse.rs",
     "src/tunnel/mux.rs",
     "src/tunnel/stream.rs",
     "src/tunnel/window.rs",

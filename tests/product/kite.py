@@ -109,8 +109,11 @@ class _Role:
         self.state = self.dir / "state"
         self.proc = None
 
+    def flags(self):
+        return ["--config", self.file]
+
     def spawn(self, machine=None, level="debug", env=None):
-        self.proc = self.sup.spawn(self.name, [binary(), self.role, "--config", self.file],
+        self.proc = self.sup.spawn(self.name, [binary(), self.role, *self.flags()],
                                    machine=machine, cwd=self.dir, env={"KITE_LOG": level, **(env or {})},
                                    log=self.dir / "log")
         return self.proc
@@ -249,7 +252,7 @@ class Backend(_Role):
         """Write the file anew, and have the running backend take it; what `kite reload` said.  It runs where
         the backend does, so whatever it sends is seen."""
         self.write()
-        asking = self.sup.spawn(f"{self.name}-reload", [binary(), "reload", "--config", self.file],
+        asking = self.sup.spawn(f"{self.name}-reload", [binary(), "reload", *self.flags()],
                                 machine=self.machine, log=self.dir / "reload-log")
         assert asking.wait(30) == status, asking.tail()
         return asking.text()
@@ -281,3 +284,18 @@ class Backend(_Role):
 
     def wait_tor(self, timeout=TOR_S):
         self.proc.wait_log(TOR_READY, timeout)
+
+
+class RcBackend(Backend):
+    """`kite backend` with a pagekite.rc; Tor is a flag, since the file cannot say it.  `file` may be exchanged."""
+
+    def __init__(self, sup, name, rc, via_tor, machine=None):
+        self.rc = rc
+        super().__init__(sup, name, [], [], via_tor=via_tor, machine=machine)
+
+    def write(self):
+        self.file = self.dir / "pagekite.rc"
+        secret_file(self.file, self.rc)
+
+    def flags(self):
+        return [*super().flags(), "--state-dir", self.state, "--via-tor", "--tor-config", self.via_tor]
