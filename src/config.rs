@@ -679,18 +679,18 @@ impl FrontendConfig {
     /// What rc files were translated to.
     pub(crate) fn translated(translation: Translation) -> Result<Self> {
         let (source, file) = Source::translated(translation)?;
-        Self::build(&FrontendArgs::default(), None, &source, file)
+        Self::build(&FrontendArgs::default(), None, source, file)
     }
 
     fn with_secret(args: &FrontendArgs, variable: Option<&str>) -> Result<Self> {
         let (source, file) = Source::read(args.config.as_deref())?;
-        Self::build(args, variable, &source, file)
+        Self::build(args, variable, source, file)
     }
 
     fn build(
         args: &FrontendArgs,
         variable: Option<&str>,
-        source: &Source,
+        source: Source,
         file: FrontendFile,
     ) -> Result<Self> {
         let listen = if args.listen.is_empty() {
@@ -731,7 +731,7 @@ impl FrontendConfig {
                     pattern: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
                     protocols,
                     secret: entry_secret(
-                        source,
+                        &source,
                         &key,
                         entry.secret_file.as_deref(),
                         args.secret_file.as_deref(),
@@ -798,7 +798,7 @@ impl FrontendConfig {
         }
 
         let tor_config = tor_config(
-            source,
+            &source,
             args.tor_config.as_deref(),
             file.tor.config.as_deref(),
         );
@@ -1097,21 +1097,21 @@ impl BackendConfig {
             ..BackendArgs::default()
         };
         let (source, file) = Source::translated(translation)?;
-        Self::build(&args, None, &source, file)
+        Self::build(&args, None, source, file)
     }
 
     fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {
         let (source, file) = Source::read(args.config.as_deref())?;
-        Self::build(args, variable, &source, file)
+        Self::build(args, variable, source, file)
     }
 
     fn build(
         args: &BackendArgs,
         variable: Option<&str>,
-        source: &Source,
+        source: Source,
         file: BackendFile,
     ) -> Result<Self> {
-        let (tor, socks) = tor_choice(source, args, &file.tor)?;
+        let (tor, socks) = tor_choice(&source, args, &file.tor)?;
         let usual = if tor.enabled { TUNNELS_VIA_TOR } else { 1 };
         let tunnels = args.tunnels.unwrap_or(usual);
         let frontends = if args.frontend.is_empty() {
@@ -1150,13 +1150,13 @@ impl BackendConfig {
         }
 
         let services = services(
-            source,
+            &source,
             args,
             file.kites,
             &file.allow_origin,
             |own| match own {
                 Some((key, path)) => {
-                    entry_secret(source, key, path, args.secret_file.as_deref(), variable)
+                    entry_secret(&source, key, path, args.secret_file.as_deref(), variable)
                 }
                 None => flag_secret(args.secret_file.as_deref(), variable, "SERVICE"),
             },
@@ -1193,7 +1193,11 @@ impl BackendConfig {
                 .ca_file
                 .clone()
                 .or(file.ca_file.map(|p| source.path(&p))),
-            state_dir: state_dir(source, args.state_dir.as_deref(), file.state_dir.as_deref())?,
+            state_dir: state_dir(
+                &source,
+                args.state_dir.as_deref(),
+                file.state_dir.as_deref(),
+            )?,
         })
     }
 }

@@ -65,6 +65,7 @@ struct Service<'a> {
     secret: Option<Secret>,
 }
 
+#[derive(Clone, Copy)]
 enum Origin {
     At(IpAddr, u16),
     /// pagekite.py's own web server.
@@ -164,10 +165,6 @@ impl<'a> Backend<'a> {
                     "keep one of the two",
                 ));
             }
-            let origin = match origin {
-                Origin::At(ip, at) => Origin::At(ip, at),
-                Origin::Builtin => Origin::Builtin,
-            };
             self.services.push(Service {
                 setting: s,
                 on,
