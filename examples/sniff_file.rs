@@ -47,10 +47,13 @@ fn describe(bytes: &[u8]) -> String {
             let host = head.host.map_or("nobody".into(), |name| name.to_string());
             format!("{what}, for {host}, with a head of {} bytes", head.len)
         }
+        Sniff::Found(Visitor::Xmpp(host)) => format!("an XMPP stream to {host}"),
+        Sniff::Found(Visitor::Minecraft(host)) => format!("a Minecraft handshake for {host}"),
         Sniff::Refuse(why) => {
             let answer = match why.voice() {
                 Voice::Http(status) => format!("HTTP status {status}"),
                 Voice::TlsAlert(description) => format!("TLS alert {description}"),
+                Voice::XmppError => "an XMPP error".into(),
                 Voice::Close => "a close".into(),
             };
             format!("{why}; a frontend answers with {answer}")

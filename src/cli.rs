@@ -68,7 +68,8 @@ pub struct FrontendArgs {
     #[arg(long, value_name = "PATTERN")]
     pub domain: Vec<String>,
 
-    /// What may fly under --domain: foolscap, tahoe-https, https, http, websocket, raw
+    /// What may fly under --domain: foolscap, tahoe-https, https, http, websocket, raw, xmpp,
+    /// minecraft
     /// [default: foolscap]
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
     pub protocols: Vec<String>,
@@ -244,8 +245,8 @@ pub struct BackendArgs {
     #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// What to serve: PROTOCOL:KITENAME:ORIGIN, as in
-    /// foolscap:tahoebob.alice.example:127.0.0.1:49293
+    /// What to serve: PROTOCOL[-PORT]:KITENAME:ORIGIN, as in
+    /// foolscap:tahoebob.alice.example:127.0.0.1:49293 or ssh:bob.alice.example:127.0.0.1:22
     #[arg(value_name = "SERVICE")]
     pub services: Vec<String>,
 }

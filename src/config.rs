@@ -22,7 +22,7 @@ use crate::frontend::authority::{self, Authority, Source as Asked};
 use crate::frontend::balancer::Balancers;
 use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
-use crate::kite::{KiteName, Protocol, Secret};
+use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::proxy_header::Version;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
@@ -33,6 +33,8 @@ const MAX_FILE: u64 = 1024 * 1024;
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Most tunnels to one frontend.
 pub const MAX_TUNNELS: u8 = 4;
+/// Most backends that may fly one kite at one frontend.
+pub const MAX_BACKENDS: u8 = 16;
 /// Tunnels to one frontend through Tor: no circuit is the only one.
 const TUNNELS_VIA_TOR: u8 = 2;
 /// The variable that may hold the secret.
@@ -144,10 +146,28 @@ pub struct CertificateFiles {
 pub struct Listen {
     /// The address and port.
     pub address: SocketAddr,
-    /// The kite that TLS visitors without a server name are brought to.
+    /// The port as visitors know it and kites are told, if a firewall or a load balancer leads it here
+    /// (pagekite.py's `portalias`).
+    pub port: Option<u16>,
+    /// The kite that the port belongs to: TLS visitors without a server name are brought to it.
     pub kite: Option<KiteName>,
+    /// All of the port's visitors are the raw kite's, from the first byte on.
+    pub raw: bool,
     /// The load balancers that alone may connect, and say by a PROXY header whom each connection is from.
     pub balancers: Option<Balancers>,
+}
+
+impl Listen {
+    /// A port for all kites, and for backends.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            port: None,
+            kite: None,
+            raw: false,
+            balancers: None,
+        }
+    }
 }
 
 /// Names that may be flown with a secret.
@@ -165,6 +185,8 @@ pub struct Grant {
     pub limits: Limits,
     /// The first second in which it does not fly any more, since 1970.
     pub expires: Option<u64>,
+    /// How many backends may fly one of these names at a time, from 1 to [`MAX_BACKENDS`].
+    pub backends: u8,
 }
 
 /// Which proof of the secret a grant takes.
@@ -232,6 +254,8 @@ pub struct NodeSide {
 pub struct Service<S = Secret> {
     /// What it carries.
     pub protocol: Protocol,
+    /// The public port whose visitors it is for; `None` for those of any.
+    pub port: Option<u16>,
     /// Its public name.
     pub name: KiteName,
     /// The server behind it.
@@ -256,6 +280,16 @@ enum TlsEnd {
     Origin,
     /// At the frontend.
     Frontend,
+}
+
+impl<S> Service<S> {
+    /// Its protocol with its port.
+    pub fn ported(&self) -> Ported {
+        Ported {
+            protocol: self.protocol,
+            port: self.port,
+        }
+    }
 }
 
 // ------------------------------------------------------------------- files
@@ -339,7 +373,7 @@ struct OnionTorTable {
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected \"ADDR:PORT\", or a table with `address`, and perhaps `kite`, `proxy_protocol` (true or false) and `proxy_from` (a list)"
+    expecting = "expected \"ADDR:PORT\", or a table with `address`, and as wanted, `port`, `kite`, `protocol`, `proxy_protocol` (true or false) and `proxy_from` (a list)"
 )]
 enum ListenEntry {
     Address(String),
@@ -350,7 +384,9 @@ enum ListenEntry {
 #[serde(deny_unknown_fields)]
 struct ListenTable {
     address: String,
+    port: Option<u16>,
     kite: Option<String>,
+    protocol: Option<String>,
     #[serde(default)]
     proxy_protocol: bool,
     proxy_from: Option<Vec<String>>,
@@ -367,6 +403,7 @@ struct GrantEntry {
     expires: Option<String>,
     #[serde(default)]
     limits: Limits,
+    backends: Option<u8>,
 }
 
 #[derive(Deserialize, Default)]
@@ -406,6 +443,7 @@ struct FrontendEntry {
 struct ServiceEntry {
     name: String,
     protocol: Option<String>,
+    port: Option<u16>,
     origin: String,
     secret_file: Option<PathBuf>,
     tub_id: Option<String>,
@@ -624,6 +662,33 @@ fn parse_protocol(place: &str, text: &str) -> Result<Protocol> {
         .map_err(|e| ConfigError::new(place, e, "correct the word"))
 }
 
+/// `protocol`, with a port behind it or in the key `port`.
+fn parse_ported(source: &Source, key: &str, entry: &ServiceEntry) -> Result<Ported> {
+    let place = source.at(format_args!("{key}.protocol"));
+    let mut ported = match &entry.protocol {
+        Some(word) => word
+            .parse::<Ported>()
+            .map_err(|e| ConfigError::new(&place, e, "correct the word"))?,
+        None => Ported {
+            protocol: Protocol::Foolscap,
+            port: None,
+        },
+    };
+    if let Some(port) = entry.port {
+        let place = source.at(format_args!("{key}.port"));
+        let port = parse_port(&place, port)?;
+        if ported.port.is_some_and(|other| other != port) {
+            return Err(ConfigError::new(
+                place,
+                format!("`protocol` says another port: {ported}"),
+                "keep one of them",
+            ));
+        }
+        ported.port = Some(port);
+    }
+    Ok(ported)
+}
+
 /// Where state is kept unless said otherwise: systemd's StateDirectory, then XDG's.
 pub fn default_state_dir() -> Result<PathBuf> {
     let from = |name: &str| {
@@ -746,6 +811,10 @@ impl FrontendConfig {
                             parse_expires(&place, &date)
                         })
                         .transpose()?,
+                    backends: parse_backends(
+                        &source.at(format_args!("{key}.backends")),
+                        entry.backends,
+                    )?,
                 })
             };
             file.kites
@@ -764,6 +833,7 @@ impl FrontendConfig {
                     proof: ProofRule::default(),
                     limits: file.limits.clone(),
                     expires: None,
+                    backends: 1,
                 })
             };
             args.domain.iter().map(grant).collect::<Result<Vec<_>>>()?
@@ -782,17 +852,21 @@ impl FrontendConfig {
             ));
         }
         for listen in &listen {
-            if let Some(kite) = &listen.kite
-                && !kites.iter().any(|g| g.pattern.covers(kite))
-                && !others
-            {
+            let Some(kite) = &listen.kite else { continue };
+            let mut granted = kites.iter().filter(|g| g.pattern.covers(kite));
+            let port = listen.address.port();
+            if granted.clone().next().is_none() && !others {
                 return Err(ConfigError::new(
                     source.at("listen"),
-                    format!(
-                        "port {} is given to {kite}, which may not fly here",
-                        listen.address.port()
-                    ),
+                    format!("port {port} is given to {kite}, which may not fly here"),
                     "add a [[kites]] table or a --domain that covers the name",
+                ));
+            }
+            if listen.raw && !others && !granted.any(|g| g.protocols.contains(&Protocol::Raw)) {
+                return Err(ConfigError::new(
+                    source.at("listen"),
+                    format!("port {port} is given to the raw kite {kite}, which may not carry raw"),
+                    "add \"raw\" to the `protocols` of its [[kites]] table",
                 ));
             }
         }
@@ -1030,9 +1104,8 @@ fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen
         ));
     }
     Ok(Listen {
-        address,
         kite,
-        balancers: None,
+        ..Listen::at(address)
     })
 }
 
@@ -1068,7 +1141,53 @@ fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<
             Some(balancers)
         }
     };
+    let place = source.at(format_args!("listen[{i}]"));
+    listen.port = table
+        .port
+        .map(|port| parse_port(&place, port))
+        .transpose()?;
+    listen.raw = parse_raw(&place, table.protocol.as_deref(), listen.kite.as_ref())?;
     Ok(listen)
+}
+
+/// Is it a port of a raw kite's own?
+fn parse_raw(place: &str, protocol: Option<&str>, kite: Option<&KiteName>) -> Result<bool> {
+    match protocol {
+        None => Ok(false),
+        Some("raw") if kite.is_some() => Ok(true),
+        Some("raw") => Err(ConfigError::new(
+            place,
+            "the visitors of a raw port name no kite, and it belongs to none",
+            "add `kite` with the name of the kite that gets them all",
+        )),
+        Some(other) => Err(ConfigError::new(
+            place,
+            format!("a port cannot be for '{other}' alone"),
+            "write protocol = \"raw\", or leave it out: other visitors are told apart by what they say",
+        )),
+    }
+}
+
+fn parse_backends(place: &str, backends: Option<u8>) -> Result<u8> {
+    match backends.unwrap_or(1) {
+        n @ 1..=MAX_BACKENDS => Ok(n),
+        n => Err(ConfigError::new(
+            place,
+            format!("{n} backends cannot fly one kite"),
+            format!("write a number from 1 to {MAX_BACKENDS}"),
+        )),
+    }
+}
+
+fn parse_port(place: &str, port: u16) -> Result<u16> {
+    match port {
+        0 => Err(ConfigError::new(
+            place,
+            "0 is no port",
+            "write the port as visitors know it, from 1 to 65535",
+        )),
+        port => Ok(port),
+    }
 }
 
 /// Foolscap alone unless said otherwise: what a frontend is for, and of no use to a phisher.
@@ -1247,10 +1366,7 @@ fn services<S: Clone>(
         let entry = |(i, entry): (usize, ServiceEntry)| {
             let key = format!("kites[{i}]");
             let secret = secret(Some((&key, entry.secret_file.as_deref())))?;
-            let protocol = match &entry.protocol {
-                Some(word) => parse_protocol(&source.at(format_args!("{key}.protocol")), word)?,
-                None => Protocol::Foolscap,
-            };
+            let Ported { protocol, port } = parse_ported(source, &key, &entry)?;
             let tub =
                 |text: &String| parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol);
             let tell = parse_tell(
@@ -1260,6 +1376,7 @@ fn services<S: Clone>(
             )?;
             Ok(Service {
                 protocol,
+                port,
                 tub: entry.tub_id.as_ref().map(tub).transpose()?,
                 tls_at_frontend: tls_at_frontend(
                     &source.at(format_args!("{key}.tls")),
@@ -1297,16 +1414,16 @@ fn services<S: Clone>(
         if services
             .iter()
             .take(i)
-            .any(|b| a.name == b.name && a.protocol.on_wire() == b.protocol.on_wire())
+            .any(|b| a.name == b.name && a.ported().on_wire() == b.ported().on_wire())
         {
             return Err(ConfigError::new(
                 source.at("kites"),
                 format!(
                     "{} is given twice for what the wire calls {}",
                     a.name,
-                    a.protocol.on_wire()
+                    a.ported().on_wire()
                 ),
-                "keep one of them",
+                "keep one of them, or give them different ports",
             ));
         }
     }
@@ -1405,12 +1522,16 @@ fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result
     else {
         return Err(ConfigError::new(
             "SERVICE",
-            format!("'{text}' is not PROTOCOL:KITENAME:ORIGIN"),
+            format!("'{text}' is not PROTOCOL[-PORT]:KITENAME:ORIGIN"),
             "write, for instance, foolscap:tahoebob.alice.example:127.0.0.1:49293",
         ));
     };
+    let Ported { protocol, port } = protocol
+        .parse()
+        .map_err(|e| ConfigError::new("SERVICE", e, "correct the word before the first colon"))?;
     Ok(Service {
-        protocol: parse_protocol("SERVICE", protocol)?,
+        protocol,
+        port,
         name: parse_name("SERVICE", name)?,
         origin: parse_origin("SERVICE", origin, allowed)?,
         secret: secret.clone(),

@@ -130,11 +130,7 @@ async fn perform(
     )?;
 
     let frontend = Frontend::new(config::FrontendConfig {
-        listen: vec![config::Listen {
-            address: ([127, 0, 0, 1], 0).into(),
-            kite: None,
-            balancers: None,
-        }],
+        listen: vec![config::Listen::at(([127, 0, 0, 1], 0).into())],
         kites: vec![config::Grant {
             pattern: name.clone(),
             protocols: [Protocol::Foolscap].into(),
@@ -142,6 +138,7 @@ async fn perform(
             proof: config::ProofRule::Required,
             limits: Limits::default(),
             expires: None,
+            backends: 1,
         }],
         limits: Limits::default(),
         authorities: Vec::new(),
@@ -192,6 +189,7 @@ async fn perform(
     let by = dialer.describe();
     let service = config::Service {
         protocol: Protocol::Foolscap,
+        port: None,
         name: name.clone(),
         origin: OriginAddr::parse(&node.address.to_string(), false)
             .map_err(|_| DemoError::Broken("the node's address does not parse"))?,

@@ -139,10 +139,8 @@ impl Frontend {
                 listen::bind(address).map_err(|source| FrontendError::Bind { address, source })?;
             listeners.push((listener, listen));
         }
-        let ports: Vec<u16> = listeners
-            .iter()
-            .filter_map(|(l, _)| Some(l.local_addr().ok()?.port()))
-            .collect();
+        let sniffed = listeners.iter().filter(|(_, listen)| !listen.raw);
+        let ports: Vec<u16> = sniffed.map(|(l, listen)| public_port(l, listen)).collect();
         let accounts = Accounts::open(config.kites, config.limits, &config.state_dir)?;
         let accounts = Arc::new(accounts);
         let challenges: Arc<Challenges> = Arc::default();
@@ -206,8 +204,8 @@ impl Frontend {
             .iter()
             .filter(|(_, listen)| listen.kite.is_none());
         shared_ports
-            .filter_map(|(l, _)| l.local_addr().ok())
-            .map(|address| format!("{}:{}#{pin}", host(address), address.port()))
+            .filter_map(|(l, listen)| Some((l.local_addr().ok()?, public_port(l, listen))))
+            .map(|(address, port)| format!("{}:{port}#{pin}", host(address)))
             .collect()
     }
 
@@ -304,10 +302,16 @@ impl Handle {
 /// What logs call a backend that came through an onion service.
 const ONION_PEER: &str = "an onion circuit";
 
+/// The port as visitors know it.
+fn public_port(listener: &TcpListener, listen: &Listen) -> u16 {
+    let local = || listener.local_addr().map(|a| a.port());
+    listen
+        .port
+        .unwrap_or_else(|| local().unwrap_or(listen.address.port()))
+}
+
 async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen) {
-    let port = listener
-        .local_addr()
-        .map_or(listen.address.port(), |a| a.port());
+    let port = public_port(&listener, &listen);
     let balancers = listen.balancers.map(Arc::new);
     loop {
         // Nobody closes the semaphore; without a slot new connections wait in the kernel.
@@ -319,6 +323,7 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
             peer,
             port,
             port_kite: listen.kite.clone(),
+            raw: listen.raw,
         };
         let (shared, balancers) = (shared.clone(), balancers.clone());
         tokio::spawn(async move {
@@ -332,8 +337,11 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
 struct Arrival {
     /// Whom it is from: the peer, or whom a load balancer named.
     peer: SocketAddr,
+    /// As visitors know it.
     port: u16,
     port_kite: Option<KiteName>,
+    /// It is that kite's, whatever it says.
+    raw: bool,
 }
 
 impl Shared {

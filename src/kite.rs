@@ -44,6 +44,19 @@ impl KiteName {
         &self.0
     }
 
+    /// The catch-all of PageKite: a kite of this name serves visitors whose own kite does not fly (protocol page §5.2).
+    pub const CATCH_ALL: &str = "unknown";
+
+    /// True for the name [`KiteName::CATCH_ALL`].
+    pub fn is_catch_all(&self) -> bool {
+        &*self.0 == Self::CATCH_ALL
+    }
+
+    /// Is a kite of this name for visitors of `host`? As [`KiteName::covers`]; the catch-all is for all.
+    pub fn serves(&self, host: &KiteName) -> bool {
+        self.is_catch_all() || self.covers(host)
+    }
+
     /// True for `*.alice.example`.
     pub fn is_wildcard(&self) -> bool {
         self.0.starts_with("*.")
@@ -125,18 +138,30 @@ pub enum Protocol {
     Http,
     /// Plain HTTP that upgrades to a WebSocket.
     Websocket,
-    /// Any bytes, reached through HTTP CONNECT.
+    /// As `Http`, for visitors whose `Http` kite does not fly: the second choice. Nothing to do with HTTP/2.
+    Http2,
+    /// The third choice.
+    Http3,
+    /// XMPP, by the host that the stream is opened to.
+    Xmpp,
+    /// Minecraft (Java edition), by the server that the player typed.
+    Minecraft,
+    /// Any bytes, reached through HTTP CONNECT or a port of the kite's own.
     Raw,
 }
 
 impl Protocol {
     /// Every protocol, in the order in which messages list them.
-    pub const ALL: [Protocol; 6] = [
+    pub const ALL: [Protocol; 10] = [
         Protocol::Foolscap,
         Protocol::TahoeHttps,
         Protocol::Https,
         Protocol::Http,
         Protocol::Websocket,
+        Protocol::Http2,
+        Protocol::Http3,
+        Protocol::Xmpp,
+        Protocol::Minecraft,
         Protocol::Raw,
     ];
 
@@ -148,6 +173,10 @@ impl Protocol {
             Protocol::Https => "https",
             Protocol::Http => "http",
             Protocol::Websocket => "websocket",
+            Protocol::Http2 => "http2",
+            Protocol::Http3 => "http3",
+            Protocol::Xmpp => "xmpp",
+            Protocol::Minecraft => "minecraft",
             Protocol::Raw => "raw",
         }
     }
@@ -158,14 +187,17 @@ impl Protocol {
         match self {
             Protocol::Foolscap | Protocol::Http => "http",
             Protocol::TahoeHttps | Protocol::Https => "https",
-            Protocol::Websocket => "websocket",
-            Protocol::Raw => "raw",
+            other => other.as_str(),
         }
     }
 
-    /// True when the frontend and everyone before it can read what passes.
+    /// True when the frontend and everyone before it can read what passes, as far as kite knows: XMPP, Minecraft and raw
+    /// streams may have an encryption of their own.
     pub fn is_plaintext(self) -> bool {
-        matches!(self, Protocol::Http | Protocol::Websocket | Protocol::Raw)
+        !matches!(
+            self,
+            Protocol::Foolscap | Protocol::TahoeHttps | Protocol::Https
+        )
     }
 }
 
@@ -177,7 +209,9 @@ impl fmt::Display for Protocol {
 
 /// A word that names no [`Protocol`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no protocol; use foolscap, tahoe-https, https, http, websocket or raw")]
+#[error(
+    "'{0}' is no protocol; use foolscap, tahoe-https, https, http, websocket, raw, xmpp, minecraft, http2 or http3"
+)]
 pub struct UnknownProtocol(pub String);
 
 impl FromStr for Protocol {
@@ -189,6 +223,76 @@ impl FromStr for Protocol {
             .find(|p| p.as_str().eq_ignore_ascii_case(word))
             .ok_or_else(|| UnknownProtocol(word.to_owned()))
     }
+}
+
+/// A protocol, and the public port whose visitors a kite is for, if not for those of any port: `http`, `raw-22`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Ported {
+    /// What is carried.
+    pub protocol: Protocol,
+    /// The port as the frontend calls it; `None` for any.
+    pub port: Option<u16>,
+}
+
+impl Ported {
+    /// The wire's word with its port, as in a service line (protocol page §3.2).
+    pub fn on_wire(self) -> String {
+        with_port(self.protocol.on_wire(), self.port)
+    }
+}
+
+fn with_port(word: &str, port: Option<u16>) -> String {
+    match port {
+        Some(port) => format!("{word}-{port}"),
+        None => word.to_owned(),
+    }
+}
+
+impl fmt::Display for Ported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&with_port(self.protocol.as_str(), self.port))
+    }
+}
+
+/// Why a text is no protocol with or without a port.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PortedError {
+    /// The word before the port, or alone.
+    #[error(transparent)]
+    Protocol(#[from] UnknownProtocol),
+    /// What stands behind the last `-`.
+    #[error("'{0}' is no port from 1 to 65535")]
+    Port(String),
+}
+
+/// `raw`, `raw-22`; also pagekite.py's `ssh` for `raw-22`, and `tls` for `https`.
+impl FromStr for Ported {
+    type Err = PortedError;
+
+    fn from_str(text: &str) -> Result<Self, PortedError> {
+        let (word, port) = match text.rsplit_once('-') {
+            // `tahoe-https` has a dash of its own.
+            Some((word, port)) if port.starts_with(|c: char| c.is_ascii_digit()) => (
+                word,
+                Some(parse_port(port).ok_or_else(|| PortedError::Port(port.to_owned()))?),
+            ),
+            _ => (text, None),
+        };
+        let (protocol, usual) = match word.to_ascii_lowercase().as_str() {
+            "ssh" => (Protocol::Raw, Some(22)),
+            "tls" => (Protocol::Https, None),
+            word => (word.parse()?, None),
+        };
+        Ok(Self {
+            protocol,
+            port: port.or(usual),
+        })
+    }
+}
+
+/// A port in decimal, but 0.
+fn parse_port(digits: &str) -> Option<u16> {
+    digits.parse().ok().filter(|port| *port != 0)
 }
 
 /// A secret shared by a kite and its frontends. Cannot be printed, and is wiped when dropped.
@@ -264,6 +368,44 @@ mod tests {
             name("a.b.c").wildcards().collect::<Vec<_>>(),
             ["*.b.c", "*.c"]
         );
+    }
+
+    #[test]
+    fn a_port_belongs_to_the_protocol() {
+        let read = |text: &str| text.parse::<Ported>().map(|p| (p.to_string(), p.on_wire()));
+        for (text, shown, wire) in [
+            ("http", "http", "http"),
+            ("raw-22", "raw-22", "raw-22"),
+            ("SSH", "raw-22", "raw-22"),
+            ("ssh-2222", "raw-2222", "raw-2222"),
+            ("tls", "https", "https"),
+            ("tls-8443", "https-8443", "https-8443"),
+            ("foolscap-8098", "foolscap-8098", "http-8098"),
+            ("tahoe-https", "tahoe-https", "https"),
+            ("tahoe-https-8443", "tahoe-https-8443", "https-8443"),
+        ] {
+            assert_eq!(read(text), Ok((shown.into(), wire.into())), "{text}");
+        }
+        for bad in [
+            "",
+            "raw-",
+            "raw-0",
+            "raw-65536",
+            "raw-22x",
+            "-22",
+            "smtp",
+            "http--80",
+        ] {
+            assert!(bad.parse::<Ported>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_catch_all_serves_all_and_covers_none() {
+        let all = name("unknown");
+        assert!(all.serves(&name("bob.alice.example")));
+        assert!(!all.covers(&name("bob.alice.example")));
+        assert!(name("*.alice.example").serves(&name("bob.alice.example")));
     }
 
     #[test]

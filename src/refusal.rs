@@ -6,12 +6,22 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::sniff::Voice;
+use crate::sniff::{Voice, alert};
 
 /// How long a refused visitor may take to read its answer.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// What a refused visitor may still send before it is cut off, in bytes.
 const FAREWELL_BYTES: u64 = 64 * 1024;
+
+/// How a visitor of a kite that nothing is behind is told so, by the wire's word for the kite (protocol page §7.4).
+pub fn offline(wire: &str) -> Voice {
+    match wire {
+        "http" | "http2" | "http3" | "websocket" => Voice::Http(503),
+        "https" => Voice::TlsAlert(alert::ACCESS_DENIED),
+        "xmpp" => Voice::XmppError,
+        _ => Voice::Close,
+    }
+}
 
 /// The bytes to send, complete with headers.
 pub fn message(voice: Voice) -> Vec<u8> {
@@ -19,6 +29,7 @@ pub fn message(voice: Voice) -> Vec<u8> {
         Voice::Http(status) => page(status),
         // A fatal alert in a TLS 1.2 record, as pagekite.py sends it (protocol page §7.4).
         Voice::TlsAlert(description) => vec![0x15, 3, 3, 0, 2, 2, description],
+        Voice::XmppError => XMPP_ERROR.to_vec(),
         Voice::Close => Vec::new(),
     }
 }
@@ -39,6 +50,11 @@ pub fn elsewhere(location: &str) -> Vec<u8> {
     )
     .into_bytes()
 }
+
+/// A stream that has nothing but its error (RFC 6120 §4.9.1.1).
+const XMPP_ERROR: &[u8] = b"<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
+xmlns:stream='http://etherx.jabber.org/streams' version='1.0'><stream:error>\
+<host-unknown xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error></stream:stream>";
 
 fn page(status: u16) -> Vec<u8> {
     let (reason, text) = match status {

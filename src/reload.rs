@@ -17,7 +17,7 @@ use crate::backend::Plan;
 use crate::backend::introduce::Tell;
 use crate::config::{BackendConfig, Frontend, Service};
 use crate::dial::OriginAddr;
-use crate::kite::Secret;
+use crate::kite::{Ported, Secret};
 use crate::proxy_header::Version;
 
 /// A backend's configuration, on its way to it. Holds secrets: not for logs.
@@ -112,7 +112,7 @@ impl Order {
             tunnels: f.tunnels,
         };
         let kite = |s: &Service| KiteOrder {
-            protocol: s.protocol.to_string(),
+            protocol: s.ported().to_string(),
             name: s.name.to_string(),
             origin: s.origin.to_string(),
             tub: s.tub.map(|tub| tub.as_str().to_owned()),
@@ -148,8 +148,10 @@ impl Order {
             })
         };
         let kite = |k: &KiteOrder| {
+            let Ported { protocol, port } = k.protocol.parse().ok()?;
             Some(Service {
-                protocol: k.protocol.parse().ok()?,
+                protocol,
+                port,
                 name: k.name.parse().ok()?,
                 // Whether it may be another machine's was decided when the file was read.
                 origin: OriginAddr::parse(&k.origin, true).ok()?,
@@ -263,9 +265,9 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
     for gone in old.frontends.iter().filter(|f| !kept(f.address.clone())) {
         lines.push(format!("frontend {}: removed", gone.address));
     }
-    let is = |a: &Service, b: &Service| (a.protocol, &a.name) == (b.protocol, &b.name);
+    let is = |a: &Service, b: &Service| (a.ported(), &a.name) == (b.ported(), &b.name);
     for kite in &new.services {
-        let shown = format!("kite {}:{}", kite.protocol, kite.name);
+        let shown = format!("kite {}:{}", kite.ported(), kite.name);
         let Some(was) = old.services.iter().find(|s| is(s, kite)) else {
             lines.push(format!("{shown}: added"));
             continue;
@@ -294,7 +296,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
     }
     for gone in &old.services {
         if !new.services.iter().any(|s| is(s, gone)) {
-            lines.push(format!("kite {}:{}: removed", gone.protocol, gone.name));
+            lines.push(format!("kite {}:{}: removed", gone.ported(), gone.name));
         }
     }
     lines
@@ -308,8 +310,10 @@ mod tests {
     fn service(text: &str, secret: &str) -> Service {
         let mut parts = text.splitn(3, ':');
         let mut part = || parts.next().expect("PROTOCOL:NAME:ORIGIN");
+        let Ported { protocol, port } = part().parse().expect("a protocol");
         Service {
-            protocol: part().parse().expect("a protocol"),
+            protocol,
+            port,
             name: part().parse().expect("a name"),
             origin: OriginAddr::parse(part(), true).expect("an origin"),
             secret: Secret::new(secret.as_bytes()).expect("a secret"),

@@ -408,7 +408,7 @@ async fn check_origins(services: &[config::Service]) -> Result<(), RunError> {
     for service in services.iter().filter(|s| s.protocol.is_plaintext()) {
         tracing::warn!(
             "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
-            service.protocol,
+            service.ported(),
             service.name
         );
     }

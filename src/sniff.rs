@@ -18,7 +18,9 @@
 
 pub mod foolscap;
 pub mod http;
+pub mod minecraft;
 pub mod tls;
+pub mod xmpp;
 
 pub use foolscap::TubId;
 pub use http::{HttpHead, HttpKind, MAX_HTTP_HEAD};
@@ -79,6 +81,10 @@ pub enum Visitor {
     Http(HttpHead),
     /// A complete TLS ClientHello.
     Tls(ClientHello),
+    /// The opening of an XMPP stream to this host.
+    Xmpp(KiteName),
+    /// A Minecraft handshake for this server.
+    Minecraft(KiteName),
 }
 
 /// Why a visitor is turned away, and by what it can be told so: see [`Refusal::voice`].
@@ -87,10 +93,13 @@ pub enum Refusal {
     /// An HTTP head without an end within its limit.
     #[error("the request head is too long")]
     TooLong,
-    /// The first bytes begin neither an HTTP request nor a TLS handshake
-    /// record. SSLv2 hellos, SSH banners and the like.
+    /// The first bytes begin none of the protocols that are told apart here. SSLv2 hellos, SSH banners
+    /// and the like.
     #[error("neither HTTP nor TLS")]
     NotHttpNorTls,
+    /// They begin as an XMPP stream or a Minecraft handshake does, and are none.
+    #[error("{0}")]
+    BadOpening(&'static str),
     /// An HTTP head that breaks RFC 9112, or that two readers could read in two ways.
     #[error("bad HTTP request: {0}")]
     BadRequest(&'static str),
@@ -114,6 +123,8 @@ pub enum Voice {
     Http(u16),
     /// Send a fatal TLS alert with this description (RFC 8446 §6), then close.
     TlsAlert(u8),
+    /// Answer with a stream whose error is `host-unknown` (RFC 6120 §4.9.3.6), then close.
+    XmppError,
     /// Close without a byte.
     Close,
 }
@@ -134,7 +145,7 @@ impl Refusal {
     pub fn voice(&self) -> Voice {
         match self {
             Refusal::TooLong => Voice::Http(431),
-            Refusal::NotHttpNorTls => Voice::Close,
+            Refusal::NotHttpNorTls | Refusal::BadOpening(_) => Voice::Close,
             Refusal::BadRequest(_) | Refusal::NoHost => Voice::Http(400),
             Refusal::BadTls(_) => Voice::TlsAlert(alert::DECODE_ERROR),
             Refusal::BadServerName => Voice::TlsAlert(alert::UNRECOGNIZED_NAME),
@@ -144,14 +155,24 @@ impl Refusal {
 
 /// Looks at everything received from a visitor so far, from its first byte.
 ///
-/// One byte tells HTTP from TLS: request methods are upper-case letters
-/// (protocol page §9), a TLS connection begins with a handshake record.
+/// The first byte tells most: request methods are upper-case letters (protocol page §9), a TLS connection begins with
+/// a handshake record, an XMPP stream with `<`. Any of these may be the length of a Minecraft handshake, too, whose packet
+/// number follows: 0, which the others never have there.
 pub fn sniff(bytes: &[u8]) -> Sniff<Visitor> {
-    match bytes.first() {
-        None => Sniff::NeedMore,
-        Some(&TLS_HANDSHAKE_RECORD) => tls::client_hello(bytes).map(Visitor::Tls),
-        Some(letter) if letter.is_ascii_uppercase() => http::head(bytes).map(Visitor::Http),
-        Some(_) => Sniff::Refuse(Refusal::NotHttpNorTls),
+    match *bytes {
+        [] => Sniff::NeedMore,
+        [length, 0, ..] | [length @ 0x80..=0xff, 1..=0x7f, 0, ..]
+            if usize::from(length) >= minecraft::MIN_LENGTH =>
+        {
+            minecraft::handshake(bytes).map(Visitor::Minecraft)
+        }
+        [TLS_HANDSHAKE_RECORD] | [b'A'..=b'Z'] | [b'<'] => Sniff::NeedMore,
+        [TLS_HANDSHAKE_RECORD, ..] => tls::client_hello(bytes).map(Visitor::Tls),
+        [b'A'..=b'Z', ..] => http::head(bytes).map(Visitor::Http),
+        [b'<', ..] => xmpp::opening(bytes).map(Visitor::Xmpp),
+        [length] if usize::from(length) >= minecraft::MIN_LENGTH => Sniff::NeedMore,
+        [0x80..=0xff, 1..=0x7f] => Sniff::NeedMore,
+        _ => Sniff::Refuse(Refusal::NotHttpNorTls),
     }
 }
 

@@ -221,6 +221,19 @@ impl Tunnel {
         self.0.lock().mux.rtt()
     }
 
+    /// The shortest round trip of late: what the path takes by itself, without queues at its ends.
+    pub fn shortest_rtt(&self) -> Option<Duration> {
+        self.0.lock().mux.shortest_rtt()
+    }
+
+    /// Has the round trip measured, if that was not done for so long.
+    pub fn measure(&self, every: Duration) {
+        let mut state = self.0.lock();
+        if state.mux.measure(every, Instant::now()) {
+            state.wake_driver();
+        }
+    }
+
     /// True if the peer was asked for a sign of life and has given none for [`SUSPECT_AFTER`]:
     /// visitors had better take another tunnel.
     pub fn is_suspect(&self) -> bool {

@@ -89,6 +89,7 @@ impl Sky {
         let leave = Leave {
             terms: Terms::from([Protocol::Http]),
             account: Account::new(&id.name, Limits::default(), None, None),
+            backends: 1,
             proof: None,
         };
         let claimant = Claimant {
@@ -98,6 +99,7 @@ impl Sky {
             beside: &[],
             retire: None,
             end_tls: EndTls::No,
+            several: false,
         };
         let claim = self.registry.claim(&id, leave, claimant);
         assert!(matches!(claim, Claim::Granted));

@@ -344,7 +344,7 @@ impl Link {
         failing: Option<&Flight>,
     ) -> Result<(BytesMut, Box<Verdict>, Option<BoxConn>), LinkError> {
         let wanted = self.asked.iter().map(|s| Wanted {
-            proto: s.protocol.on_wire().to_owned(),
+            proto: s.ported().on_wire(),
             name: s.name.clone(),
             secret: s.secret.clone(),
             bsalt: random_hex(36),
@@ -475,7 +475,7 @@ pub(super) fn shown_kite(services: &[Service], id: &KiteId) -> String {
     let ours = services.iter().find(|s| flies_as(s, id));
     format!(
         "{}:{}",
-        ours.map_or(id.proto.as_str(), |s| s.protocol.as_str()),
+        ours.map_or_else(|| id.proto.clone(), |s| s.ported().to_string()),
         id.name
     )
 }
@@ -487,7 +487,7 @@ pub(super) fn flown(id: &KiteId) -> (String, String) {
 
 /// Is this what the kite of a verdict is for?
 pub(super) fn flies_as(service: &Service, id: &KiteId) -> bool {
-    service.name.as_str() == id.name && service.protocol.on_wire() == id.proto
+    service.name.as_str() == id.name && service.ported().on_wire() == id.proto
 }
 
 async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {

@@ -9,7 +9,7 @@ use crate::kite::{KiteName, Protocol};
 use crate::sniff::foolscap::{Breach, Negotiation, covers, hold};
 use crate::sniff::{
     ClientHello, HttpHead, HttpKind, MAX_CLIENT_HELLO, MAX_HTTP_HEAD, Refusal, Sniff, TubId, Voice,
-    alert, http, tls,
+    alert, http, minecraft, tls, xmpp,
 };
 
 /// What is to be done with the bytes just shown.
@@ -49,6 +49,9 @@ pub enum PolicyError {
     /// The TLS server name is not this kite's.
     #[error("the TLS visitor wants another server")]
     OtherServerName,
+    /// The XMPP stream, or the Minecraft player, is not for this kite.
+    #[error("the visitor wants another server")]
+    OtherServer,
     /// A CONNECT or a ping, which are for a frontend and not for an origin.
     #[error("the request is for a frontend")]
     ForFrontend,
@@ -74,7 +77,7 @@ impl PolicyError {
             PolicyError::NoServerName | PolicyError::OtherServerName => {
                 Voice::TlsAlert(alert::UNRECOGNIZED_NAME)
             }
-            PolicyError::Incomplete => Voice::Close,
+            PolicyError::OtherServer | PolicyError::Incomplete => Voice::Close,
         }
     }
 }
@@ -121,6 +124,10 @@ enum Rule {
     Http,
     /// The same, asking for a WebSocket.
     Websocket,
+    /// An XMPP stream to the kite.
+    Xmpp,
+    /// A Minecraft handshake for the kite.
+    Minecraft,
 }
 
 impl Gate {
@@ -135,8 +142,10 @@ impl Gate {
             Protocol::Foolscap => State::Foolscap(Negotiation::new(kite.clone(), tub)),
             Protocol::TahoeHttps => first(Rule::AnyTls),
             Protocol::Https => first(Rule::NamedTls),
-            Protocol::Http => first(Rule::Http),
+            Protocol::Http | Protocol::Http2 | Protocol::Http3 => first(Rule::Http),
             Protocol::Websocket => first(Rule::Websocket),
+            Protocol::Xmpp => first(Rule::Xmpp),
+            Protocol::Minecraft => first(Rule::Minecraft),
             Protocol::Raw => State::Open,
         };
         Self {
@@ -214,6 +223,15 @@ fn verdict(step: Sniff<(), Breach>) -> Verdict {
 impl Rule {
     /// Judges all bytes since the first.
     fn judge(self, kite: &KiteName, bytes: &[u8]) -> Sniff<(), PolicyError> {
+        let for_kite = |host: KiteName| match covers(kite, &host) {
+            true => Ok(()),
+            false => Err(PolicyError::OtherServer),
+        };
+        match self {
+            Rule::Xmpp => return and(xmpp::opening(bytes), for_kite),
+            Rule::Minecraft => return and(minecraft::handshake(bytes), for_kite),
+            Rule::AnyTls | Rule::NamedTls | Rule::Http | Rule::Websocket => {}
+        }
         // The other protocol is refused by its first byte, not when it is complete.
         match (bytes.first(), self) {
             (None, _) => Sniff::NeedMore,

@@ -17,7 +17,7 @@ use crate::dial::{OriginConn, OriginDialer};
 use crate::kite::KiteName;
 use crate::observe::hush::Hush;
 use crate::refusal;
-use crate::sniff::{Voice, alert};
+use crate::sniff::Voice;
 use crate::tunnel::splice::{Inspect, Local, Objection, splice};
 use crate::tunnel::{Incoming, TunnelStream};
 use crate::wire::frame::Open;
@@ -53,7 +53,7 @@ pub(super) async fn serve(
                 "a frontend opened a stream for a kite that is not flown{before}"
             );
         }
-        return refuse(stream, unreachable(&open.proto));
+        return refuse(stream, refusal::offline(&open.proto));
     };
     if open.rtls && !service.protocol.is_plaintext() {
         tracing::debug!(
@@ -61,10 +61,10 @@ pub(super) async fn serve(
             "{}: the frontend has ended TLS; refused",
             service.name
         );
-        return refuse(stream, unreachable(&open.proto));
+        return refuse(stream, refusal::offline(&open.proto));
     }
     let is_gone = |now: &Services| {
-        let same = |s: &Service| (s.protocol, &s.name) == (service.protocol, &service.name);
+        let same = |s: &Service| (s.ported(), &s.name) == (service.ported(), &service.name);
         !now.iter().any(same)
     };
     tokio::select! {
@@ -141,7 +141,7 @@ async fn admit(
             "{}: a visitor was refused: its origin is not fit",
             service.name
         );
-        return turn_away(stream, unreachable(service.protocol.on_wire()));
+        return turn_away(stream, refusal::offline(service.protocol.on_wire()));
     }
     let mut origin = match OriginDialer::new().dial(&service.origin).await {
         Ok(origin) => origin,
@@ -150,7 +150,7 @@ async fn admit(
                 tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
             }
             watch.doubt(service);
-            return turn_away(stream, unreachable(service.protocol.on_wire()));
+            return turn_away(stream, refusal::offline(service.protocol.on_wire()));
         }
     };
     if !service.tell.is_nothing() {
@@ -165,7 +165,7 @@ async fn admit(
                 );
             }
             watch.doubt(service);
-            return turn_away(stream, unreachable(service.protocol.on_wire()));
+            return turn_away(stream, refusal::offline(service.protocol.on_wire()));
         }
         stream.consumed(beginning.taken);
     }
@@ -185,30 +185,39 @@ async fn tells(origin: &mut OriginConn, bytes: &[u8]) -> bool {
 
 /// The service that a frontend's opening is for. A frontend is not trusted: what it
 /// names must be flown, by name and by protocol.
+///
+/// As pagekite.py chooses (protocol page §10.1): a kite for the visitor's port before one for any, the nearest name,
+/// and the catch-all last; then the same for what a web visitor may be given instead.
 fn choose<'a>(services: &'a [Service], open: &Open) -> Option<&'a Service> {
     let host: KiteName = open.host.parse().ok()?;
-    let proto = match open.proto.as_str() {
-        "http2" | "http3" => "http",
-        proto => proto,
+    let instead: &[&str] = match open.proto.as_str() {
+        "http" => &["http2", "http3"],
+        "websocket" => &["http", "http2", "http3"],
+        _ => &[],
     };
-    let fits = |service: &&Service, proto: &str| {
-        service.protocol.on_wire() == proto && service.name.covers(&host)
+    let fits = |s: &&Service, proto: &str| {
+        // Who says no port may mean any.
+        let port = s.port.is_none() || open.port.is_none() || s.port == open.port;
+        s.protocol.on_wire() == proto && port && s.name.serves(&host)
     };
-    // The exact name first: it may stand beside a wildcard that covers it too.
-    let best = |proto| {
-        let exact = services
-            .iter()
-            .filter(|s| fits(s, proto))
-            .find(|s| s.name == host);
-        exact.or_else(|| services.iter().find(|s| fits(s, proto)))
+    let nearness = |s: &&Service| {
+        let name = &s.name;
+        let named = !name.is_catch_all();
+        (
+            named,
+            s.port.is_some(),
+            !name.is_wildcard(),
+            name.as_str().len(),
+        )
     };
-    best(proto).or_else(|| {
-        if proto == "websocket" {
-            best("http")
-        } else {
-            None
-        }
-    })
+    std::iter::once(open.proto.as_str())
+        .chain(instead.iter().copied())
+        .find_map(|proto| {
+            services
+                .iter()
+                .filter(|s| fits(s, proto))
+                .max_by_key(nearness)
+        })
 }
 
 enum Turned {
@@ -238,15 +247,6 @@ async fn first_flight(
         }
     }
     Ok(held)
-}
-
-/// What the visitor is told when there is no origin (protocol page §7.4).
-fn unreachable(wire: &str) -> Voice {
-    match wire {
-        "http" | "http2" | "http3" | "websocket" => Voice::Http(503),
-        "https" => Voice::TlsAlert(alert::ACCESS_DENIED),
-        _ => Voice::Close,
-    }
 }
 
 fn refuse(stream: TunnelStream, voice: Voice) {

@@ -592,3 +592,86 @@ fn tls_ends_at_the_frontend_only_where_there_is_none_behind_it() {
     }
     assert!(kite("tls = \"nobody\"\n").is_err());
 }
+
+#[test]
+fn ports_are_read_in_both_roles() {
+    let dir = place();
+    let listen =
+        "listen = [\"0.0.0.0:80\", { address = \"[::]:8443\", kite = \"bob.alice.example\" }]";
+    let raw = |table: &str| {
+        FRONTEND
+            .replace(
+                listen,
+                &format!("listen = [{{ address = \"0.0.0.0:2222\", {table} }}]"),
+            )
+            .replace("\"tahoe-https\"", "\"raw\"")
+    };
+    let good = "port = 22, kite = \"bob.alice.example\", protocol = \"raw\"";
+    let config = frontend(&dir, &raw(good)).unwrap();
+    let expected = Listen {
+        port: Some(22),
+        kite: Some("bob.alice.example".parse().unwrap()),
+        raw: true,
+        ..Listen::at("0.0.0.0:2222".parse().unwrap())
+    };
+    assert_eq!(config.listen, [expected]);
+    for (bad, place) in [
+        ("protocol = \"raw\"", "belongs to none"),
+        (
+            "kite = \"bob.alice.example\", protocol = \"http\"",
+            "'http' alone",
+        ),
+        ("port = 0", "0 is no port"),
+    ] {
+        let error = frontend(&dir, &raw(bad)).unwrap_err().to_string();
+        assert!(
+            error.contains("listen[0]") && error.contains(place),
+            "{error}"
+        );
+    }
+    let error = frontend(&dir, &raw(good).replace("\"raw\"]", "\"http\"]")).unwrap_err();
+    assert!(error.to_string().contains("may not carry raw"), "{error}");
+
+    let kite = |keys: &str| BACKEND.replace("origin", &format!("{keys}\norigin"));
+    for (keys, ported) in [
+        ("protocol = \"raw\"\nport = 22", "raw-22"),
+        ("protocol = \"ssh\"", "raw-22"),
+        ("protocol = \"http-8080\"\nport = 8080", "http-8080"),
+        ("port = 8098", "foolscap-8098"),
+    ] {
+        let config = backend(&dir, &kite(keys)).unwrap();
+        assert_eq!(config.services[0].ported().to_string(), ported);
+    }
+    for (keys, place) in [
+        ("protocol = \"http-8080\"\nport = 80", "kites[0].port"),
+        ("protocol = \"http-0\"", "kites[0].protocol"),
+        ("port = 0", "kites[0].port"),
+    ] {
+        let error = backend(&dir, &kite(keys)).unwrap_err().to_string();
+        assert!(error.contains(place), "{error}");
+    }
+    // One name twice, if the port or the protocol is another.
+    let table = |port| {
+        format!(
+            "[[kites]]\nname = \"bob.alice.example\"\n{port}\norigin = \"127.0.0.1:1\"\nsecret_file = \"bob.secret\"\n"
+        )
+    };
+    let two = |port| format!("{BACKEND}{}", table(port));
+    assert_eq!(backend(&dir, &two("port = 81")).unwrap().services.len(), 2);
+    let error = backend(&dir, &two("protocol = \"http\""))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("given twice"), "{error}");
+}
+
+#[test]
+fn how_many_backends_has_bounds() {
+    let dir = place();
+    let with = |n: u32| frontend(&dir, &format!("{FRONTEND}backends = {n}\n"));
+    assert_eq!(frontend(&dir, FRONTEND).unwrap().kites[0].backends, 1);
+    assert_eq!(with(16).unwrap().kites[0].backends, 16);
+    for n in [0, 17] {
+        let error = with(n).unwrap_err().to_string();
+        assert!(error.contains("kites[0].backends"), "{error}");
+    }
+}

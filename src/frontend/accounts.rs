@@ -314,6 +314,7 @@ mod tests {
             protocols: [Protocol::Http].into(),
             secret: Secret::new(secret.as_bytes()).expect("a secret"),
             proof: ProofRule::Optional,
+            backends: 1,
             limits: Limits {
                 quota: Some(Size(quota)),
                 ..Limits::default()

@@ -51,6 +51,8 @@ pub struct Leave {
     pub terms: Terms,
     /// What it is charged to.
     pub account: Arc<Account>,
+    /// How many backends may fly it at a time.
+    pub backends: u8,
     /// Our own proof that we know the secret, where one was agreed.
     pub proof: Option<Proof>,
 }
@@ -168,6 +170,7 @@ impl Judge {
                 None => {
                     leave = Some(Leave {
                         terms: uses,
+                        backends: grant.backends,
                         account: holding.account,
                         proof: proof.map(Proof),
                     });
@@ -219,6 +222,7 @@ impl Judge {
         Judgement::Proven(Leave {
             terms,
             account,
+            backends: 1,
             proof: proof.map(Proof),
         })
     }
@@ -246,8 +250,9 @@ impl Judge {
         let mut granted: Terms = self.accounts.protocols();
         granted.extend(self.authorities.protocols());
         let mut protos: Vec<String> = Vec::new();
-        for proto in granted.iter().map(|p| p.on_wire()) {
-            if !protos.iter().any(|p| p == proto) {
+        for proto in Protocol::ALL.into_iter().map(Protocol::on_wire) {
+            let granted = granted.iter().any(|p| carries(*p, proto));
+            if granted && !protos.iter().any(|p| p == proto) {
                 protos.push(proto.to_owned());
             }
         }
@@ -275,15 +280,13 @@ fn uses<'a>(
         .filter(move |protocol| carries(*protocol, wire))
 }
 
+/// Flown by other backends for when `http` is down.
+const SECOND_CHOICES: [&str; 2] = ["http2", "http3"];
+
 /// Does a kite of this protocol stand behind that word of the wire?
 fn carries(protocol: Protocol, wire: &str) -> bool {
-    // http2 and http3 are second and third choices for http, no newer HTTP (§3.2).
-    let wire = if matches!(wire, "http2" | "http3") {
-        "http"
-    } else {
-        wire
-    };
-    protocol.on_wire() == wire
+    // http2 and http3 are second and third choices for http, no newer HTTP (§3.2): who may fly it may fly them.
+    protocol.on_wire() == wire || (protocol.on_wire() == "http" && SECOND_CHOICES.contains(&wire))
 }
 
 #[cfg(test)]
@@ -304,6 +307,7 @@ mod tests {
             proof: ProofRule::default(),
             limits: Limits::default(),
             expires: None,
+            backends: 1,
         };
         let mut gone = grant("gone.alice.example", &[Protocol::Http], b"gone");
         gone.expires = Some(NOW);

@@ -128,6 +128,7 @@ impl Entry {
             },
             limits: self.limits.clone(),
             expires: self.expires,
+            backends: 1,
         })
     }
 }
@@ -299,6 +300,7 @@ mod tests {
             protocols: [Protocol::Foolscap, Protocol::Http].into(),
             secret: Secret::new(b"\xff not text").expect("a secret"),
             proof: ProofRule::Required,
+            backends: 1,
             limits: Limits {
                 quota: Some(Size(5 << 30)),
                 visitors: Some("20/60".parse().expect("a rate")),

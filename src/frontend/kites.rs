@@ -192,6 +192,7 @@ fn entry(add: &AddArgs) -> Result<(KiteName, Entry, Option<String>), ConfigError
     };
     let grant = Grant {
         pattern: name.clone(),
+        backends: 1,
         protocols: config::parse_protocols("--protocols", &add.protocols)?,
         secret,
         proof: match add.require_proof {

@@ -214,6 +214,7 @@ impl Registration<'_> {
             answer.features.push(KITE_BESIDE.to_owned());
             claimant.beside = &asked.beside;
             claimant.retire = asked.retire.as_deref();
+            claimant.several = true;
         }
         self.judge(&asked.services, claimant, &mut answer).await;
         let mut out = BytesMut::new();
@@ -303,6 +304,7 @@ impl Registration<'_> {
             beside: &[],
             retire: None,
             end_tls: EndTls::No,
+            several: false,
         }
     }
 

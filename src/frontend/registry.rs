@@ -4,7 +4,9 @@
 //! only once its tunnel stands: nobody is routed into a handshake.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::account::{Account, End};
 use super::auth::Leave;
@@ -13,14 +15,16 @@ use crate::kite::{KiteName, Protocol};
 use crate::tunnel::Tunnel;
 use crate::wire::KiteId;
 
-/// The catch-all name of PageKite (protocol page §5.2).
-const CATCH_ALL: &str = "unknown";
-
 /// Most tunnels that fly one kite: as many as a backend may keep, and as many that replace them.
 pub const MAX_BESIDE: usize = 2 * MAX_TUNNELS as usize;
 
 /// Wishes to replace a session that are remembered until the backend has dialled again with its proof.
 pub const MAX_WISHES: usize = 256;
+/// How old a measured round trip may be where visitors are shared out by it; then the tunnel is asked again.
+const MEASURED_FOR: Duration = Duration::from_secs(10);
+/// What a backend must be nearer by, besides a quarter, to take the visitors over from another: on a short path a quarter is
+/// chance.
+const NEARER_BY: Duration = Duration::from_millis(5);
 
 /// All kites that fly here.
 #[derive(Default)]
@@ -34,6 +38,8 @@ struct Sky {
     sessions: HashMap<String, BTreeSet<Arc<Key>>>,
     /// By whom it was wished, and whom it would replace; at most [`MAX_WISHES`].
     wishes: VecDeque<(String, String)>,
+    /// Backends that have been given a number.
+    backends: u64,
 }
 
 impl Sky {
@@ -67,22 +73,106 @@ pub struct TunnelView {
 
 struct Entry {
     terms: Terms,
-    end_tls: EndTls,
     account: Arc<Account>,
-    /// Never empty, at most [`MAX_BESIDE`].
+    /// Never empty, at most [`MAX_BESIDE`] of each backend.
     holders: Vec<Holder>,
+    /// The backend that visitors are brought to, where there are several. 0 is none.
+    favourite: AtomicU64,
 }
 
 impl Entry {
     fn of(&self, session: &str) -> Option<&Holder> {
         self.holders.iter().find(|h| h.session == session)
     }
+
+    /// Whether visitors' TLS may be ended here: if all backends agree.
+    fn end_tls(&self) -> EndTls {
+        let mut said = self.holders.iter().map(|h| h.end_tls);
+        let first = said.next().unwrap_or_default();
+        match said.all(|other| other == first) {
+            true => first,
+            false => EndTls::No,
+        }
+    }
+
+    /// The tunnel for the next visitor: of the backend that is [nearest](choose), the tunnel with the fewest streams. One
+    /// that owes us a sign of life only if all do.
+    fn tunnel(&self) -> Option<&Tunnel> {
+        let best_of = |backend: Option<u64>| {
+            let all = self.holders.iter();
+            let theirs = all.filter(|h| backend.is_none_or(|b| h.backend == b));
+            let tunnels = theirs.filter_map(|h| h.tunnel.as_ref());
+            let standing = tunnels.filter(|t| !t.is_closed());
+            standing.min_by_key(|t| (t.is_suspect(), t.streams()))
+        };
+        let first = self.holders.first()?.backend;
+        if self.holders.iter().all(|h| h.backend == first) {
+            return best_of(None);
+        }
+        let mut backends: Vec<u64> = self.holders.iter().map(|h| h.backend).collect();
+        backends.sort_unstable();
+        backends.dedup();
+        let candidates = backends.iter().filter_map(|backend| {
+            let tunnel = best_of(Some(*backend))?;
+            tunnel.measure(MEASURED_FOR);
+            Some(Candidate {
+                backend: *backend,
+                suspect: tunnel.is_suspect(),
+                round_trip: tunnel.shortest_rtt(),
+                streams: tunnel.streams(),
+            })
+        });
+        let favourite = self.favourite.load(Ordering::Relaxed);
+        let chosen = choose(favourite, &candidates.collect::<Vec<_>>())?;
+        self.favourite.store(chosen, Ordering::Relaxed);
+        best_of(Some(chosen))
+    }
+}
+
+/// A backend that a visitor could be brought to: its best tunnel.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    backend: u64,
+    suspect: bool,
+    /// The shortest of late, if any was measured.
+    round_trip: Option<Duration>,
+    streams: usize,
+}
+
+impl Candidate {
+    /// By so much that it is no accident: by a quarter, and [`NEARER_BY`].
+    fn is_clearly_nearer_than(&self, other: &Self) -> bool {
+        match (self.round_trip, other.round_trip) {
+            (Some(ours), Some(theirs)) => ours * 4 / 3 + NEARER_BY < theirs,
+            _ => false,
+        }
+    }
+}
+
+/// The backend for the next visitor: the one that had the last, unless it owes a sign of life that another does not, or
+/// another is clearly nearer. Then the nearest; of several that are about as near, the one with the fewest streams.
+fn choose(favourite: u64, candidates: &[Candidate]) -> Option<u64> {
+    let suspects = candidates.iter().all(|c| c.suspect);
+    let fit = || candidates.iter().filter(|c| c.suspect == suspects);
+    let beaten = |c: &Candidate| fit().any(|other| other.is_clearly_nearer_than(c));
+    if let Some(last) = fit().find(|c| c.backend == favourite)
+        && !beaten(last)
+    {
+        return Some(favourite);
+    }
+    let near = fit().filter(|c| !beaten(c));
+    // One that has not been measured yet is not known to be near.
+    near.min_by_key(|c| (c.round_trip.is_none(), c.streams, c.round_trip))
+        .map(|c| c.backend)
 }
 
 struct Holder {
     session: String,
     /// What the backend chose for this handshake; it knows its kite by it.
     bsalt: String,
+    /// Tunnels of one backend have one number.
+    backend: u64,
+    end_tls: EndTls,
     peer: String,
     /// None until it stands.
     tunnel: Option<Tunnel>,
@@ -146,6 +236,8 @@ pub struct Claimant<'a> {
     pub retire: Option<&'a str>,
     /// Whether its visitors' TLS may be ended here.
     pub end_tls: EndTls,
+    /// It said KiteBeside1: if the terms allow several backends, it may be one of them (protocol page §21.6).
+    pub several: bool,
 }
 
 /// What became of a wish for a name.
@@ -168,6 +260,8 @@ pub struct Found {
     pub end_tls: EndTls,
     /// What its visitors are charged to.
     pub account: Arc<Account>,
+    /// It is the last resort, and not the visitor's own.
+    pub is_catch_all: bool,
     /// The way there.
     pub tunnel: Tunnel,
 }
@@ -177,19 +271,21 @@ impl Registry {
     /// beside one that the claimant knows.
     pub fn claim(&self, id: &KiteId, leave: Leave, claimant: Claimant<'_>) -> Claim {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let sky = &mut *sky;
         let key = Arc::new((id.proto.clone(), id.name.clone()));
         let wished = claimant.replace.and_then(|named| sky.wish_of(named));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
-            end_tls: EndTls::default(),
             account: leave.account.clone(),
             holders: Vec::new(),
+            favourite: AtomicU64::new(0),
         });
         let holders = &mut entry.holders;
         if holders.iter().any(|h| h.session == claimant.session) {
             return Claim::Held;
         }
-        let mut welcome = false;
+        // The number of the claimant's backend, if it has, or had, a tunnel here.
+        let mut ours = None;
         holders.retain(|holder| {
             let Some(tunnel) = &holder.tunnel else {
                 return true;
@@ -200,20 +296,36 @@ impl Registry {
                 tunnel.close("replaced by its backend");
             }
             let beside = claimant.beside.contains(&holder.session);
-            welcome |= replaced || is(claimant.retire) || beside;
+            if replaced || is(claimant.retire) || beside {
+                ours = Some(holder.backend);
+            }
             !tunnel.is_closed() && !is(claimant.retire)
         });
-        if !holders.is_empty() && (!welcome || holders.len() >= MAX_BESIDE) {
+        let beside_us = holders.iter().filter(|h| Some(h.backend) == ours).count();
+        let mut others: Vec<u64> = holders.iter().map(|h| h.backend).collect();
+        others.sort_unstable();
+        others.dedup();
+        let most = if claimant.several { leave.backends } else { 1 };
+        let free = match ours {
+            Some(_) => beside_us < MAX_BESIDE,
+            None => others.len() < usize::from(most.max(1)),
+        };
+        if !free {
             let tunnels = holders.iter().filter_map(|h| h.tunnel.as_ref());
             tunnels.for_each(Tunnel::ask);
             return Claim::Duplicate;
         }
-        entry.end_tls = claimant.end_tls;
+        let backend = ours.unwrap_or_else(|| {
+            sky.backends += 1;
+            sky.backends
+        });
         entry.terms = leave.terms;
         entry.account = leave.account;
         holders.push(Holder {
             session: claimant.session.to_owned(),
             bsalt: id.bsalt.clone(),
+            backend,
+            end_tls: claimant.end_tls,
             peer: claimant.peer.to_owned(),
             tunnel: None,
         });
@@ -335,8 +447,8 @@ impl Registry {
     }
 
     /// The kite for a visitor: the first of `protos` that has the name, on this port
-    /// or any; exactly, or by the nearest wildcard; else the catch-all. Of several tunnels
-    /// the one with the fewest streams, and one that owes us a sign of life only if all do.
+    /// or any; exactly, or by the nearest wildcard; else the catch-all. One whose tunnels all owe us a sign of life
+    /// gives way to the next.
     pub fn find(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Found> {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut key = (String::new(), String::new());
@@ -348,31 +460,30 @@ impl Registry {
             };
             name.clone_into(&mut key.1);
             let entry = sky.kites.get(&key)?;
-            let tunnels = entry.holders.iter().filter_map(|h| h.tunnel.as_ref());
-            let tunnel = tunnels
-                .filter(|t| !t.is_closed())
-                .min_by_key(|t| (t.is_suspect(), t.streams()))?
-                .clone();
             Some(Found {
                 proto: proto.to_owned(),
                 terms: entry.terms.clone(),
-                end_tls: entry.end_tls,
+                end_tls: entry.end_tls(),
                 account: entry.account.clone(),
-                tunnel,
+                is_catch_all: name == KiteName::CATCH_ALL,
+                tunnel: entry.tunnel()?.clone(),
             })
         };
+        let mut doubtful = None;
         for proto in protos {
             for with_port in [true, false] {
                 let hit = look(proto, with_port, host.as_str()).or_else(|| {
                     host.wildcards()
                         .find_map(|name| look(proto, with_port, &name))
                 });
-                if hit.is_some() {
-                    return hit;
+                match hit {
+                    Some(found) if !found.tunnel.is_suspect() => return Some(found),
+                    Some(found) => doubtful = doubtful.or(Some(found)),
+                    None => {}
                 }
             }
         }
-        look(protos.first()?, false, CATCH_ALL)
+        doubtful.or_else(|| look(protos.first()?, false, KiteName::CATCH_ALL))
     }
 
     /// The tunnels that are up, with their kites, in the order of their sessions.
@@ -401,5 +512,65 @@ impl Registry {
             held.find_map(|(_, entry)| entry.of(session)?.tunnel.clone())
         };
         sky.sessions.keys().filter_map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(backend: u64, round_trip_ms: Option<u64>, streams: usize) -> Candidate {
+        Candidate {
+            backend,
+            suspect: false,
+            round_trip: round_trip_ms.map(Duration::from_millis),
+            streams,
+        }
+    }
+
+    #[test]
+    fn the_nearest_backend_is_chosen_and_kept() {
+        let (near, far) = (candidate(1, Some(20), 9), candidate(2, Some(300), 0));
+        assert_eq!(choose(0, &[near, far]), Some(1));
+        assert_eq!(choose(2, &[near, far]), Some(1), "it is clearly nearer");
+        // A little nearer is not enough to move visitors, either way.
+        let (a, b) = (candidate(1, Some(100), 5), candidate(2, Some(110), 0));
+        assert_eq!(choose(1, &[a, b]), Some(1));
+        assert_eq!(choose(2, &[a, b]), Some(2));
+        assert_eq!(
+            choose(0, &[a, b]),
+            Some(2),
+            "about as near: the fewest streams"
+        );
+        let (a, b) = (candidate(1, Some(1), 0), candidate(2, Some(5), 0));
+        assert_eq!(choose(2, &[a, b]), Some(2), "a quarter of little is chance");
+        assert_eq!(choose(0, &[]), None);
+    }
+
+    #[test]
+    fn a_backend_that_does_not_answer_is_left_and_one_that_is_new_is_no_surprise() {
+        let suspect = Candidate {
+            suspect: true,
+            ..candidate(1, Some(1), 0)
+        };
+        let far = candidate(2, Some(900), 50);
+        assert_eq!(choose(1, &[suspect, far]), Some(2));
+        let all = Candidate {
+            suspect: true,
+            ..far
+        };
+        assert_eq!(
+            choose(1, &[suspect, all]),
+            Some(1),
+            "none answers: as if all did"
+        );
+        let new = candidate(3, None, 0);
+        assert_eq!(choose(0, &[new, far]), Some(2), "not measured yet");
+        assert_eq!(
+            choose(3, &[new, far]),
+            Some(3),
+            "nothing is known against it"
+        );
+        assert_eq!(choose(0, &[new]), Some(3));
     }
 }

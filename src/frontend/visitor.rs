@@ -13,12 +13,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::account::{self, Account, Pass};
+use super::account::{self, Pass};
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
-use super::{Arrival, Shared, Socket};
+use super::{Arrival, MAX_CONNECTIONS, Shared, Socket};
 use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
@@ -36,6 +36,8 @@ use crate::wire::frame::Open;
 pub const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a visitor's tunnel is looked at until it has answered; every [`SUSPECT_AFTER`].
 const MAX_LOOKS: usize = 6;
+/// With fewer free slots than this, backends are asked to prefer other frontends.
+const SPARE_SLOTS: usize = MAX_CONNECTIONS / 8;
 /// Asked of the socket at first while sniffing, in bytes: most say all in one packet.
 const FIRST_READ: usize = 1024;
 
@@ -106,6 +108,15 @@ async fn arrive(
     door: &Arrival,
     peer: &str,
 ) -> Option<Comer> {
+    if door.raw {
+        return match route_raw_port(shared, door).and_then(|r| r.let_in(door, Voice::Close)) {
+            Ok(route) => Some(Comer::Visitor(conn, first, route)),
+            Err(voice) => {
+                refuse(conn, voice).await;
+                None
+            }
+        };
+    }
     let visitor = match read_first(&mut conn, &mut first).await {
         First::Visitor(visitor) => visitor,
         First::Refused(refusal) => {
@@ -119,6 +130,8 @@ async fn arrive(
         Visitor::Tls(hello) => {
             return arrive_by_tls(shared, conn, first, &hello, None, door, peer).await;
         }
+        Visitor::Xmpp(host) => XMPP.enter(shared, &host, door),
+        Visitor::Minecraft(host) => MINECRAFT.enter(shared, &host, door),
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
                 return Some(Comer::Backend(Box::new(Asking {
@@ -129,14 +142,18 @@ async fn arrive(
                 })));
             }
             HttpKind::Ping => {
-                refusal::say(&mut conn, &ping_reply(&shared.uuid)).await;
+                refusal::say(&mut conn, &ping_reply(shared)).await;
                 return None;
             }
             HttpKind::Connect { ref host, port } => {
                 let found = route_connect(shared, host, port);
-                let ours =
-                    found.is_err() && port == 443 && shared.certificates.find(host).is_some();
-                let route = found.and_then(|route| route.let_in(door, OFFLINE));
+                // A kite before a certificate of ours, and that before the last resort.
+                let for_kite = found.as_ref().is_ok_and(|r| !r.found.is_catch_all);
+                let ours = !for_kite && port == 443 && shared.certificates.find(host).is_some();
+                let route = match ours {
+                    true => Err(OFFLINE),
+                    false => found.and_then(|route| route.let_in(door, OFFLINE)),
+                };
                 if route.is_ok() || ours {
                     first.advance(head.len);
                     conn.write_all(b"HTTP/1.0 200 Connection Established\r\n\r\n")
@@ -157,7 +174,8 @@ async fn arrive(
                     refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
                     return None;
                 }
-                route_http(shared, &head, door.port).and_then(|route| route.let_in(door, OFFLINE))
+                route_http(shared, &head, door.port, first.len() == head.len)
+                    .and_then(|route| route.let_in(door, OFFLINE))
             }
         },
     };
@@ -183,7 +201,7 @@ async fn arrive_after_connect(
         First::Visitor(Visitor::Tls(hello)) => {
             arrive_by_tls(shared, conn, first, &hello, Some(name), door, peer).await
         }
-        First::Visitor(Visitor::Http(_)) => {
+        First::Visitor(_) => {
             refuse(conn, Voice::Http(400)).await;
             None
         }
@@ -295,7 +313,15 @@ fn whither(
     if hello.alpn_kite {
         return Whither::Ours(hello.alpn_certified.then(held).flatten());
     }
+    // An older backend that knows us by name.
+    let own_name = || {
+        let (sni, own) = (hello.sni.as_ref()?, shared.name.as_ref()?);
+        own.eq_ignore_ascii_case(sni.as_str()).then_some(())
+    };
+    // What is ours goes before the last resort, which would get it else.
+    let ours = || held().is_some() || own_name().is_some();
     let denied = match route_tls(shared, hello, asked, door) {
+        Ok(route) if route.found.is_catch_all && ours() => DENIED,
         Ok(route) => return Whither::Kite(route),
         Err(voice) => voice,
     };
@@ -306,11 +332,6 @@ fn whither(
     if let Some(held) = held().or_else(default) {
         return Whither::Ours(Some(held));
     }
-    // An older backend that knows us by name.
-    let own_name = || {
-        let (sni, own) = (hello.sni.as_ref()?, shared.name.as_ref()?);
-        own.eq_ignore_ascii_case(sni.as_str()).then_some(())
-    };
     match own_name() {
         Some(()) => Whither::Ours(None),
         None => Whither::Nowhere(denied),
@@ -357,6 +378,10 @@ async fn arrive_inner<C: Conn>(
             refuse(conn, DENIED).await;
             return None;
         }
+        First::Visitor(Visitor::Xmpp(_) | Visitor::Minecraft(_)) => {
+            refuse(conn, Voice::Close).await;
+            return None;
+        }
         First::Refused(refusal) => {
             refuse(conn, refusal.voice()).await;
             return None;
@@ -372,7 +397,7 @@ async fn arrive_inner<C: Conn>(
                 head_len: head.len,
             })));
         }
-        HttpKind::Ping => refusal::say(&mut conn, &ping_reply(&shared.uuid)).await,
+        HttpKind::Ping => refusal::say(&mut conn, &ping_reply(shared)).await,
         HttpKind::Connect { .. } => refuse(conn, OFFLINE).await,
         HttpKind::Request | HttpKind::Websocket => return Some(Inner::Request(conn, first, head)),
     }
@@ -408,18 +433,130 @@ async fn read_first<C: AsyncRead + Unpin>(conn: &mut C, first: &mut BytesMut) ->
         .unwrap_or(First::Gone)
 }
 
+/// What a visitor may be brought to.
+struct Wish {
+    /// The wire's words for it, the first choice first.
+    protos: &'static [&'static str],
+    /// What a kite's terms must allow, one of these.
+    uses: &'static [Protocol],
+}
+
+/// A request.
+const WEB: Wish = Wish {
+    protos: &["http", "http2", "http3"],
+    uses: &[Protocol::Http, Protocol::Http2, Protocol::Http3],
+};
+/// A request as foolscap's.
+const FOOLSCAP: Wish = Wish {
+    protos: WEB.protos,
+    uses: &[
+        Protocol::Foolscap,
+        Protocol::Http,
+        Protocol::Http2,
+        Protocol::Http3,
+    ],
+};
+/// A request that asks for a WebSocket.
+const WEBSOCKET: Wish = Wish {
+    protos: &["websocket", "http", "http2", "http3"],
+    uses: &[
+        Protocol::Websocket,
+        Protocol::Http,
+        Protocol::Http2,
+        Protocol::Http3,
+    ],
+};
+const TLS: Wish = Wish {
+    protos: &["https"],
+    uses: &[Protocol::Https],
+};
+/// TLS that names no server, on a port that does.
+const NAMELESS_TLS: Wish = Wish {
+    protos: &["https"],
+    uses: &[Protocol::TahoeHttps, Protocol::Https],
+};
+/// What follows a CONNECT to a web server's port.
+const CONNECTED_WEB: Wish = Wish {
+    protos: &["http"],
+    uses: &[Protocol::Http],
+};
+const RAW: Wish = Wish {
+    protos: &["raw"],
+    uses: &[Protocol::Raw],
+};
+const XMPP: Wish = Wish {
+    protos: &["xmpp"],
+    uses: &[Protocol::Xmpp],
+};
+const MINECRAFT: Wish = Wish {
+    protos: &["minecraft"],
+    uses: &[Protocol::Minecraft],
+};
+
+impl Wish {
+    /// How its visitor is told that nobody is there.
+    fn offline(&self) -> Voice {
+        self.protos
+            .first()
+            .map_or(Voice::Close, |proto| refusal::offline(proto))
+    }
+
+    /// How its visitor is told that the kite is not for this.
+    fn forbidden(&self) -> Voice {
+        match self.offline() {
+            Voice::Http(_) => Voice::Http(403),
+            voice => voice,
+        }
+    }
+
+    /// Where to go, or how to say that there is no way.
+    fn route(&'static self, shared: &Shared, host: &KiteName, port: u16) -> Result<Route, Voice> {
+        let host = sniff::without_ip_prefix(host).unwrap_or_else(|| host.clone());
+        let found = self.find(shared, &host, port);
+        match found.ok_or(self.offline())? {
+            found if self.allowed(&found) => Ok(Route {
+                wish: self,
+                host,
+                port,
+                found,
+                repeatable: false,
+                ended: false,
+                pass: None,
+            }),
+            _ => Err(self.forbidden()),
+        }
+    }
+
+    /// The same, for a visitor whom the kite's limits let in.
+    fn enter(
+        &'static self,
+        shared: &Shared,
+        host: &KiteName,
+        door: &Arrival,
+    ) -> Result<Route, Voice> {
+        let route = self.route(shared, host, door.port)?;
+        route.let_in(door, self.offline())
+    }
+
+    fn find(&self, shared: &Shared, host: &KiteName, port: u16) -> Option<Found> {
+        shared.registry.find(self.protos, port, host)
+    }
+
+    fn allowed(&self, found: &Found) -> bool {
+        self.uses.iter().any(|use_| found.terms.contains(use_))
+    }
+}
+
 /// Where a visitor goes.
 struct Route {
-    proto: String,
+    wish: &'static Wish,
     host: KiteName,
     port: u16,
-    tunnel: Tunnel,
-    /// The first flight may be sent twice, and nothing follows it before an answer: foolscap's.
+    found: Found,
+    /// The first flight may be sent twice, and nothing follows it before an answer.
     repeatable: bool,
     /// TLS was taken off here.
     ended: bool,
-    /// What the visitor is charged to.
-    account: Arc<Account>,
     /// That it may come in: there once it was asked for.
     pass: Option<Pass>,
 }
@@ -428,7 +565,7 @@ impl Route {
     /// With a pass for the visitor, if the kite's limits let it in; else what to say in `usual`'s manner.
     fn let_in(mut self, door: &Arrival, usual: Voice) -> Result<Self, Voice> {
         let who = account::visitor(door.peer.ip());
-        match self.account.admit(who, Instant::now()) {
+        match self.found.account.admit(who, Instant::now()) {
             Ok(pass) => self.pass = Some(pass),
             Err(refusal) => {
                 tracing::debug!("a visitor of {} is refused: {refusal}", self.host);
@@ -437,24 +574,36 @@ impl Route {
         }
         Ok(self)
     }
+
+    /// Another tunnel than this one, on the same terms, if there is any.
+    fn around(&self, shared: &Shared, tunnel: &Tunnel) -> Option<Found> {
+        let other = self.wish.find(shared, &self.host, self.port)?;
+        let same_terms = self.wish.allowed(&other)
+            && other.end_tls == self.found.end_tls
+            && Arc::ptr_eq(&other.account, &self.found.account);
+        (same_terms && !other.tunnel.is_same(tunnel)).then_some(other)
+    }
 }
 
 const OFFLINE: Voice = Voice::Http(503);
 const DENIED: Voice = Voice::TlsAlert(alert::ACCESS_DENIED);
 
-fn route_http(shared: &Shared, head: &HttpHead, port: u16) -> Result<Route, Voice> {
+fn route_http(
+    shared: &Shared,
+    head: &HttpHead,
+    port: u16,
+    nothing_behind: bool,
+) -> Result<Route, Voice> {
     let host = head.host.as_ref().ok_or(Voice::Http(400))?;
     if head.path_is_pagekite_magic {
         return Err(OFFLINE);
     }
-    let (protos, uses) = match readable(head) {
-        (protos, _) if head.foolscap.is_some() => {
-            (protos, &[Protocol::Foolscap, Protocol::Http][..])
-        }
-        readable => readable,
+    let wish = match head.foolscap {
+        Some(_) => &FOOLSCAP,
+        None => readable(head),
     };
-    let mut route = find(shared, protos, port, host, uses, OFFLINE, Voice::Http(403))?;
-    route.repeatable = head.foolscap.is_some();
+    let mut route = wish.route(shared, host, port)?;
+    route.repeatable = head.bare && nothing_behind;
     Ok(route)
 }
 
@@ -474,12 +623,10 @@ fn route_ended(
     if head.path_is_pagekite_magic {
         return Err(OFFLINE);
     }
-    let (protos, uses) = readable(head);
-    let found = shared.registry.find(protos, port, host).ok_or(OFFLINE)?;
-    if !held.ends(found.end_tls) {
+    let mut route = readable(head).route(shared, host, port)?;
+    if !held.ends(route.found.end_tls) {
         return Err(OFFLINE);
     }
-    let mut route = admit(found, host, port, uses, Voice::Http(403))?;
     route.ended = true;
     Ok(route)
 }
@@ -492,9 +639,9 @@ fn elsewhere(shared: &Shared, head: &HttpHead, first: &[u8], port: u16) -> Optio
         .certificates
         .find(host)
         .filter(|held| held.redirects())?;
-    let (protos, uses) = readable(head);
-    let found = shared.registry.find(protos, port, host)?;
-    if !held.ends(found.end_tls) || !uses.iter().any(|use_| found.terms.contains(use_)) {
+    let wish = readable(head);
+    let found = wish.find(shared, host, port)?;
+    if !held.ends(found.end_tls) || !wish.allowed(&found) {
         return None;
     }
     let path = sniff::http::path(first.get(..head.len)?)?;
@@ -507,14 +654,11 @@ fn acme_proof(shared: &Shared, head: &HttpHead, first: &[u8]) -> Option<String> 
     shared.challenges.http(head.host.as_ref()?, path)
 }
 
-/// As what a request is looked up that anybody on the way can read, and what its kite must be for.
-fn readable(head: &HttpHead) -> (&'static [&'static str], &'static [Protocol]) {
+/// What a request wishes for that anybody on the way can read.
+fn readable(head: &HttpHead) -> &'static Wish {
     match head.kind {
-        HttpKind::Websocket => (
-            &["websocket", "http", "http2", "http3"],
-            &[Protocol::Websocket, Protocol::Http],
-        ),
-        _ => (&["http", "http2", "http3"], &[Protocol::Http]),
+        HttpKind::Websocket => &WEBSOCKET,
+        _ => &WEB,
     }
 }
 
@@ -526,89 +670,36 @@ fn route_tls(
     asked: Option<&KiteName>,
     door: &Arrival,
 ) -> Result<Route, Voice> {
-    let (host, uses): (_, &[Protocol]) = match (&hello.sni, &door.port_kite) {
-        (Some(sni), _) => (sni, &[Protocol::Https]),
-        (None, Some(kite)) if asked.is_none() => (kite, &[Protocol::TahoeHttps, Protocol::Https]),
-        (None, _) => return Err(DENIED),
-    };
-    find(shared, &["https"], door.port, host, uses, DENIED, DENIED)
+    match (&hello.sni, &door.port_kite) {
+        (Some(sni), _) => TLS.route(shared, sni, door.port),
+        (None, Some(kite)) if asked.is_none() => NAMELESS_TLS.route(shared, kite, door.port),
+        (None, _) => Err(DENIED),
+    }
 }
 
-/// HTTP CONNECT: raw kites by any port, and the others by their usual ones (§7.1).
+/// Who comes to a raw kite's port may wait for the origin to speak first, so nothing is read.
+fn route_raw_port(shared: &Shared, door: &Arrival) -> Result<Route, Voice> {
+    let kite = door.port_kite.as_ref().ok_or(Voice::Close)?;
+    RAW.route(shared, kite, door.port)
+}
+
+/// HTTP CONNECT: raw kites by any port, and the others by their usual ones (§7.1). Who asks so understands a page.
 fn route_connect(shared: &Shared, host: &KiteName, port: u16) -> Result<Route, Voice> {
-    let raw = find(
-        shared,
-        &["raw"],
-        port,
-        host,
-        &[Protocol::Raw],
-        OFFLINE,
-        Voice::Http(403),
-    );
+    let page = |voice| match voice {
+        Voice::Http(status) => Voice::Http(status),
+        _ => OFFLINE,
+    };
+    let raw = RAW.route(shared, host, port);
     match (raw, port) {
         (Ok(route), _) => Ok(route),
-        (Err(_), 80 | 8080) => find(
-            shared,
-            &["http"],
-            port,
-            host,
-            &[Protocol::Http],
-            OFFLINE,
-            Voice::Http(403),
-        ),
-        (Err(_), 443) => find(
-            shared,
-            &["https"],
-            port,
-            host,
-            &[Protocol::Https],
-            OFFLINE,
-            Voice::Http(403),
-        ),
-        (Err(voice), _) => Err(voice),
+        (Err(_), 80 | 8080) => CONNECTED_WEB.route(shared, host, port),
+        (Err(_), 443) => TLS.route(shared, host, port).map_err(page),
+        (Err(voice), _) => Err(page(voice)),
     }
-}
-
-fn find(
-    shared: &Shared,
-    protos: &[&str],
-    port: u16,
-    host: &KiteName,
-    uses: &[Protocol],
-    offline: Voice,
-    forbidden: Voice,
-) -> Result<Route, Voice> {
-    let bare = sniff::without_ip_prefix(host);
-    let host = bare.as_ref().unwrap_or(host);
-    let found = shared.registry.find(protos, port, host).ok_or(offline)?;
-    admit(found, host, port, uses, forbidden)
-}
-
-/// The way to a kite that was found, if it is for one of these uses.
-fn admit(
-    found: Found,
-    host: &KiteName,
-    port: u16,
-    uses: &[Protocol],
-    forbidden: Voice,
-) -> Result<Route, Voice> {
-    if !uses.iter().any(|use_| found.terms.contains(use_)) {
-        return Err(forbidden);
-    }
-    Ok(Route {
-        proto: found.proto,
-        host: host.clone(),
-        port,
-        tunnel: found.tunnel,
-        repeatable: false,
-        ended: false,
-        account: found.account,
-        pass: None,
-    })
 }
 
 /// Joins a visitor with its kite. The first bytes go first, as they came.
-async fn join<L: Local>(
+async fn join<L: Local + Speaks>(
     shared: &Shared,
     conn: L,
     first: BytesMut,
@@ -617,9 +708,8 @@ async fn join<L: Local>(
     peer: &str,
 ) {
     let pass = route.pass.take();
-    let is_tls = route.proto == "https";
     let open = Open {
-        proto: route.proto.clone(),
+        proto: route.found.proto.clone(),
         host: route.host.to_string(),
         port: Some(route.port),
         rip: Some(door.peer.ip().to_canonical().to_string()),
@@ -629,9 +719,9 @@ async fn join<L: Local>(
     let meter = pass.map(|pass| pass.meter(first.len()));
     let first = first.freeze();
     let opened = if route.repeatable {
-        open_answered(shared, &route, open, first).await
+        open_answered(shared, &route, open, first, &conn).await
     } else {
-        let opened = route.tunnel.open(open, first);
+        let opened = open_somewhere(shared, &route, open, first);
         opened.map(|stream| (stream, VecDeque::new()))
     };
     match opened {
@@ -643,23 +733,49 @@ async fn join<L: Local>(
         }
         Err(e) => {
             tracing::warn!("no stream for a visitor of {}: {e}", route.host);
-            refuse(conn, if is_tls { DENIED } else { OFFLINE }).await;
+            // Where a raw visitor's CONNECT was answered, a page would be taken for the origin's words.
+            refuse(conn, route.wish.offline()).await;
         }
     }
 }
 
-/// Opens a stream whose first flight may be repeated. If its tunnel gives no sign of life, and
-/// another one flies the kite, the visitor takes that. Also gives what came back meanwhile.
-async fn open_answered(
+/// Opens a stream; through another tunnel if the one that was found has ended since, as nothing was sent yet.
+fn open_somewhere(
     shared: &Shared,
     route: &Route,
     open: Open,
     first: Bytes,
+) -> Result<TunnelStream, OpenError> {
+    let tunnel = &route.found.tunnel;
+    tunnel.open(open.clone(), first.clone()).or_else(|e| {
+        let other = route.around(shared, tunnel).ok_or(e)?;
+        let open = Open {
+            proto: other.proto,
+            ..open
+        };
+        other.tunnel.open(open, first)
+    })
+}
+
+/// Opens a stream whose first flight may be repeated. If its tunnel gives no sign of life, or ends, and
+/// another one flies the kite, the visitor takes that. Also gives what came back meanwhile. A visitor that says more, or
+/// ends, is not held up: that travels at once, and then the stream stays where it is.
+async fn open_answered(
+    shared: &Shared,
+    route: &Route,
+    mut open: Open,
+    first: Bytes,
+    visitor: &impl Speaks,
 ) -> Result<(TunnelStream, VecDeque<Bytes>), OpenError> {
-    let mut tunnel = route.tunnel.clone();
-    let mut stream = tunnel.open(open.clone(), first.clone())?;
+    let mut tunnel = route.found.tunnel.clone();
+    let mut stream = open_somewhere(shared, route, open.clone(), first.clone())?;
     for _ in 0..MAX_LOOKS {
-        match timeout(SUSPECT_AFTER, stream.read()).await {
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(SUSPECT_AFTER, stream.read()) => answer,
+            () = visitor.said_more() => break,
+        };
+        match answer {
             Ok(Ok(answer)) => return Ok((stream, answer.into_iter().collect())),
             // Broken off by the origin, or the tunnel is gone.
             Ok(Err(_)) if !tunnel.is_closed() => break,
@@ -670,28 +786,49 @@ async fn open_answered(
             }
             Err(_) => {}
         }
-        let other = shared
-            .registry
-            .find(&[&route.proto], route.port, &route.host);
-        let Some(other) = other
-            .map(|found| found.tunnel)
-            .filter(|t| !t.is_same(&tunnel))
-        else {
+        let Some(other) = route.around(shared, &tunnel) else {
             continue;
         };
         tracing::info!("a visitor of {} is moved to another tunnel", route.host);
         stream.abort();
-        tunnel = other;
+        tunnel = other.tunnel;
+        open.proto = other.proto;
         stream = tunnel.open(open.clone(), first.clone())?;
     }
     Ok((stream, VecDeque::new()))
 }
 
+/// Somebody whose first flight has been read.
+trait Speaks {
+    /// Waits until there is more to read, or the end. Takes nothing.
+    fn said_more(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Speaks for Socket {
+    async fn said_more(&self) {
+        let _ = self.peek(&mut [0]).await;
+    }
+}
+
+/// What comes out of TLS cannot be looked at and left; its first flight is never sent twice.
+impl Speaks for Secured {
+    async fn said_more(&self) {}
+}
+
 /// The answer to a backend that measures us; pagekite.py wants the status line to
 /// be exactly this, libpagekite the identifier within 120 bytes (protocol page §2).
-fn ping_reply(uuid: &str) -> Vec<u8> {
+fn ping_reply(shared: &Shared) -> Vec<u8> {
+    ping_reply_of(&shared.uuid, shared.slots.available_permits())
+}
+
+/// The same, with so many connections more that could be taken.
+fn ping_reply_of(uuid: &str, free: usize) -> Vec<u8> {
+    let overloaded = match free {
+        0..SPARE_SLOTS => "X-PageKite-Overloaded: Sorry\r\n",
+        _ => "",
+    };
     format!(
-        "HTTP/1.1 503 Unavailable\r\nX-PageKite-UUID: {uuid}\r\nContent-Type: text/html; charset=utf-8\r\n\
+        "HTTP/1.1 503 Unavailable\r\n{overloaded}X-PageKite-UUID: {uuid}\r\nContent-Type: text/html; charset=utf-8\r\n\
          Pragma: no-cache\r\nExpires: 0\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n<html></html>\r\n"
     )
     .into_bytes()
@@ -758,5 +895,31 @@ impl<C: Local> Local for Rewind<C> {
 impl<C: Local> Local for TlsStream<C> {
     fn reset(&self) {
         self.get_ref().0.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_is_answered_within_what_libpagekite_reads() {
+        let uuid = "f".repeat(40);
+        let reply = |free| String::from_utf8(ping_reply_of(&uuid, free)).expect("text");
+        let wanted = format!("\r\nX-PageKite-UUID: {uuid}\r\n");
+        for (free, sorry) in [
+            (MAX_CONNECTIONS, false),
+            (SPARE_SLOTS, false),
+            (SPARE_SLOTS - 1, true),
+            (0, true),
+        ] {
+            let reply = reply(free);
+            assert!(reply.starts_with("HTTP/1.1 503 Unavailable\r\n"));
+            let read = reply
+                .get(..120)
+                .expect("libpagekite looks at so many bytes");
+            assert!(read.contains(&wanted), "{read}");
+            assert_eq!(read.contains("\r\nX-PageKite-Overloaded: Sorry\r\n"), sorry);
+        }
     }
 }

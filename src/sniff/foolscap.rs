@@ -337,7 +337,7 @@ impl Negotiation {
 
 /// Is this host the kite's, with or without PageKite's encoded-IP prefix?
 pub(crate) fn covers(kite: &KiteName, host: &KiteName) -> bool {
-    kite.covers(host) || without_ip_prefix(host).is_some_and(|bare| kite.covers(&bare))
+    kite.serves(host) || without_ip_prefix(host).is_some_and(|bare| kite.serves(&bare))
 }
 
 /// Appends as much of `chunk` as fits into `limit` bytes.

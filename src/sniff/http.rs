@@ -44,6 +44,9 @@ pub struct HttpHead {
     /// The node that is meant, if this is foolscap's opening: `GET /id/TUBID` with
     /// `Upgrade: TLS/1.0` (measured on Tahoe 1.20).
     pub foolscap: Option<TubId>,
+    /// Nothing follows the head before an answer: GET or HEAD, and no body announced. Such a request may be sent
+    /// again through another tunnel if the first does not answer (RFC 9110 §9.2.2).
+    pub bare: bool,
     /// The path is one of pagekite.py's own: a probe or a WebSocket tunnel, which
     /// kite does not implement (protocol page §1.1, §9).
     pub path_is_pagekite_magic: bool,
@@ -258,6 +261,8 @@ struct Fields {
     upgrade_tls: bool,
     upgrade_websocket: bool,
     connection_upgrade: bool,
+    /// `Content-Length` or `Transfer-Encoding`.
+    body: bool,
 }
 
 impl Fields {
@@ -276,6 +281,10 @@ impl Fields {
             }
         } else if name.eq_ignore_ascii_case(b"connection") {
             self.connection_upgrade |= list(value).any(|i| i.eq_ignore_ascii_case(b"upgrade"));
+        } else if name.eq_ignore_ascii_case(b"content-length")
+            || name.eq_ignore_ascii_case(b"transfer-encoding")
+        {
+            self.body = true;
         }
         Ok(())
     }
@@ -345,6 +354,7 @@ fn conclude(request: &RequestLine<'_>, fields: Fields, len: usize) -> Result<Par
             host: fields.host.flatten(),
             foolscap,
             upgrades_to_tls: fields.upgrade_tls,
+            bare: (is_get || request.method == b"HEAD") && !fields.body,
             path_is_pagekite_magic: MAGIC_PATHS.iter().any(|magic| path.starts_with(magic)),
         },
     })

@@ -256,6 +256,8 @@ struct Ping {
     count: u64,
     wanted: bool,
     sent: Option<Instant>,
+    /// When the last PING was sent, answered or not.
+    asked: Option<Instant>,
     /// When the first PING was sent that nothing has been heard after.
     owed: Option<Instant>,
     answered: bool,
@@ -310,6 +312,21 @@ impl Mux {
     /// The last measured round trip.
     pub fn rtt(&self) -> Option<Duration> {
         self.rtt
+    }
+
+    /// The shortest round trip of late, if any was measured.
+    pub fn shortest_rtt(&self) -> Option<Duration> {
+        self.path.shortest()
+    }
+
+    /// Asks the peer for a sign of life if it was not asked for so long. True if it now is.
+    pub fn measure(&mut self, every: Duration, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < every;
+        if self.ping.wanted || self.ping.asked.is_some_and(lately) {
+            return false;
+        }
+        self.ask();
+        self.ping.wanted
     }
 
     /// A PING was sent, and no PING was ever answered: what a tunnel looks like
@@ -793,6 +810,7 @@ impl Mux {
         self.ping.wanted = false;
         self.ping.count += 1;
         self.ping.sent = Some(now);
+        self.ping.asked = Some(now);
         // Asking again makes the debt no younger.
         if self.overdue(now).is_none() {
             self.ping.owed = Some(now);

@@ -11,6 +11,7 @@ mod proxy_header;
 mod sniff;
 mod sniff_foolscap;
 mod sniff_http;
+mod sniff_named;
 mod sniff_policy;
 mod sniff_tls;
 mod transcripts;

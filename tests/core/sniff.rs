@@ -94,6 +94,10 @@ pub(crate) fn valid_flights() -> Vec<Vec<u8>> {
     flights.push(tahoe("gbs-first-version-request", "c2s")[..1538].to_vec());
     flights
         .push(recorded("pagekite/06-tls-sni-passthrough.visitor.jsonl", "v2f", 0)[..517].to_vec());
+    for connection in [1, 2] {
+        let visitor = "pagekite/26-other-protocols.visitor.jsonl";
+        flights.push(recorded(visitor, "v2f", connection));
+    }
     flights
 }
 
@@ -146,7 +150,7 @@ proptest! {
 
     #[test]
     fn noise_of_any_length_is_decided_within_the_bound(
-        first in proptest::sample::select(b"GC\x16".to_vec()),
+        first in proptest::sample::select(b"GC\x16<\x80\x0d".to_vec()),
         filler in any::<u8>(),
     ) {
         let mut bytes = vec![filler; MAX_FIRST_FLIGHT];
@@ -167,13 +171,18 @@ fn every_flight_is_found_at_its_last_byte() {
 }
 
 #[test]
-fn the_first_byte_decides() {
+fn two_bytes_decide_and_often_one() {
     assert_eq!(sniff(b""), Sniff::NeedMore);
     for byte in 0..=255u8 {
-        let answer = sniff(&[byte]);
-        match byte {
-            b'A'..=b'Z' | 0x16 => assert_eq!(answer, Sniff::NeedMore),
-            _ => assert_eq!(answer, Sniff::Refuse(Refusal::NotHttpNorTls)),
+        // From seven on it may be the length of a Minecraft handshake.
+        let expected = match byte {
+            0..=6 => Sniff::Refuse(Refusal::NotHttpNorTls),
+            _ => Sniff::NeedMore,
+        };
+        assert_eq!(sniff(&[byte]), expected);
+        if byte.is_ascii_graphic() && !byte.is_ascii_uppercase() && byte != b'<' {
+            let answer = sniff(&[byte, b'x']);
+            assert_eq!(answer, Sniff::Refuse(Refusal::NotHttpNorTls));
         }
     }
 }
@@ -182,7 +191,7 @@ fn the_first_byte_decides() {
 fn other_protocols_are_refused_soon() {
     for (opening, voice) in [
         (&b"\x80\x2e\x01\x00\x02"[..], Voice::Close), // SSLv2
-        (b"<?xml version=\"1.0\"?>", Voice::Close),
+        (b"<?xml version=\"1.0\"?><html>", Voice::Close),
         (b"<policy-file-request/>\0", Voice::Close),
         (b"\r\nGET / HTTP/1.1\r\n", Voice::Close),
         (b"\x05\x01\x00", Voice::Close),
@@ -216,7 +225,7 @@ fn recorded_odd_requests_are_told_apart() {
     );
     assert_eq!(http(&visitor(5)).kind, HttpKind::Ping);
     assert_eq!(http(&visitor(6)).kind, HttpKind::Ping);
-    assert_eq!(refused(&visitor(7)), Refusal::NotHttpNorTls);
+    assert!(matches!(refused(&visitor(7)), Refusal::BadOpening(_)));
     assert_eq!(
         sniff(&visitor(8)[..4]),
         Sniff::Refuse(Refusal::NotHttpNorTls)

@@ -211,6 +211,42 @@ fn tls_kites_take_hellos_only() {
 }
 
 #[test]
+fn xmpp_and_minecraft_kites_take_visitors_for_their_name_only() {
+    let visitor = |c| recorded("pagekite/26-other-protocols.visitor.jsonl", "v2f", c);
+    for (protocol, kite, flight, other) in [
+        (Protocol::Xmpp, "xm.test", visitor(1), visitor(2)),
+        (Protocol::Minecraft, "mc.test", visitor(2), visitor(1)),
+    ] {
+        let mut open = gate(protocol, kite);
+        assert_eq!(open.from_visitor(&flight), Verdict::Pass);
+        assert!(open.is_open());
+        assert_eq!(
+            gate(protocol, "*.test").from_visitor(&flight),
+            Verdict::Pass
+        );
+        let eve = || gate(protocol, "eve.test");
+        assert_eq!(never_dialled(eve, &flight), PolicyError::OtherServer);
+        let wrong = never_dialled(|| gate(protocol, kite), &other);
+        assert!(matches!(
+            wrong,
+            PolicyError::Opening(Refusal::BadOpening(_))
+        ));
+    }
+}
+
+#[test]
+fn the_catch_all_takes_visitors_for_any_name() {
+    let get = b"GET / HTTP/1.1\r\nHost: any.example\r\n\r\n";
+    let mut all = gate(Protocol::Http, "unknown");
+    assert_eq!(all.from_visitor(get), Verdict::Pass);
+    let hello = recorded("pagekite/06-tls-sni-passthrough.visitor.jsonl", "v2f", 0);
+    assert_eq!(
+        gate(Protocol::Https, "unknown").from_visitor(&hello),
+        Verdict::Pass
+    );
+}
+
+#[test]
 fn http_kites_take_requests_for_their_name_only() {
     let kite = "bob.example";
     let get = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();

@@ -16,7 +16,7 @@ use crate::sniff::{found_at_the_end, recorded, refused, tahoe};
 fn tls(bytes: &[u8]) -> ClientHello {
     match found_at_the_end(bytes) {
         Visitor::Tls(hello) => hello,
-        Visitor::Http(_) => panic!("HTTP"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -36,6 +36,7 @@ fn grant(name: &str, limits: Limits) -> Grant {
         proof: ProofRule::Optional,
         limits,
         expires: None,
+        backends: 1,
     }
 }
 

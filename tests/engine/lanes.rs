@@ -2,7 +2,7 @@
 //! replaced before it is given up.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,15 +21,17 @@ use crate::roles::{
     NAME, SWITCHING, Side, dialer, frontend, kites, negotiate, origin, service, until,
 };
 
-/// A way to the frontend that can fall silent, or be cut.
+/// A way to the frontend that can be long, fall silent, or be cut.
 #[derive(Default)]
-struct Way {
-    silent: AtomicBool,
-    cut: Notify,
+pub struct Way {
+    /// What each direction takes, in milliseconds.
+    pub delay: AtomicU64,
+    pub silent: AtomicBool,
+    pub cut: Notify,
 }
 
 /// Forwards to the frontend; one [`Way`] for each connection, in their order.
-async fn relay(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Arc<Way>>>>) {
+pub async fn relay(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Arc<Way>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let ways = Arc::new(Mutex::new(Vec::new()));
@@ -65,6 +67,7 @@ async fn pump(
         if way.silent.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(Duration::from_millis(way.delay.load(Ordering::SeqCst))).await;
         if to.write_all(&buf[..n]).await.is_err() {
             return;
         }

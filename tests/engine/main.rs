@@ -20,6 +20,7 @@ mod old_peers;
 mod origins;
 mod reload;
 mod roles;
+mod routing;
 #[cfg(target_os = "linux")]
 mod sandbox;
 mod tls;

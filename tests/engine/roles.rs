@@ -42,6 +42,7 @@ pub fn secret(text: &str) -> Secret {
 pub struct Side {
     pub public: SocketAddr,
     pub port_kite: SocketAddr,
+    at: Vec<SocketAddr>,
     pub address: String,
     pub handle: Handle,
     trigger: Trigger,
@@ -93,27 +94,34 @@ pub fn frontend_config(
     proof: ProofRule,
 ) -> FrontendConfig {
     let own = Listen {
-        address: ([127, 0, 0, 1], 0).into(),
         kite: Some(NAME.parse().unwrap()),
-        balancers: None,
+        ..Listen::at(any())
     };
+    let grant = Grant {
+        proof,
+        ..grant("*.alice.example", protocols)
+    };
+    config_of(state, vec![Listen::at(listen), own], vec![grant])
+}
+
+/// What the right secret allows.
+pub fn grant(pattern: &str, protocols: &[Protocol]) -> Grant {
+    Grant {
+        pattern: pattern.parse().unwrap(),
+        protocols: protocols.iter().copied().collect(),
+        secret: secret("right"),
+        proof: ProofRule::Optional,
+        backends: 1,
+        limits: Limits::default(),
+        expires: None,
+    }
+}
+
+/// With these ports, of which there are two or more.
+pub fn config_of(state: &Path, listen: Vec<Listen>, kites: Vec<Grant>) -> FrontendConfig {
     FrontendConfig {
-        listen: vec![
-            Listen {
-                address: listen,
-                kite: None,
-                balancers: None,
-            },
-            own,
-        ],
-        kites: vec![Grant {
-            pattern: "*.alice.example".parse().unwrap(),
-            protocols: protocols.iter().copied().collect(),
-            secret: secret("right"),
-            proof,
-            limits: Limits::default(),
-            expires: None,
-        }],
+        listen,
+        kites,
         limits: Limits::default(),
         authorities: Vec::new(),
         motd: None,
@@ -136,12 +144,24 @@ pub fn start(config: FrontendConfig) -> Side {
     Side {
         public: addrs[0],
         port_kite: addrs[1],
+        at: addrs,
         address,
         handle,
         trigger,
         done,
         state: None,
     }
+}
+
+/// With these ports, of which there are two or more; and where they are.
+pub fn frontend_of(
+    state: &Path,
+    listen: Vec<Listen>,
+    kites: Vec<Grant>,
+) -> (Side, Vec<SocketAddr>) {
+    let side = start(config_of(state, listen, kites));
+    let at = side.at.clone();
+    (side, at)
 }
 
 pub fn dialer() -> Arc<dyn Dialer> {
@@ -157,6 +177,7 @@ pub fn dialer() -> Arc<dyn Dialer> {
 pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: &str) -> Service {
     Service {
         protocol,
+        port: None,
         name: name.parse().unwrap(),
         origin: OriginAddr::parse(&origin.to_string(), false).unwrap(),
         secret: secret(secret_text),

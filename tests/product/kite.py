@@ -60,13 +60,13 @@ def secret_file(path, secret):
 class Kite:
     """One service: what it is called, how it speaks, where it is, and the secret both sides know.
 
-    `tub` is the TubID of its node, if the backend is to know it; `limits` and `expires` are the frontend's business;
-    `more` are other keys of the backend's table.
+    `tub` is the TubID of its node, if the backend is to know it; `port` the public port whose visitors it is for; `limits`
+    and `expires` are the frontend's business; `more` are other keys of the backend's table.
     """
 
-    def __init__(self, protocol, name, origin, secret=None, tub=None, limits=None, expires=None, **more):
+    def __init__(self, protocol, name, origin, secret=None, tub=None, limits=None, expires=None, port=None, **more):
         self.limits, self.expires = limits, expires
-        self.protocol, self.name, self.origin, self.tub, self.more = protocol, name, origin, tub, more
+        self.protocol, self.name, self.origin, self.tub, self.port, self.more = protocol, name, origin, tub, port, more
         self.secret = secret or secrets.token_hex(16)
 
     @property
@@ -75,7 +75,10 @@ class Kite:
 
     def as_wire(self):
         """The same kite as a peer knows it that has no names for Tahoe's protocols."""
-        return Kite(self.wire, self.name, self.origin, self.secret)
+        return Kite(self.wire, self.name, self.origin, self.secret, port=self.port)
+
+    def with_port(self, word):
+        return f"{word}-{self.port}" if self.port else word
 
 
 def _line(pattern, **words):
@@ -119,7 +122,8 @@ class _Role:
         return self.proc
 
     def secret(self, kite):
-        return secret_file(self.dir / f"{kite.protocol}-{kite.name.replace('*', 'any')}.secret", kite.secret)
+        name = f"{kite.with_port(kite.protocol)}-{kite.name.replace('*', 'any')}.secret"
+        return secret_file(self.dir / name, kite.secret)
 
     def status(self):
         """What `kite status` says.  (It ends with 1 unless all is well.)"""
@@ -140,9 +144,9 @@ class _Role:
 class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
-    `owned` maps a public port to the kite it belongs to; `onion` is an arti.toml; `certificates` are the keys of
-    as many tables; `acme` those of one; `behind` are load balancers, who alone may connect; `keys` are more of the file's, and `tables` is
-    more of its text.
+    `owned` maps a public port to the kite it belongs to (all of it, to a raw one); `onion` is an arti.toml;
+    `certificates` are the keys of as many tables; `acme` those of one; `behind` are load balancers, who alone may
+    connect; `keys` are more of the file's, and `tables` is more of its text.
     """
 
     role = "frontend"
@@ -154,7 +158,8 @@ class Frontend(_Role):
         listen = [f"{ip}:{p}" for p in ports]
         if behind:
             listen = [{"address": address, "proxy_protocol": True, "proxy_from": behind} for address in listen]
-        listen += [{"address": f"{ip}:{p}", "kite": k.name} for p, k in self.owned.items()]
+        listen += [{"address": f"{ip}:{p}", "kite": k.name, **({"protocol": "raw"} if k.protocol == "raw" else {})}
+                   for p, k in self.owned.items()]
         text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion),
                       **(keys or {}))
         if onion:
@@ -205,7 +210,8 @@ class Frontend(_Role):
         self._wait(FRONTEND_DOWN, kite, since, timeout)
 
     def _wait(self, pattern, kite, since, timeout):
-        self.proc.wait_log(_line(pattern, protocol=kite.protocol, wire=kite.wire, name=kite.name), timeout, since)
+        words = {"protocol": kite.with_port(kite.protocol), "wire": kite.with_port(kite.wire)}
+        self.proc.wait_log(_line(pattern, **words, name=kite.name), timeout, since)
 
     def tunnel_peers(self):
         """The addresses that tunnels came from, without ports, as logged in all of its runs."""
@@ -241,7 +247,8 @@ class Backend(_Role):
                            **({"tunnels": tunnels} if tunnels else {}))
         for kite in self.kites:
             text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
-                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}), **kite.more)
+                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}),
+                           **({"port": kite.port} if kite.port else {}), **kite.more)
         self.file.write_text(text)
 
     def start(self):
@@ -259,7 +266,7 @@ class Backend(_Role):
 
     def wait_up(self, kite, via, since=0, timeout=None):
         """The kite flies from a frontend whose address has `via` in it."""
-        self.proc.wait_log(_line(BACKEND_UP, protocol=kite.protocol, name=kite.name, via=via),
+        self.proc.wait_log(_line(BACKEND_UP, protocol=kite.with_port(kite.protocol), name=kite.name, via=via),
                            timeout or (TOR_S if self.via_tor else READY_S), since)
 
     def wait_line(self, pattern, via="", since=0, timeout=READY_S):

@@ -31,11 +31,11 @@ def _flags(sup, name):
 class PagekiteFrontend:
     """`plain()` and `visitors` as of kite.Frontend."""
 
-    def __init__(self, sup, name, ip, kites, port=80):
-        self.sup, self.name, self.ip, self.port = sup, name, ip, port
-        self.argv = [*_flags(sup, name), "--isfrontend", f"--host={ip}", f"--ports={port}",
-                     "--protos=http,https,raw,websocket", "--rawports=virtual",
-                     *(f"--domain={k.wire}:{k.name}:{k.secret}" for k in kites)]
+    def __init__(self, sup, name, ip, kites, ports=(80,)):
+        self.sup, self.name, self.ip, self.port = sup, name, ip, ports[0]
+        self.argv = [*_flags(sup, name), "--isfrontend", f"--host={ip}", f"--ports={','.join(map(str, ports))}",
+                     "--rawports=virtual", "--protos=http,http2,http3,https,raw,websocket,xmpp",
+                     *sorted({f"--domain={k.wire}:{k.name}:{k.secret}" for k in kites})]
 
     def start(self):
         self.proc = self.sup.spawn(self.name, self.argv)
@@ -65,7 +65,8 @@ class PagekiteBackend:
         reach = reach or [f"--frontend={frontend.visitors[0]}:{frontend.visitors[1]}", "--new"]
         self.argv = [*_flags(sup, name), *reach]
         for k in kites:
-            self.argv.append(f"--service_on={k.wire}:{k.name}:{k.origin}:{k.secret}")
+            wire = f"{k.wire}/{k.port}" if k.port else k.wire
+            self.argv.append(f"--service_on={wire}:{k.name}:{k.origin}:{k.secret}")
             if rawheaders:
                 self.argv.append(f"--service_cfg={k.name}/80:rawheaders:True")
 

@@ -14,28 +14,29 @@ BOTH_WAYS = ("kite-kite", "pagekite-kite", "kite-pagekite")
 
 
 class Pair:
-    """`visitors` is where visitors dial; `ports` maps a kite's name to a public port it owns."""
+    """`visitors` is where visitors dial; `owned` maps a public port to the kite it belongs to, `more` are other ports."""
 
-    def __init__(self, kind, sup, ip, kites, owned=None, machine=None, tornet=None, rawheaders=False):
+    def __init__(self, kind, sup, ip, kites, owned=None, machine=None, tornet=None, rawheaders=False, more=()):
         self.kind, self.kites, owned = kind, kites, owned or {}
+        ports, old_ports = (80, 443, *more), (80, *more)
         machine = machine or Island()
         if kind == "pagekite-pagekite":
-            self.frontend = PagekiteFrontend(sup, "frontend", ip, kites).start()
+            self.frontend = PagekiteFrontend(sup, "frontend", ip, kites, old_ports).start()
             self.backend = PagekiteBackend(sup, "backend", self.frontend, kites, machine, rawheaders).start()
         elif kind == "kite-pagekite":
             wire = [k.as_wire() for k in kites]
-            self.frontend = Frontend(sup, "frontend", ip, wire, owned).start()
+            self.frontend = Frontend(sup, "frontend", ip, wire, owned, ports).start()
             self.backend = PagekiteBackend(sup, "backend", self.frontend, wire, machine, rawheaders).start()
             for kite in wire:
                 self.frontend.wait_up(kite, timeout=60)
         elif kind == "pagekite-kite":
-            self.frontend = PagekiteFrontend(sup, "frontend", ip, kites).start()
+            self.frontend = PagekiteFrontend(sup, "frontend", ip, kites, old_ports).start()
             self.backend = Backend(sup, "backend", [self.frontend.plain()], kites, machine=machine,
                                    tunnels=2).start()
             for kite in kites:
                 self.backend.wait_up(kite, ip)
         elif kind == "kite-kite":
-            self.frontend = Frontend(sup, "frontend", ip, kites, owned).start()
+            self.frontend = Frontend(sup, "frontend", ip, kites, owned, ports).start()
             self.backend = Backend(sup, "backend", [self.frontend.pinned()], kites, machine=machine,
                                    tunnels=2).start()
             for kite in kites:
