@@ -149,14 +149,15 @@ fn read_block(bytes: &[u8]) -> Result<Option<Header>, Refusal> {
         return Ok(None);
     };
     let length = usize::from(u16::from_be_bytes([high, low]));
-    let addresses = match family >> 4 {
-        0 => 0,
-        1 => 2 * (4 + 2),
-        2 => 2 * (16 + 2),
-        3 => 2 * 108,
+    let addresses = match (command, family >> 4) {
+        // Whatever a proxy says of itself is skipped.
+        (LOCAL, _) | (PROXY, 0) => 0,
+        (PROXY, 1) => 2 * (4 + 2),
+        (PROXY, 2) => 2 * (16 + 2),
+        (PROXY, 3) => 2 * 108,
         _ => return Err(Refusal::Malformed),
     };
-    if !matches!(command, LOCAL | PROXY) || family & 0xf > 2 || length < addresses {
+    if length < addresses || command == PROXY && family & 0xf > 2 {
         return Err(Refusal::Malformed);
     }
     if FIXED + length > MAX_HEADER {

@@ -287,6 +287,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
                 was.tell.rewrite_host != kite.tell.rewrite_host,
                 "rewrite_host",
             ),
+            (was.tls_at_frontend != kite.tls_at_frontend, "tls"),
             (was.secret != kite.secret, "secret"),
         ];
         let parts: Vec<_> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
@@ -398,12 +399,13 @@ mod tests {
             forwarded_headers: true,
             rewrite_host: Some("intranet".into()),
         };
+        new.services[1].tls_at_frontend = true;
         let plan = reloader.accept(&sent(&new)).expect("nothing is in the way");
         assert_eq!(plan.services[1].tell, new.services[1].tell);
         assert_eq!(
             reloader.turn_to(plan),
             [
-                "kite http:web.a.example: another proxy_protocol, another forwarded_headers, another rewrite_host"
+                "kite http:web.a.example: another proxy_protocol, another forwarded_headers, another rewrite_host, another tls"
             ]
         );
     }

@@ -268,8 +268,8 @@ impl TlsClient {
     }
 }
 
-/// A client that takes the word of the web's roots, as compiled in, and of those in a PEM file if one is given; and what it
-/// verifies with.
+/// A client that takes the word of the web's roots, as compiled in, and of those in a PEM file if one is given; and what
+/// judges certificates for it.
 fn trusting(
     extra_ca_file: Option<&Path>,
     provider: CryptoProvider,

@@ -123,14 +123,14 @@ fn edit(tell: &Tell, open: &Open, head: &HttpHead, first: &[u8], out: &mut Vec<u
 }
 
 impl Tell {
-    /// Must not reach the origin as the visitor wrote it. Where names become variables (CGI, WSGI) `_` and `-` are the
-    /// same, so they are here.
+    /// Must not reach the origin as the visitor wrote it. Where names become variables (CGI, WSGI) all that is neither
+    /// letter nor digit may be the same, so it is here.
     fn replaces(&self, name: &[u8]) -> bool {
         let plain = |&b: &u8| {
-            if b == b'_' {
-                b'-'
-            } else {
+            if b.is_ascii_alphanumeric() {
                 b.to_ascii_lowercase()
+            } else {
+                b'-'
             }
         };
         let name: Vec<u8> = name.iter().map(plain).collect();

@@ -342,6 +342,8 @@ impl Registry {
         if !sky.sessions.contains_key(other) {
             return;
         }
+        // One for each that flies, so that nobody crowds out what others wish.
+        sky.wishes.retain(|(_, wished)| wished != other);
         if sky.wishes.len() >= MAX_WISHES {
             sky.wishes.pop_front();
         }

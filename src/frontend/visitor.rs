@@ -325,16 +325,42 @@ fn whither(
         Ok(route) => return Whither::Kite(route),
         Err(voice) => voice,
     };
-    let default = || match name {
-        None => shared.certificates.default(),
-        Some(_) => None,
+    let opened = match name {
+        Some(name) => held().filter(|held| may_open(shared, name, held, door.port)),
+        // A port of a kite's own is for its visitors.
+        None => (shared.certificates.default()).filter(|_| door.port_kite.is_none()),
     };
-    if let Some(held) = held().or_else(default) {
-        return Whither::Ours(Some(held));
+    if opened.is_some() {
+        return Whither::Ours(opened);
     }
     match own_name() {
         Some(()) => Whither::Ours(None),
         None => Whither::Nowhere(denied),
+    }
+}
+
+/// May TLS with this name be ended here? Only a kite that asked for it opens its visitors' TLS; whoever has come is told
+/// before the handshake, in which it would begin to trust us. A name that nobody may fly is our own.
+fn may_open(shared: &Shared, name: &KiteName, held: &Held, port: u16) -> bool {
+    let flies = |proto| {
+        let found = shared.registry.find(&[proto], port, name)?;
+        (!found.is_catch_all).then_some(found.end_tls)
+    };
+    if let Some(own) = &shared.name
+        && own.eq_ignore_ascii_case(name.as_str())
+    {
+        return true;
+    }
+    // Its TLS is its own, whatever it is for.
+    if flies("https").is_some() {
+        return false;
+    }
+    let mut wishes = ["http", "http2", "http3", "websocket"]
+        .into_iter()
+        .filter_map(flies);
+    match wishes.next() {
+        Some(wish) => held.ends(wish) || wishes.any(|wish| held.ends(wish)),
+        None => shared.accounts.covering(name).is_empty(),
     }
 }
 

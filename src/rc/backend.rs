@@ -62,7 +62,18 @@ struct Service<'a> {
     port: Option<u16>,
     name: KiteName,
     origin: Origin,
+    /// The origin's host as it was written.
+    host: String,
     secret: Option<Secret>,
+    told: Told,
+}
+
+/// What `service_cfg` says of whom the origin hears of.
+#[derive(Default)]
+struct Told {
+    raw_headers: bool,
+    host: Option<String>,
+    proxy_header: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -172,7 +183,9 @@ impl<'a> Backend<'a> {
                 port,
                 name: name.clone(),
                 origin,
+                host: if host.is_empty() { "localhost" } else { host }.to_owned(),
                 secret: secret.clone(),
+                told: Told::default(),
             });
         }
         Ok(())
@@ -256,8 +269,8 @@ impl<'a> Backend<'a> {
     fn finish(mut self, base: &Path) -> Result<Translation, Mistake> {
         self.way_out();
         self.dial(base)?;
-        self.fly();
         self.sites()?;
+        self.fly();
         Ok(self.out)
     }
 
@@ -363,7 +376,7 @@ impl<'a> Backend<'a> {
                 continue;
             };
             let kept = self.out.keep(name.as_str(), secret);
-            let entry = Table::from_iter([
+            let mut entry = Table::from_iter([
                 ("name".to_owned(), Value::String(name.to_string())),
                 (
                     "protocol".to_owned(),
@@ -372,6 +385,7 @@ impl<'a> Backend<'a> {
                 ("origin".to_owned(), Value::String(format!("{ip}:{at}"))),
                 ("secret_file".to_owned(), Value::String(kept)),
             ]);
+            entry.extend(service.told());
             self.out.push("kites", entry, s);
             if !ip.is_loopback() {
                 self.out.note(s, format!("{shown} is served by {ip}, another machine: the way there is not protected by kite"));
@@ -391,22 +405,22 @@ impl<'a> Backend<'a> {
                     "write, for instance, bob.alice.example/80:rawheaders:True",
                 ));
             };
-            let is_site = |service: &&Service| {
+            let is_site = |service: &&mut Service| {
                 site == format!("{}/{}", service.name, service.port.unwrap_or(80))
             };
-            let mut here = self.services.iter().filter(is_site).peekable();
-            if here.peek().is_none() {
+            let mut here: Vec<_> = self.services.iter_mut().filter(is_site).collect();
+            if here.is_empty() {
                 self.out.note(
                     s,
                     "there is no kite of this name and port (80, if it has none)",
                 );
                 continue;
             }
-            if !here.any(|service| service.on) {
+            if !here.iter().any(|service| service.on) {
                 self.out.remark(s, "the kite is off");
                 continue;
             }
-            let off = matches!(value, "False" | "None");
+            let on = !matches!(value, "False" | "None");
             match key.split('/').next().unwrap_or_default() {
                 "password" | "user" => {
                     return Err(s.mistake(
@@ -420,14 +434,16 @@ impl<'a> Backend<'a> {
                         "let the origin or the frontend choose, and remove the line",
                     ));
                 }
-                "rawheaders" | "insecure" if !off => {
-                    self.out.remark(s, "kite does so in any case");
+                "rawheaders" => here.iter_mut().for_each(|k| k.told.raw_headers = on),
+                "proxyproto" => here.iter_mut().for_each(|k| k.told.proxy_header = on),
+                "rewritehost" => {
+                    let host = (on && value != "True").then(|| value.to_owned());
+                    for kite in &mut here {
+                        kite.told.host = host.clone().or_else(|| on.then(|| kite.host.clone()));
+                    }
                 }
-                _ if off => self.out.remark(s, "kite does so in any case"),
-                "rewritehost" => self.out.note(s, "kite does not rewrite a request's Host"),
-                "proxyproto" => self
-                    .out
-                    .note(s, "kite does not tell origins who a visitor is"),
+                "insecure" => self.out.remark(s, "kite does so in any case"),
+                _ if !on => self.out.remark(s, "kite does so in any case"),
                 _ => self.out.note(
                     s,
                     "it is for pagekite.py's own web server, of which kite has none",
@@ -435,6 +451,25 @@ impl<'a> Backend<'a> {
             }
         }
         Ok(())
+    }
+}
+
+impl Service<'_> {
+    /// The keys for whom the origin hears of. pagekite.py tells an HTTP origin, unless it is told not to.
+    fn told(&self) -> Vec<(String, Value)> {
+        let word = self.protocol.split('-').next();
+        let is_http = matches!(word, Some("http" | "http2" | "http3" | "websocket"));
+        let mut keys = Vec::new();
+        if is_http && !self.told.raw_headers {
+            keys.push(("forwarded_headers".to_owned(), Value::Boolean(true)));
+            if let Some(host) = &self.told.host {
+                keys.push(("rewrite_host".to_owned(), Value::String(host.clone())));
+            }
+        }
+        if self.told.proxy_header {
+            keys.push(("proxy_protocol".to_owned(), Value::String("v1".to_owned())));
+        }
+        keys
     }
 }
 

@@ -1,12 +1,13 @@
 //! A frontend's rc files in kite's terms: where it listens, and who may fly what.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::translation::{Translation, secret};
+use super::translation::{Translation, path, secret};
 use super::{Mistake, Role, Setting, list, port};
+use crate::frontend::limits::Rate;
 use crate::kite::{KiteName, Protocol};
 
 /// What pagekite.py's frontend carries unless told otherwise.
@@ -34,9 +35,18 @@ struct Frontend<'a> {
     protocols: Vec<String>,
     /// `http:bob.example`, and where it was said.
     granted: Vec<(String, &'a Setting)>,
+    /// Who is asked about kites below a name, or about all that are not listed.
+    authorities: Vec<(Option<String>, String, &'a Setting)>,
+    /// `tls_endpoint`, by its name.
+    certificates: Vec<(String, Table, &'a Setting)>,
+    default_certificate: Option<&'a Setting>,
+    /// The kites, which get their rates at the end.
+    kites: Vec<(Table, KiteName, &'a Setting)>,
+    /// How many visitors the kites below a name may have.
+    rates: Vec<(String, Table)>,
 }
 
-pub(super) fn translate(settings: &[Setting], _base: &Path) -> Result<Translation, Mistake> {
+pub(super) fn translate(settings: &[Setting], base: &Path) -> Result<Translation, Mistake> {
     let Some(first) = settings.iter().find(|s| s.name == "isfrontend") else {
         return Ok(Translation::default());
     };
@@ -48,15 +58,20 @@ pub(super) fn translate(settings: &[Setting], _base: &Path) -> Result<Translatio
         aliases: Vec::new(),
         protocols: PROTOCOLS.iter().map(|&p| p.to_owned()).collect(),
         granted: Vec::new(),
+        authorities: Vec::new(),
+        certificates: Vec::new(),
+        default_certificate: None,
+        kites: Vec::new(),
+        rates: Vec::new(),
     };
     for setting in settings {
-        frontend.take(setting)?;
+        frontend.take(setting, base)?;
     }
-    Ok(frontend.finish())
+    Ok(frontend.finish(settings))
 }
 
 impl<'a> Frontend<'a> {
-    fn take(&mut self, s: &'a Setting) -> Result<(), Mistake> {
+    fn take(&mut self, s: &'a Setting, base: &Path) -> Result<(), Mistake> {
         match s.name {
             "host" => {
                 self.host = s.value.parse().map_err(|_| {
@@ -87,15 +102,35 @@ impl<'a> Frontend<'a> {
                     "let a firewall choose, and remove the line",
                 ));
             }
-            "authdomain" | "authfail_closed" => self.out.note(
-                s,
-                "kite asks no name server who may fly; write each kite as domain = PROTOCOL:NAME:SECRET",
-            ),
-            "motd" => self.out.note(s, "kite sends backends no message"),
-            "tls_endpoint" | "tls_default" => self
-                .out
-                .note(s, "kite's frontend ends no TLS of visitors; fly an https kite instead"),
-            "ratelimit_ips" => self.out.note(s, "kite does not count visitors"),
+            "authdomain" => {
+                let (below, asked) = match s.value.split_once(':') {
+                    Some((below, asked)) => (Some(below.to_lowercase()), asked),
+                    None => (None, s.value.as_str()),
+                };
+                if below.is_none() {
+                    self.authorities.clear();
+                }
+                self.authorities.retain(|(other, ..)| *other != below);
+                self.authorities.push((below, asked.to_owned(), s));
+            }
+            "authfail_closed" => self.out.remark(s, "kite does so in any case"),
+            "motd" => self.out.set("motd_file", path(base, &s.value), s),
+            "tls_endpoint" => {
+                let (name, file) = s.value.split_once(':').ok_or_else(|| {
+                    s.mistake(
+                        "this is not NAME:FILE",
+                        "write, for instance, alice.example:/etc/ssl/private/alice.example.pem",
+                    )
+                })?;
+                let certificate = Table::from_iter([
+                    ("cert".to_owned(), Value::String(path(base, file))),
+                    ("endpoints".to_owned(), Value::Boolean(true)),
+                ]);
+                self.certificates
+                    .push((name.to_lowercase(), certificate, s));
+            }
+            "tls_default" => self.default_certificate = Some(s),
+            "ratelimit_ips" => self.rate(s)?,
             _ => self.out.other(s, Role::Frontend),
         }
         Ok(())
@@ -112,9 +147,66 @@ impl<'a> Frontend<'a> {
                     "write, for instance, virtual",
                 )
             })?;
-            self.out.note(s, format!("kite does not listen on {number} for raw kites; they are reached by HTTP CONNECT to the other ports"));
+            self.out.note(s, format!("kite does not guess whose visitors come to {number}; `kite import` the file, and give the port to one kite: [[listen]] with address, kite, and protocol = \"raw\""));
         }
         Ok(())
+    }
+
+    /// `[name:]visitors/seconds`; the kites below the name, or all that have no other.
+    fn rate(&mut self, s: &'a Setting) -> Result<(), Mistake> {
+        let (name, rate) = match s.value.split_once(':') {
+            Some(("*", rate)) => (None, rate),
+            Some((name, rate)) => (Some(name), rate),
+            None => (None, s.value.as_str()),
+        };
+        let wrong = || s.mistake("this is not VISITORS/SECONDS", "write, for instance, 20/60");
+        let rate: Rate = rate.parse().map_err(|_| wrong())?;
+        let rate = Table::from_iter([("visitors".to_owned(), Value::String(rate.to_string()))]);
+        match name {
+            None => self.out.set("limits", rate, s),
+            Some(name) => self.rates.push((name.to_lowercase(), rate)),
+        }
+        Ok(())
+    }
+
+    /// `authdomain`: a name to ask the DNS below, or, with a `/`, a program.
+    fn ask(&mut self, settings: &[Setting]) {
+        let closed = settings.iter().any(|s| s.name == "authfail_closed");
+        let carried = self
+            .protocols
+            .iter()
+            .filter(|p| p.parse::<Protocol>().is_ok());
+        let carried: Vec<Value> = carried.cloned().map(Value::String).collect();
+        for (below, asked, s) in std::mem::take(&mut self.authorities) {
+            let key = if asked.contains('/') {
+                "program"
+            } else {
+                "dns"
+            };
+            let mut entry = Table::from_iter([
+                (key.to_owned(), Value::String(asked)),
+                ("protocols".to_owned(), Value::Array(carried.clone())),
+            ]);
+            if let Some(below) = below {
+                entry.insert("domain".to_owned(), Value::String(below));
+            }
+            self.out.push("authorities", entry, s);
+            if !closed {
+                self.out.note(s, "without an answer no kite flies, as with authfail_closed; fail_open = true in TOML is the other way");
+            }
+        }
+    }
+
+    /// The rate for a name, or the nearest above it.
+    fn rate_of(&self, kite: &str) -> Option<Table> {
+        let is_above = |name: &str| {
+            kite.strip_suffix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        let above = self.rates.iter().filter(|(name, _)| is_above(name));
+        above
+            .max_by_key(|(name, _)| name.len())
+            .map(|(_, rate)| rate.clone())
     }
 
     /// `proto[,proto…]:name:secret`.
@@ -180,21 +272,39 @@ impl<'a> Frontend<'a> {
             ("protocols".to_owned(), Value::Array(carried)),
             ("secret_file".to_owned(), Value::String(kept)),
         ]);
-        self.out.push("kites", entry, s);
+        self.kites.push((entry, name, s));
         Ok(())
     }
 
-    fn finish(mut self) -> Translation {
+    fn finish(mut self, settings: &[Setting]) -> Translation {
         for (at, shown, s) in std::mem::take(&mut self.aliases) {
             self.out.note(
                 s,
                 format!("kite listens on {at}, and calls it so and not {shown}"),
             );
         }
-        let at =
-            |port: &u16| Value::String(std::net::SocketAddr::new(self.host, *port).to_string());
+        let at = |port: &u16| Value::String(SocketAddr::new(self.host, *port).to_string());
         let listen: Vec<Value> = self.ports.iter().map(at).collect();
         self.out.set("listen", listen, self.ports_from);
+        self.ask(settings);
+        let default = self.default_certificate.map(|s| s.value.to_lowercase());
+        let mut found = false;
+        for (name, mut certificate, s) in std::mem::take(&mut self.certificates) {
+            if Some(&name) == default.as_ref() && !found {
+                found = true;
+                certificate.insert("default".to_owned(), Value::Boolean(true));
+            }
+            self.out.push("certificates", certificate, s);
+        }
+        if let Some(s) = self.default_certificate.filter(|_| !found) {
+            self.out.note(s, "there is no tls_endpoint of this name");
+        }
+        for (mut entry, name, s) in std::mem::take(&mut self.kites) {
+            if let Some(rate) = self.rate_of(name.as_str()) {
+                entry.insert("limits".to_owned(), Value::Table(rate));
+            }
+            self.out.push("kites", entry, s);
+        }
         self.out
     }
 }

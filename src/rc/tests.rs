@@ -72,6 +72,7 @@ fn kites_come_in_all_forms() {
                 backend = tls:tls.example::443:s2\n\
                 service_on = http://typo.example:localhost:81:s3\n\
                 service_on = raw:bob.example:localhost:22\n\
+                service_on = http:unknown:localhost:83:s5\n\
                 define_backend = http:off.example:localhost:82:s4\n\
                 service_on = https:@kitename-2.example:localhost:1:@kitesecret\n";
     let (config, notes) = backend(text).unwrap();
@@ -87,6 +88,7 @@ fn kites_come_in_all_forms() {
             "https:tls.example:127.0.0.1:443:s2",
             "http:typo.example:127.0.0.1:81:s3",
             "raw:bob.example:127.0.0.1:22:s1",
+            "http:unknown:127.0.0.1:83:s5",
             // The first kite's name and secret stand in for those that nobody set.
             "https:bob.example-2.example:127.0.0.1:1:s1",
         ]
@@ -195,6 +197,41 @@ fn authorities_are_named_by_their_whole_path() {
     assert_eq!((config.ca_file, notes.len()), (None, 0));
 }
 
+#[test]
+fn an_http_origin_hears_of_its_visitors_unless_it_shall_not() {
+    let told = |more: &str| {
+        let (config, notes) = backend(&format!("{USUAL}{more}\n")).unwrap();
+        assert_eq!(notes, [""; 0]);
+        config.services[0].tell.clone()
+    };
+    let usual = told("");
+    assert!(usual.forwarded_headers);
+    assert_eq!((usual.proxy_protocol, usual.rewrite_host), (None, None));
+    let site = "service_cfg = bob.alice.example/80";
+    assert!(told(&format!("{site}:rawheaders:False")).forwarded_headers);
+    assert!(
+        told(&format!(
+            "{site}:rawheaders:True\n{site}:rewritehost:x.example"
+        ))
+        .is_nothing()
+    );
+    assert_eq!(
+        told(&format!("{site}:rewritehost:x.example")).rewrite_host,
+        Some("x.example".into())
+    );
+    assert_eq!(
+        told(&format!("{site}:rewritehost:True")).rewrite_host,
+        Some("localhost".into())
+    );
+    assert!(
+        told(&format!("{site}:proxyproto:True"))
+            .proxy_protocol
+            .is_some()
+    );
+    let tls = USUAL.replace("http:", "https:");
+    assert!(backend(&tls).unwrap().0.services[0].tell.is_nothing());
+}
+
 /// One warning for each line without a meaning, with its place and without its value.
 #[test]
 fn what_has_no_meaning_gives_one_warning() {
@@ -216,7 +253,6 @@ fn what_has_no_meaning_gives_one_warning() {
         "wschunks",
         "ports = 80",
         "domain = http:a:hunter2",
-        "service_cfg = bob.alice.example/80:rewritehost:True",
         "service_cfg = bob.alice.example/80:indexes:all",
         "service_cfg = bob.alice.example/8080:rawheaders:True",
         "service_on = http:c.example:localhost:builtin:hunter2",
@@ -402,6 +438,51 @@ fn a_frontends_file_is_read_as_it_is() {
             "websocket,raw:bob.alice.example:s2"
         ]
     );
+    let more = frontend(&format!(
+        "{FRONTEND}motd = Cargo.toml\nratelimit_ips = 9/60\nratelimit_ips = Alice.example:5/60\ndomain=raw:carol.example:s3\n"
+    ));
+    let config = more.unwrap().0;
+    let tls = frontend(&format!(
+        "{FRONTEND}tls_endpoint = a.example:/a.pem\ntls_endpoint = b.example : b.pem\ntls_default = b.example\n"
+    ));
+    let shown = |c: &crate::config::CertificateFiles| {
+        (c.cert.clone(), c.key == c.cert, c.endpoints, c.default)
+    };
+    let certificates: Vec<_> = tls.unwrap().0.certificates.iter().map(shown).collect();
+    assert_eq!(
+        certificates,
+        [
+            ("/a.pem".into(), true, true, false),
+            (here().join("b.pem"), true, true, true)
+        ]
+    );
+    assert_eq!(config.motd, Some(here().join("Cargo.toml")));
+    let rates: Vec<_> = config
+        .kites
+        .iter()
+        .map(|k| k.limits.visitors.map(|r| r.to_string()))
+        .collect();
+    assert_eq!(
+        rates,
+        [
+            Some("5/60".into()),
+            Some("5/60".into()),
+            Some("9/60".to_owned())
+        ]
+    );
+    let auth = frontend(
+        "isfrontend\nauthdomain = x.example:/bin/x\nauthdomain = auth.example\nauthdomain=Y.example:y.auth.example\nauthfail_closed\n",
+    );
+    let (config, notes) = auth.unwrap();
+    assert_eq!(notes, [""; 0]);
+    let of = |a: &crate::frontend::authority::Authority| {
+        (a.domain.as_ref().map(ToString::to_string), a.fail_open)
+    };
+    let authorities: Vec<_> = config.authorities.iter().map(of).collect();
+    assert_eq!(
+        authorities,
+        [(None, false), (Some("y.example".to_owned()), false)]
+    );
     let usual = frontend("isfrontend\ndomain=*:a.example:s\n").unwrap().0;
     assert_eq!(usual.listen[0].address.to_string(), "0.0.0.0:80");
     let v6 = frontend("isfrontend\nhost=::\ndomain=*:a.example:s\n")
@@ -419,6 +500,11 @@ fn what_has_no_meaning_to_a_frontend_gives_one_warning() {
         "service_on = http:x.example:localhost:80:hunter2",
         "frontend = a.example:80",
         "domain = irc:c.example:hunter2",
+        "domain = raw-22:c.example:hunter2",
+        "rawports = 22",
+        "portalias = 8080:80",
+        "tls_default = alice.example",
+        "authdomain = auth.example",
         "tls_ciphers = hunter2",
         "keepalive = 20",
     ] {
@@ -447,6 +533,11 @@ fn each_mistake_of_a_frontend_names_its_line_and_its_remedy() {
         ("ports =", "no ports", "65535"),
         ("rawports = hunter2", "something else", "virtual"),
         ("portalias = 8080", "not PORT:PORT", "8080:80"),
+        ("tls_endpoint = hunter2", "not NAME:FILE", "pem"),
+        ("motd = /nowhere", "no such file", "message"),
+        ("client_acl = deny:hunter2", "by their address", "firewall"),
+        ("ratelimit_ips = many", "not VISITORS/SECONDS", "20/60"),
+        ("ratelimit_ips = a:0/60", "not VISITORS/SECONDS", "20/60"),
         ("domain = http:hunter2", "not PROTOCOL:NAME", "SECRET"),
         ("domain = http:a:b:hunter2", "not PROTOCOL:NAME", "':'"),
         ("domain = http:*:hunter2", "no kite's name", "*.alice"),

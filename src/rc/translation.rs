@@ -148,7 +148,7 @@ impl fmt::Display for Translation {
         writeln!(f)?;
         let is_table = |value: &Value| match value {
             Value::Table(_) => true,
-            Value::Array(entries) => entries.first().is_some_and(Value::is_table),
+            Value::Array(entries) => !entries.is_empty() && entries.iter().all(Value::is_table),
             _ => false,
         };
         for (key, value) in self.table.iter().filter(|(_, v)| !is_table(v)) {

@@ -123,6 +123,8 @@ fn a_visitors_own_word_is_renamed_however_it_is_spelt() {
         "Forwarded",
         "X-Real-IP",
         "x_real-ip",
+        "X.Forwarded.For",
+        "X+Real~IP",
         "Connection",
         "Proxy-Connection",
         "Upgrade",

@@ -124,6 +124,8 @@ fn each_kind_of_header_is_read() {
         // A health check, with an address that does not count, and without one.
         (block(0x20, 0x11, v4), None),
         (block(0x20, 0, b""), None),
+        (block(0x20, 0x11, b""), None),
+        (block(0x20, 0xff, b"any"), None),
         // Whom a datagram or a Unix socket is from is no help with TCP.
         (block(0x21, 0x12, v4), None),
         (block(0x21, 0x31, &[7; 216]), None),

@@ -346,10 +346,6 @@ async fn what_comes_out_is_no_visitor() {
         },
         Hello {
             sni: Some(NAME),
-            ..Hello::default()
-        },
-        Hello {
-            sni: Some(NAME),
             alpn: tunnel,
             ..Hello::default()
         },
@@ -383,6 +379,12 @@ async fn what_comes_out_is_no_visitor() {
             "{i}"
         );
     }
+    // A kite's name is none of ours.
+    let visitor = Hello {
+        sni: Some(NAME),
+        ..Hello::default()
+    };
+    assert!(visitor.say(front.public).await.is_err());
     assert_eq!(visitors.load(std::sync::atomic::Ordering::SeqCst), 0);
 }
 
@@ -452,10 +454,18 @@ async fn tls_is_ended_for_a_kite_that_asked() {
         sni: Some("silent.alice.example"),
         ..Hello::default()
     };
-    let answer = other
-        .ask(front.public, &request("silent.alice.example"))
-        .await;
-    assert!(answer.starts_with(b"HTTP/1.1 503 "), "it did not ask");
+    assert!(
+        other.say(front.public).await.is_err(),
+        "it did not ask, and its visitors would say what is for it alone"
+    );
+    let nobody = Hello {
+        sni: Some("nobody.alice.example"),
+        ..Hello::default()
+    };
+    assert!(
+        nobody.say(front.public).await.is_err(),
+        "it is not there, and may be one that brings its own TLS"
+    );
     // Without a server name the Host alone decides, within the certificate.
     let nameless = Hello::default();
     for (host, status) in [("silent.alice.example", "503"), ("bob.example", "421")] {

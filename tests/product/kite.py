@@ -145,8 +145,8 @@ class Frontend(_Role):
     """`kite frontend` on an address of its own.
 
     `owned` maps a public port to the kite it belongs to (all of it, to a raw one); `onion` is an arti.toml;
-    `certificates` are the keys of as many tables; `acme` those of one; `behind` are load balancers, who alone may
-    connect; `keys` are more of the file's, and `tables` is more of its text.
+    `certificates` are the keys of as many tables; `acme` those of one; `behind` are load balancers, who alone may connect;
+    `keys` are more of the file's, and `tables` is more of its text.
     """
 
     role = "frontend"

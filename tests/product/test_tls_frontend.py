@@ -159,7 +159,8 @@ def test_both_sides_say_that_tls_ends_here(endpoints):
 def test_a_kite_that_did_not_ask_is_not_opened(endpoints):
     """Whatever the operator has for old backends."""
     visitor = Visitor((endpoints.ip, 443), endpoints.kites.silent.name, endpoints.certificate)
-    assert visitor.ask("GET", "/bytes/1/10")[0] == 503
+    with pytest.raises(ssl.SSLError, match="(?i)access.denied"):
+        visitor.ask("GET", "/bytes/1/10")
     assert Visitor((endpoints.ip, 80), endpoints.kites.silent.name).ask("GET", "/bytes/1/10")[0] == 200
 
 
