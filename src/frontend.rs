@@ -190,7 +190,7 @@ impl Frontend {
     }
 
     /// What backends are to be given, pins included: one address for each port that
-    /// belongs to no kite and takes whoever dials it.
+    /// belongs to no kite. Behind a load balancer it is the balancer's name that counts.
     pub fn pinned_addresses(&self) -> Vec<String> {
         let pin = self.shared.tls.pin();
         let host = |address: SocketAddr| match (&self.shared.name, address.ip()) {
@@ -202,7 +202,7 @@ impl Frontend {
         let shared_ports = self
             .listeners
             .iter()
-            .filter(|(_, listen)| listen.kite.is_none() && listen.balancers.is_none());
+            .filter(|(_, listen)| listen.kite.is_none());
         shared_ports
             .filter_map(|(l, listen)| Some((l.local_addr().ok()?, public_port(l, listen))))
             .map(|(address, port)| format!("{}:{port}#{pin}", host(address)))
