@@ -327,8 +327,6 @@ struct AuthorityEntry {
     dns: Option<String>,
     resolver: Option<String>,
     protocols: Option<Vec<String>>,
-    #[serde(default)]
-    fail_open: bool,
     parallel: Option<usize>,
     #[serde(default)]
     limits: Limits,
@@ -968,7 +966,6 @@ fn parse_authorities(
                 &at("protocols"),
                 entry.protocols.as_deref().unwrap_or_default(),
             )?,
-            fail_open: entry.fail_open,
             parallel,
             limits: entry.limits.or(defaults),
         })
@@ -989,10 +986,10 @@ fn parse_program(place: &str, program: &Path) -> Result<PathBuf> {
     }
     let meta = std::fs::metadata(program)
         .map_err(|e| ConfigError::new(place, format!("{shown}: {}", describe_io(&e)), remedy))?;
-    if !meta.is_file() || meta.mode() & 0o111 == 0 || meta.mode() & 0o002 != 0 {
+    if !meta.is_file() || meta.mode() & 0o111 == 0 || meta.mode() & 0o022 != 0 {
         return Err(ConfigError::new(
             place,
-            format!("{shown} is no program, or everybody may change it"),
+            format!("{shown} is no program, or others than its owner may change it"),
             remedy,
         ));
     }

@@ -81,7 +81,6 @@ fn authorities_are_read_and_bad_ones_are_named() {
     let config = load(&format!("{dns}domain = \"alice.example\"\nparallel = 3\n")).unwrap();
     assert!(config.kites.is_empty());
     let authority = &config.authorities[0];
-    assert!(!authority.fail_open, "closed unless told otherwise");
     assert_eq!(authority.parallel, 3);
     assert_eq!(
         authority.source,

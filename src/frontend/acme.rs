@@ -207,8 +207,12 @@ impl Issuer {
         match outcome.unwrap_or(Err(Trouble::TimedOut)) {
             Ok(()) => {
                 turn.wait = RETRY_FIRST;
-                let soonest = SystemTime::now() + PAUSE;
-                turn.due = self.renewal(name).map_or(soonest, |due| due.max(soonest));
+                let now = SystemTime::now();
+                // One that is due already when it comes says that a clock is wrong: authorities count what they give.
+                turn.due = match self.renewal(name) {
+                    Some(due) if due > now => due.max(now + PAUSE),
+                    _ => now + RETRY_FIRST,
+                };
             }
             Err(e) => {
                 let pause = jitter(turn.wait);

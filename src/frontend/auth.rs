@@ -107,14 +107,17 @@ impl Judge {
         {
             return Judgement::Refused(TOO_MANY.into());
         }
-        let mut judgement = self.by_grants(line, &name, proto, asker);
+        // Whether a guess was made, whatever is said of it.
+        let mut wrong = false;
+        let mut judgement = self.by_grants(line, &name, proto, asker, &mut wrong);
         let refused = |why: &str| matches!(why, "signature" | "unauthorized");
         if matches!(&judgement, Judgement::Refused(why) if refused(why))
             && self.authorities.know(&name)
         {
             judgement = self.by_authority(line, &name, proto, asker).await;
+            wrong |= matches!(&judgement, Judgement::Refused(why) if refused(why));
         }
-        if matches!(&judgement, Judgement::Refused(why) if why == "signature") {
+        if wrong && !matches!(judgement, Judgement::Proven(_)) {
             self.guesses().wrong(asker.peer, &line.name, Instant::now());
         }
         judgement
@@ -127,6 +130,7 @@ impl Judge {
         name: &KiteName,
         proto: &str,
         asker: Asker<'_>,
+        wrong: &mut bool,
     ) -> Judgement {
         let Asker {
             binding, now_unix, ..
@@ -144,6 +148,7 @@ impl Judge {
             match check(line, secret, &self.process_secret, now_unix, binding) {
                 Check::Good => {}
                 Check::BadSignature => {
+                    *wrong = true;
                     if verdict == "unauthorized" {
                         verdict = "signature".into();
                     }
@@ -265,7 +270,8 @@ impl Judge {
 
     fn serves_port(&self, proto: &str, port: &str) -> bool {
         port.parse::<u16>()
-            .is_ok_and(|port| proto == "raw" || self.ports.contains(&port))
+            // One way to write each, so that each is one kite.
+            .is_ok_and(|n| n.to_string() == port && (proto == "raw" || self.ports.contains(&n)))
     }
 }
 

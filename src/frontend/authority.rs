@@ -44,8 +44,6 @@ pub struct Authority {
     pub source: Source,
     /// What its kites may be used for.
     pub protocols: BTreeSet<Protocol>,
-    /// Where it does not answer its kites fly, and nobody has proved anything.
-    pub fail_open: bool,
     /// Questions at one time.
     pub parallel: usize,
     /// For its kites, where it says nothing.
@@ -100,7 +98,7 @@ pub(super) enum Ruling {
     Granted {
         /// What it is charged to.
         account: Arc<Account>,
-        /// What proved it; none if nobody did, or the authority itself.
+        /// What proved it; none if the authority saw to that.
         secret: Option<Secret>,
         /// For what it may be used.
         protocols: BTreeSet<Protocol>,
@@ -128,6 +126,8 @@ struct Asked {
     account: Weak<Account>,
     /// What it proved itself with, which can be shown again.
     line: ServiceLine,
+    /// What it proved to know; none if the authority saw to that.
+    secret: Option<Secret>,
     next: Instant,
     unanswered: u32,
 }
@@ -145,8 +145,11 @@ impl Authorities {
         }
     }
 
-    /// The one for a name: that of the longest domain.
+    /// The one for a name: that of the longest domain. None for the last resort, which only the operator grants.
     fn of(&self, name: &KiteName) -> Option<(usize, Arc<Office>)> {
+        if name.is_catch_all() {
+            return None;
+        }
         let length = |office: &Office| {
             office
                 .authority
@@ -200,10 +203,6 @@ impl Authorities {
         let protocols = office.authority.protocols.clone();
         let word = match office.ask(line, name, signed).await {
             Ok(word) => word,
-            Err(Silence::Failed(why)) if office.authority.fail_open => {
-                tracing::warn!("{name} may fly without a proof (fail_open): {why}");
-                Word::default()
-            }
             Err(silence) => return Ruling::Unanswered(silence),
         };
         if word.secret.as_ref().is_some_and(|secret| !proves(secret)) {
@@ -231,6 +230,7 @@ impl Authorities {
         let entry = Asked {
             account: Arc::downgrade(&account),
             line: line.clone(),
+            secret: word.secret.clone(),
             next: Instant::now() + AGAIN,
             unanswered: 0,
         };
@@ -283,12 +283,17 @@ impl Authorities {
             Ok(Word {
                 refused: Some(why), ..
             }) => account.end(End::Refused(why)),
+            // Another secret is to be proved now.
+            Ok(word) if word.secret != entry.secret => {
+                account.end(End::Refused("signature".to_owned()));
+            }
             Ok(word) => {
                 entry.unanswered = 0;
                 let (limits, expires) = word.limits(&authority.limits, now_unix);
                 account.begin_anew(limits, expires, now_unix);
             }
-            Err(_) if authority.fail_open => {}
+            // Others were answered meanwhile: that says nothing of this kite, and strangers can bring it about.
+            Err(Silence::Busy) => entry.next = now + SOON,
             Err(silence) => {
                 entry.unanswered += 1;
                 entry.next = now + SOON;
@@ -364,12 +369,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     /// Authorities with one program, which is this script.
-    fn program(
-        dir: &tempfile::TempDir,
-        script: &str,
-        fail_open: bool,
-        parallel: usize,
-    ) -> Authorities {
+    fn program(dir: &tempfile::TempDir, script: &str, parallel: usize) -> Authorities {
         let path = dir.path().join("program");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a file");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("chmod");
@@ -377,7 +377,6 @@ mod tests {
             domain: Some("alice.example".parse().expect("a name")),
             source: Source::Program(path),
             protocols: [Protocol::Http].into(),
-            fail_open,
             parallel,
             limits: Limits::default(),
         }])
@@ -407,50 +406,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_is_a_no_unless_told_otherwise() {
+    async fn silence_is_a_no() {
         let dir = tempfile::tempdir().expect("a directory");
         for script in ["exit 1", "echo nonsense", "yes | head -c 100000"] {
-            let ruling = rule(&program(&dir, script, false, 8)).await;
+            let ruling = rule(&program(&dir, script, 8)).await;
             assert!(
                 matches!(ruling, Ruling::Unanswered(Silence::Failed(_))),
                 "{script}"
             );
-            let ruling = rule(&program(&dir, script, true, 8)).await;
-            assert!(matches!(ruling, Ruling::Granted { .. }), "{script}");
         }
         // A no is an answer.
-        let ruling = rule(&program(&dir, "echo '{\"error\": \"who\"}'", true, 8)).await;
+        let ruling = rule(&program(&dir, "echo '{\"error\": \"who\"}'", 8)).await;
         assert!(matches!(ruling, Ruling::Refused(why) if why == "who"));
-        let ruling = rule(&program(&dir, "echo '{\"secret\": \"wrong\"}'", true, 8)).await;
+        let ruling = rule(&program(&dir, "echo '{\"secret\": \"wrong\"}'", 8)).await;
         assert!(matches!(ruling, Ruling::Refused(why) if why == "signature"));
-        let ruling = rule(&program(&dir, "echo '{\"secret\": \"right\"}'", false, 8)).await;
+        let ruling = rule(&program(&dir, "echo '{\"secret\": \"right\"}'", 8)).await;
         assert!(matches!(ruling, Ruling::Granted { .. }));
     }
 
     #[tokio::test]
-    async fn too_many_questions_are_refused_even_if_it_fails_open() {
+    async fn too_many_questions_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let slow = program(&dir, "exec sleep 4", true, 1);
+        let slow = program(&dir, "exec sleep 4", 1);
         let (first, second) = tokio::join!(rule(&slow), async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             rule(&slow).await
         });
         assert!(matches!(second, Ruling::Unanswered(Silence::Busy)));
-        assert!(
-            matches!(first, Ruling::Granted { .. }),
-            "it failed, and fails open"
-        );
+        assert!(matches!(first, Ruling::Unanswered(Silence::Failed(_))));
     }
 
     #[tokio::test]
     async fn a_kite_that_flies_is_asked_about_again() {
         let dir = tempfile::tempdir().expect("a directory");
-        let authorities = program(
-            &dir,
-            "echo '{\"secret\": \"right\", \"quota_kb\": 5}'",
-            false,
-            8,
-        );
+        let authorities = program(&dir, "echo '{\"secret\": \"right\", \"quota_kb\": 5}'", 8);
         let Ruling::Granted { account, .. } = rule(&authorities).await else {
             panic!("not granted")
         };
@@ -469,7 +458,16 @@ mod tests {
             authorities.review(now + AGAIN * n, 1000).await;
         }
         assert_eq!(account.standing(1000), Err(End::Unanswered));
-        let again = rule(&program(&dir, "echo '{}'", false, 8)).await;
+        // Another secret is as good as a no to who proved the last one.
+        let authorities = program(&dir, "echo '{\"secret\": \"right\"}'", 8);
+        let Ruling::Granted { account, .. } = rule(&authorities).await else {
+            panic!("not granted")
+        };
+        say("echo '{\"secret\": \"new\"}'").expect("a file");
+        authorities.review(Instant::now() + AGAIN, 1000).await;
+        let refused = End::Refused("signature".to_owned());
+        assert_eq!(account.standing(1000), Err(refused));
+        let again = rule(&program(&dir, "echo '{}'", 8)).await;
         assert!(matches!(again, Ruling::Refused(_)));
     }
 
@@ -479,7 +477,6 @@ mod tests {
             domain: domain.map(|text| text.parse().expect("a name")),
             source: Source::Program("/nowhere".into()),
             protocols: BTreeSet::new(),
-            fail_open: false,
             parallel: 1,
             limits: Limits::default(),
         };
@@ -494,5 +491,6 @@ mod tests {
         assert_eq!(of("bob.malice.example"), Some(1));
         assert_eq!(of("alice.example"), Some(1));
         assert_eq!(of("bob.test"), Some(0));
+        assert_eq!(of("unknown"), None, "the last resort is the operator's");
     }
 }

@@ -214,9 +214,14 @@ fn entry(add: &AddArgs) -> Result<(KiteName, Entry, Option<String>), ConfigError
     Ok((name, Entry::new(&grant), made))
 }
 
+/// Most days ahead that a kite may end: a century.
+const MAX_DAYS: u32 = 36_500;
+
 /// `30d`, or a date.
 fn expires(text: &str) -> Result<u64, ConfigError> {
-    let days = text.strip_suffix('d').and_then(|n| n.parse::<u32>().ok());
+    let days = text
+        .strip_suffix('d')
+        .and_then(|n| n.parse::<u32>().ok().filter(|days| *days <= MAX_DAYS));
     match days {
         Some(days) => Ok(now_unix() + u64::from(days) * DAY),
         None => end_of_day(text).map_err(|e| {

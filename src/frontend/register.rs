@@ -282,6 +282,9 @@ impl Registration<'_> {
                                 .extend(proof.map(|proof| (id.clone(), proof)));
                             verdict.ok.push(id);
                         }
+                        Claim::Full => self.refuse(id, "its tunnel flies too many", |id| {
+                            verdict.invalid.push((id, Some("quota".to_owned())));
+                        }),
                         Claim::Duplicate => self.refuse(id, "another tunnel flies it", |id| {
                             verdict.duplicate.push(id)
                         }),

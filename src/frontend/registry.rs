@@ -17,6 +17,8 @@ use crate::wire::KiteId;
 
 /// Most tunnels that fly one kite: as many as a backend may keep, and as many that replace them.
 pub const MAX_BESIDE: usize = 2 * MAX_TUNNELS as usize;
+/// Most kites that one tunnel flies: a wildcard would let it fill the registry.
+pub const MAX_KITES: usize = 1024;
 
 /// Wishes to replace a session that are remembered until the backend has dialled again with its proof.
 pub const MAX_WISHES: usize = 256;
@@ -248,6 +250,8 @@ pub enum Claim {
     Held,
     /// Another tunnel has it. If that one is dead it will be found out: it is being asked.
     Duplicate,
+    /// This session flies [`MAX_KITES`] already.
+    Full,
 }
 
 /// A kite that serves a visitor.
@@ -273,6 +277,10 @@ impl Registry {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let sky = &mut *sky;
         let key = Arc::new((id.proto.clone(), id.name.clone()));
+        let flown = sky.sessions.get(claimant.session);
+        if flown.is_some_and(|flown| flown.len() >= MAX_KITES && !flown.contains(&key)) {
+            return Claim::Full;
+        }
         let wished = claimant.replace.and_then(|named| sky.wish_of(named));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
@@ -287,7 +295,11 @@ impl Registry {
         // The number of the claimant's backend, if it has, or had, a tunnel here.
         let mut ours = None;
         holders.retain(|holder| {
+            let beside = claimant.beside.contains(&holder.session);
             let Some(tunnel) = &holder.tunnel else {
+                if beside {
+                    ours = Some(holder.backend);
+                }
                 return true;
             };
             let is = |session: Option<&str>| session == Some(holder.session.as_str());
@@ -295,7 +307,6 @@ impl Registry {
             if replaced {
                 tunnel.close("replaced by its backend");
             }
-            let beside = claimant.beside.contains(&holder.session);
             if replaced || is(claimant.retire) || beside {
                 ours = Some(holder.backend);
             }
@@ -308,7 +319,11 @@ impl Registry {
         let most = if claimant.several { leave.backends } else { 1 };
         let free = match ours {
             Some(_) => beside_us < MAX_BESIDE,
-            None => others.len() < usize::from(most.max(1)),
+            // Company is for those whom the same grant let in: another's would bring its own terms, and its own end.
+            None if Arc::ptr_eq(&entry.account, &leave.account) => {
+                others.len() < usize::from(most.max(1))
+            }
+            None => others.is_empty(),
         };
         if !free {
             let tunnels = holders.iter().filter_map(|h| h.tunnel.as_ref());

@@ -698,7 +698,9 @@ fn route_tls(
 ) -> Result<Route, Voice> {
     match (&hello.sni, &door.port_kite) {
         (Some(sni), _) => TLS.route(shared, sni, door.port),
-        (None, Some(kite)) if asked.is_none() => NAMELESS_TLS.route(shared, kite, door.port),
+        (None, Some(kite)) if asked.is_none() => {
+            own(NAMELESS_TLS.route(shared, kite, door.port), DENIED)
+        }
         (None, _) => Err(DENIED),
     }
 }
@@ -706,22 +708,38 @@ fn route_tls(
 /// Who comes to a raw kite's port may wait for the origin to speak first, so nothing is read.
 fn route_raw_port(shared: &Shared, door: &Arrival) -> Result<Route, Voice> {
     let kite = door.port_kite.as_ref().ok_or(Voice::Close)?;
-    RAW.route(shared, kite, door.port)
+    own(RAW.route(shared, kite, door.port), Voice::Close)
 }
 
-/// HTTP CONNECT: raw kites by any port, and the others by their usual ones (§7.1). Who asks so understands a page.
+/// A port that belongs to a kite is that kite's, also while it does not fly: no last resort gets its visitors.
+fn own(route: Result<Route, Voice>, usual: Voice) -> Result<Route, Voice> {
+    route.and_then(|route| match route.found.is_catch_all {
+        true => Err(usual),
+        false => Ok(route),
+    })
+}
+
+/// HTTP CONNECT: http and https kites by their usual ports, and raw ones by any (§7.1). Who asks so understands a page.
 fn route_connect(shared: &Shared, host: &KiteName, port: u16) -> Result<Route, Voice> {
     let page = |voice| match voice {
         Voice::Http(status) => Voice::Http(status),
         _ => OFFLINE,
     };
+    let usual = match port {
+        80 | 8080 => Some(CONNECTED_WEB.route(shared, host, port)),
+        443 => Some(TLS.route(shared, host, port)),
+        _ => None,
+    };
     let raw = RAW.route(shared, host, port);
-    match (raw, port) {
-        (Ok(route), _) => Ok(route),
-        (Err(_), 80 | 8080) => CONNECTED_WEB.route(shared, host, port),
-        (Err(_), 443) => TLS.route(shared, host, port).map_err(page),
-        (Err(voice), _) => Err(page(voice)),
+    let is_its_own = |route: &Result<Route, Voice>| matches!(route, Ok(r) if !r.found.is_catch_all);
+    match usual {
+        // What flies under the name goes before the last resort, and the port says what is wanted.
+        Some(usual) if is_its_own(&usual) || !is_its_own(&raw) => {
+            usual.or_else(|v| raw.map_err(|_| v))
+        }
+        _ => raw,
     }
+    .map_err(page)
 }
 
 /// Joins a visitor with its kite. The first bytes go first, as they came.
@@ -748,7 +766,7 @@ async fn join<L: Local + Speaks>(
         open_answered(shared, &route, open, first, &conn).await
     } else {
         let opened = open_somewhere(shared, &route, open, first);
-        opened.map(|stream| (stream, VecDeque::new()))
+        opened.map(|(stream, _)| (stream, VecDeque::new()))
     };
     match opened {
         Ok((stream, answer)) => {
@@ -765,22 +783,26 @@ async fn join<L: Local + Speaks>(
     }
 }
 
-/// Opens a stream; through another tunnel if the one that was found has ended since, as nothing was sent yet.
+/// Opens a stream; through another tunnel if the one that was found has ended since, as nothing was sent yet. Also gives
+/// the tunnel.
 fn open_somewhere(
     shared: &Shared,
     route: &Route,
     open: Open,
     first: Bytes,
-) -> Result<TunnelStream, OpenError> {
+) -> Result<(TunnelStream, Tunnel), OpenError> {
     let tunnel = &route.found.tunnel;
-    tunnel.open(open.clone(), first.clone()).or_else(|e| {
-        let other = route.around(shared, tunnel).ok_or(e)?;
-        let open = Open {
-            proto: other.proto,
-            ..open
-        };
-        other.tunnel.open(open, first)
-    })
+    match tunnel.open(open.clone(), first.clone()) {
+        Ok(stream) => Ok((stream, tunnel.clone())),
+        Err(e) => {
+            let other = route.around(shared, tunnel).ok_or(e)?;
+            let open = Open {
+                proto: other.proto,
+                ..open
+            };
+            Ok((other.tunnel.open(open, first)?, other.tunnel))
+        }
+    }
 }
 
 /// Opens a stream whose first flight may be repeated. If its tunnel gives no sign of life, or ends, and
@@ -793,8 +815,7 @@ async fn open_answered(
     first: Bytes,
     visitor: &impl Speaks,
 ) -> Result<(TunnelStream, VecDeque<Bytes>), OpenError> {
-    let mut tunnel = route.found.tunnel.clone();
-    let mut stream = open_somewhere(shared, route, open.clone(), first.clone())?;
+    let (mut stream, mut tunnel) = open_somewhere(shared, route, open.clone(), first.clone())?;
     for _ in 0..MAX_LOOKS {
         let answer = tokio::select! {
             biased;

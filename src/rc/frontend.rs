@@ -44,6 +44,8 @@ struct Frontend<'a> {
     kites: Vec<(Table, KiteName, &'a Setting)>,
     /// How many visitors the kites below a name may have.
     rates: Vec<(String, Table)>,
+    /// There is a line that lets visitors get to raw kites.
+    raw_open: bool,
 }
 
 pub(super) fn translate(settings: &[Setting], base: &Path) -> Result<Translation, Mistake> {
@@ -63,6 +65,7 @@ pub(super) fn translate(settings: &[Setting], base: &Path) -> Result<Translation
         default_certificate: None,
         kites: Vec::new(),
         rates: Vec::new(),
+        raw_open: settings.iter().any(|s| s.name == "rawports"),
     };
     for setting in settings {
         frontend.take(setting, base)?;
@@ -172,10 +175,10 @@ impl<'a> Frontend<'a> {
     /// `authdomain`: a name to ask the DNS below, or, with a `/`, a program.
     fn ask(&mut self, settings: &[Setting]) {
         let closed = settings.iter().any(|s| s.name == "authfail_closed");
-        let carried = self
-            .protocols
-            .iter()
-            .filter(|p| p.parse::<Protocol>().is_ok());
+        let carried = self.protocols.iter().filter(|p| {
+            p.parse::<Protocol>()
+                .is_ok_and(|p| p != Protocol::Raw || self.raw_open)
+        });
         let carried: Vec<Value> = carried.cloned().map(Value::String).collect();
         for (below, asked, s) in std::mem::take(&mut self.authorities) {
             let key = if asked.contains('/') {
@@ -188,11 +191,17 @@ impl<'a> Frontend<'a> {
                 ("protocols".to_owned(), Value::Array(carried.clone())),
             ]);
             if let Some(below) = below {
+                if let Some(rate) = self.rate_of(&below) {
+                    entry.insert("limits".to_owned(), Value::Table(rate));
+                }
                 entry.insert("domain".to_owned(), Value::String(below));
             }
             self.out.push("authorities", entry, s);
             if !closed {
-                self.out.note(s, "without an answer no kite flies, as with authfail_closed; fail_open = true in TOML is the other way");
+                self.out.note(
+                    s,
+                    "without an answer no kite flies, as with authfail_closed",
+                );
             }
         }
     }
@@ -218,9 +227,10 @@ impl<'a> Frontend<'a> {
                 "write, for instance, http:bob.alice.example:SECRET; a secret with a ':' in it cannot be used",
             ));
         };
-        let name: KiteName = name.parse().map_err(|e| {
+        let name: KiteName = name.parse().map_err(|_| {
+            // What stands there may be the secret, in the wrong place.
             s.mistake(
-                format!("its second part is no kite's name: {e}"),
+                "its second part is no kite's name",
                 "write PROTOCOL:NAME:SECRET, with a name such as bob.alice.example or *.alice.example",
             )
         })?;
@@ -239,7 +249,14 @@ impl<'a> Frontend<'a> {
                     "keep one of the two",
                 ));
             }
-            if word.parse::<Protocol>().is_ok() {
+            if word == Protocol::Raw.as_str() && !self.raw_open {
+                // pagekite.py lets nobody in without that line.
+                let why = "without rawports = virtual nobody gets to raw kites, so they cannot fly";
+                match all {
+                    true => self.out.remark(s, why),
+                    false => self.out.note(s, why),
+                }
+            } else if word.parse::<Protocol>().is_ok() {
                 carried.push(Value::String(word));
             } else if all {
                 self.out.remark(s, format!("kite does not carry {word}"));
@@ -277,13 +294,22 @@ impl<'a> Frontend<'a> {
     }
 
     fn finish(mut self, settings: &[Setting]) -> Translation {
-        for (at, shown, s) in std::mem::take(&mut self.aliases) {
-            self.out.note(
-                s,
-                format!("kite listens on {at}, and calls it so and not {shown}"),
-            );
+        let aliases = std::mem::take(&mut self.aliases);
+        for (at, _, s) in &aliases {
+            if !self.ports.contains(at) {
+                self.out.note(s, format!("kite does not listen on {at}"));
+            }
         }
-        let at = |port: &u16| Value::String(SocketAddr::new(self.host, *port).to_string());
+        let at = |port: &u16| {
+            let address = Value::String(SocketAddr::new(self.host, *port).to_string());
+            match aliases.iter().rfind(|(at, ..)| at == port) {
+                None => address,
+                Some((_, shown, _)) => Value::Table(Table::from_iter([
+                    ("address".to_owned(), address),
+                    ("port".to_owned(), Value::Integer((*shown).into())),
+                ])),
+            }
+        };
         let listen: Vec<Value> = self.ports.iter().map(at).collect();
         self.out.set("listen", listen, self.ports_from);
         self.ask(settings);

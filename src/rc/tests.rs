@@ -412,6 +412,7 @@ const FRONTEND: &str = "isfrontend\n\
                         host = 192.0.2.1\n\
                         ports = 80, 443\n\
                         protos = http, https\n\
+                        rawports = virtual\n\
                         domain = * : *.alice.example : s1\n\
                         domain = raw,websocket:bob.alice.example:s2\n";
 
@@ -471,17 +472,23 @@ fn a_frontends_file_is_read_as_it_is() {
         ]
     );
     let auth = frontend(
-        "isfrontend\nauthdomain = x.example:/bin/x\nauthdomain = auth.example\nauthdomain=Y.example:y.auth.example\nauthfail_closed\n",
+        "isfrontend\nauthdomain = x.example:/bin/x\nauthdomain = /bin/sh\nauthdomain=Y.example:/bin/sh\nratelimit_ips = y.example:5/60\nauthfail_closed\n",
     );
     let (config, notes) = auth.unwrap();
     assert_eq!(notes, [""; 0]);
     let of = |a: &crate::frontend::authority::Authority| {
-        (a.domain.as_ref().map(ToString::to_string), a.fail_open)
+        (
+            a.domain.as_ref().map(ToString::to_string),
+            a.limits.visitors.map(|r| r.to_string()),
+        )
     };
     let authorities: Vec<_> = config.authorities.iter().map(of).collect();
     assert_eq!(
         authorities,
-        [(None, false), (Some("y.example".to_owned()), false)]
+        [
+            (None, None),
+            (Some("y.example".to_owned()), Some("5/60".to_owned()))
+        ]
     );
     let usual = frontend("isfrontend\ndomain=*:a.example:s\n").unwrap().0;
     assert_eq!(usual.listen[0].address.to_string(), "0.0.0.0:80");
@@ -489,6 +496,25 @@ fn a_frontends_file_is_read_as_it_is() {
         .unwrap()
         .0;
     assert_eq!(v6.listen[0].address.to_string(), "[::]:80");
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    let own = "ab".repeat(32);
+    let said = [
+        frontend(&format!("isfrontend\ndomain = http:{own}:bob.example\n")).err(),
+        backend(&format!(
+            "frontend = a.example:80\nservice_on = http:{own}:localhost:80:bob.example\n"
+        ))
+        .err(),
+    ];
+    for said in said {
+        let said = said.expect("a mistake").to_string();
+        assert!(
+            said.contains("no kite's name") && !said.contains(&own),
+            "{said}"
+        );
+    }
 }
 
 #[test]
@@ -504,7 +530,7 @@ fn what_has_no_meaning_to_a_frontend_gives_one_warning() {
         "rawports = 22",
         "portalias = 8080:80",
         "tls_default = alice.example",
-        "authdomain = auth.example",
+        "authdomain = /bin/sh",
         "tls_ciphers = hunter2",
         "keepalive = 20",
     ] {
@@ -514,7 +540,7 @@ fn what_has_no_meaning_to_a_frontend_gives_one_warning() {
         };
         let option = line.split(' ').next().unwrap();
         assert!(
-            note.starts_with(&format!("test.rc:7: {option}: ")),
+            note.starts_with(&format!("test.rc:8: {option}: ")),
             "{note}"
         );
         assert!(!note.contains("hunter2"), "{note}");
@@ -545,12 +571,12 @@ fn each_mistake_of_a_frontend_names_its_line_and_its_remedy() {
         ("domain = http:a.example:", "secret is empty", "last part"),
         (
             "domain = http:*.alice.example:hunter2",
-            "test.rc:5",
+            "test.rc:6",
             "keep one",
         ),
     ] {
         let error = frontend(&format!("{FRONTEND}{line}\n")).expect_err(line);
-        assert!(error.contains("test.rc:7: "), "{line}: {error}");
+        assert!(error.contains("test.rc:8: "), "{line}: {error}");
         assert!(
             error.contains(problem) && error.contains(remedy),
             "{line}: {error}"

@@ -230,7 +230,12 @@ async fn the_catch_all_gets_who_is_left_where_it_is_granted() {
     let state = place();
     let web = [Protocol::Http, Protocol::Https, Protocol::Raw];
     let grants = vec![grant("*.alice.example", &web), grant("unknown", &web)];
-    let (front, at) = frontend_of(state.path(), vec![called(80), called(443)], grants);
+    let own = Listen {
+        kite: Some("ssh.alice.example".parse().unwrap()),
+        raw: true,
+        ..called(22)
+    };
+    let (front, at) = frontend_of(state.path(), vec![called(80), called(443), own], grants);
     let last = |protocol, origin| service(protocol, "unknown", origin, "right");
     let services = vec![
         service(Protocol::Http, NAME, speaker("bob").await, "right"),
@@ -249,6 +254,12 @@ async fn the_catch_all_gets_who_is_left_where_it_is_granted() {
         visit(at[0], connect("any.example", 5)).await,
         connected("last raw")
     );
+    // What flies goes first, however it is asked for, and a port of a kite's own is for nobody else.
+    assert_eq!(
+        visit(at[0], connect(NAME, 80) + &get(NAME)).await,
+        connected("bob")
+    );
+    assert!(ask(at[2], b"").await.is_empty());
     back.stop();
 
     // Whoever may fly a wildcard may not fly that.
@@ -384,6 +395,32 @@ async fn several_backends_share_a_kite_and_the_nearest_gets_the_visitors() {
         way.cut.notify_one();
     }
     assert_eq!(visit(at[0], get(NAME)).await, "far");
+}
+
+/// Company is by a grant of one's own: who knows a wildcard's secret does not fly beside a kite that has another.
+#[tokio::test]
+async fn nobody_flies_beside_a_kite_of_another_grant() {
+    let state = place();
+    let wild = Grant {
+        backends: 3,
+        ..grant("*.alice.example", &[Protocol::Http])
+    };
+    let bobs = Grant {
+        secret: crate::roles::secret("bob's own"),
+        ..grant(NAME, &[Protocol::Http])
+    };
+    let (front, at) = frontend_of(
+        state.path(),
+        vec![called(80), called(443)],
+        vec![wild, bobs],
+    );
+    let bob = service(Protocol::Http, NAME, speaker("bob").await, "bob's own");
+    let _bob = flown(&front, vec![bob]).await;
+    let eve = service(Protocol::Http, NAME, speaker("eve").await, "right");
+    let _eve = backend(&local(&front), vec![eve]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(kites(&front.handle).len(), 1);
+    assert_eq!(visit(at[0], get(NAME)).await, "bob");
 }
 
 async fn until_flying(front: &Side, n: usize) {

@@ -30,7 +30,7 @@ frontend = alice.example:80
 ##[ Back-ends and local services ]##
 service_on  = http:@kitename                  : localhost:{port}    : @kitesecret
 service_off = http:old.alice.example          : localhost:3456      : @kitesecret
-service_cfg = {name}/80     : rawheaders     : True
+# No service_cfg: pagekite.py would tell the origin of its visitors, and so does kite.
 
 ##[ Proxy-chain settings ]##
 proxy = tor:127.0.0.1:9050
@@ -77,7 +77,7 @@ def test_a_tahoe_operators_file_through_tor(kite, sup, machine, tornet):
                         via_tor=tornet.arti_toml(sup.directory / "arti"))
     assert {f"kitename={NAME}", "frontend=alice.example:80", "proxy=tor:127.0.0.1:9050", "keepalive=60",
             f"service_on=http:@kitename:localhost:{port}:@kitesecret",
-            f"service_cfg={NAME}/80:rawheaders:True"} <= settings(backend.file)
+            } <= settings(backend.file)
     assert "pagekite.rc:19: this line asks for Tor" in run("backend", "--config", backend.file)
 
     with web:
