@@ -80,11 +80,11 @@ def test_no_tor_from_the_start(kite, sup, machine, mortal):
     """The frontend is up and could be dialled; Tor is not.  It is there in the end."""
     ip, hidden = new_address(), machine()
     net = mortal(ip)
-    service = Kite("http", "web.bob.example", "127.0.0.1:1")
-    frontend = Frontend(sup, "frontend", ip, [service]).start()
-    # One name that only exits could resolve, one address that needs no resolving.
-    backend = Backend(sup, "backend", [frontend.pinned(NAME), frontend.pinned()], [service], machine=hidden,
-                      via_tor=net.arti_toml(sup.directory / "arti")).start()
+    service, other = (Kite("http", name, "127.0.0.1:1") for name in ("web.bob.example", "other.bob.example"))
+    frontend = Frontend(sup, "frontend", ip, [service, other]).start()
+    # One name that only exits could resolve, one address that needs no resolving; a kite for each, as it is one frontend.
+    backend = Backend(sup, "backend", [frontend.pinned(NAME), frontend.pinned()], [service, other], machine=hidden,
+                      via_tor=net.arti_toml(sup.directory / "arti"), share=True).start()
     wait_until(lambda: hidden.log.dials() & net.relays, 30, "it tries to reach a relay")
     time.sleep(WATCH_S)
     assert backend.proc.alive(), backend.proc.tail()
@@ -95,6 +95,7 @@ def test_no_tor_from_the_start(kite, sup, machine, mortal):
     assert hidden.log.dials() <= net.relays
     net.start()
     backend.wait_up(service, NAME, timeout=150)
+    backend.wait_up(other, ip)
     wait_until(lambda: backend.status()["tor"]["state"] == "working", 10, backend.status)
     assert set(frontend.tunnel_peers()) <= net.exits
     assert hidden.log.dials() <= net.relays
