@@ -345,6 +345,12 @@ struct Arrival {
 }
 
 impl Shared {
+    /// Is this the frontend's own public name?
+    fn is_called(&self, name: &KiteName) -> bool {
+        let own = self.name.as_ref();
+        own.is_some_and(|own| own.eq_ignore_ascii_case(name.as_str()))
+    }
+
     /// What logs call a peer.
     fn shown(&self, peer: SocketAddr) -> String {
         if self.log_peers {

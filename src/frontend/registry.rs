@@ -295,11 +295,10 @@ impl Registry {
         // The number of the claimant's backend, if it has, or had, a tunnel here.
         let mut ours = None;
         holders.retain(|holder| {
-            let beside = claimant.beside.contains(&holder.session);
+            if claimant.beside.contains(&holder.session) {
+                ours = Some(holder.backend);
+            }
             let Some(tunnel) = &holder.tunnel else {
-                if beside {
-                    ours = Some(holder.backend);
-                }
                 return true;
             };
             let is = |session: Option<&str>| session == Some(holder.session.as_str());
@@ -307,7 +306,7 @@ impl Registry {
             if replaced {
                 tunnel.close("replaced by its backend");
             }
-            if replaced || is(claimant.retire) || beside {
+            if replaced || is(claimant.retire) {
                 ours = Some(holder.backend);
             }
             !tunnel.is_closed() && !is(claimant.retire)

@@ -314,12 +314,9 @@ fn whither(
         return Whither::Ours(hello.alpn_certified.then(held).flatten());
     }
     // An older backend that knows us by name.
-    let own_name = || {
-        let (sni, own) = (hello.sni.as_ref()?, shared.name.as_ref()?);
-        own.eq_ignore_ascii_case(sni.as_str()).then_some(())
-    };
+    let own_name = hello.sni.as_ref().is_some_and(|sni| shared.is_called(sni));
     // What is ours goes before the last resort, which would get it else.
-    let ours = || held().is_some() || own_name().is_some();
+    let ours = || own_name || held().is_some();
     let denied = match route_tls(shared, hello, asked, door) {
         Ok(route) if route.found.is_catch_all && ours() => DENIED,
         Ok(route) => return Whither::Kite(route),
@@ -333,9 +330,9 @@ fn whither(
     if opened.is_some() {
         return Whither::Ours(opened);
     }
-    match own_name() {
-        Some(()) => Whither::Ours(None),
-        None => Whither::Nowhere(denied),
+    match own_name {
+        true => Whither::Ours(None),
+        false => Whither::Nowhere(denied),
     }
 }
 
@@ -346,9 +343,7 @@ fn may_open(shared: &Shared, name: &KiteName, held: &Held, port: u16) -> bool {
         let found = shared.registry.find(&[proto], port, name)?;
         (!found.is_catch_all).then_some(found.end_tls)
     };
-    if let Some(own) = &shared.name
-        && own.eq_ignore_ascii_case(name.as_str())
-    {
+    if shared.is_called(name) {
         return true;
     }
     // Its TLS is its own, whatever it is for.

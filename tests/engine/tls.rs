@@ -450,22 +450,22 @@ async fn tls_is_ended_for_a_kite_that_asked() {
             "{host}"
         );
     }
-    let other = Hello {
-        sni: Some("silent.alice.example"),
-        ..Hello::default()
-    };
-    assert!(
-        other.say(front.public).await.is_err(),
-        "it did not ask, and its visitors would say what is for it alone"
-    );
-    let nobody = Hello {
-        sni: Some("nobody.alice.example"),
-        ..Hello::default()
-    };
-    assert!(
-        nobody.say(front.public).await.is_err(),
-        "it is not there, and may be one that brings its own TLS"
-    );
+    for (name, why) in [
+        (
+            "silent.alice.example",
+            "it did not ask, and its visitors would say what is for it alone",
+        ),
+        (
+            "nobody.alice.example",
+            "it is not there, and may be one that brings its own TLS",
+        ),
+    ] {
+        let refused = Hello {
+            sni: Some(name),
+            ..Hello::default()
+        };
+        assert!(refused.say(front.public).await.is_err(), "{why}");
+    }
     // Without a server name the Host alone decides, within the certificate.
     let nameless = Hello::default();
     for (host, status) in [("silent.alice.example", "503"), ("bob.example", "421")] {
