@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::frontend::limits::{Rate, Size};
+use crate::observe::log;
 
 /// Gives a Tahoe-LAFS storage node behind NAT a public name, without telling
 /// anyone its address.
@@ -18,6 +19,17 @@ pub struct Cli {
     /// [default: info, for the demo warn]
     #[arg(long, global = true, env = "KITE_LOG", value_name = "LEVEL")]
     pub log: Option<String>,
+
+    /// How to log: text, json (an object a line), or journald (with levels and fields)
+    /// [default: journald if standard error is the journal, else text]
+    #[arg(
+        long,
+        global = true,
+        env = "KITE_LOG_FORMAT",
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
+    pub log_format: Option<log::Format>,
 
     /// What to do.
     #[command(subcommand)]

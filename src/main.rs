@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     } else {
         "info"
     };
-    if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual)) {
+    if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual), cli.log_format) {
         return fail(USAGE, &problem);
     }
     // Arti and rustls need to be told whose cryptography to use before anything else.

@@ -36,7 +36,7 @@ pub fn serve(args: &[String]) {
     let [config, state_dir, host, port, backends @ ..] = args else {
         panic!("usage: hidden ARTI.toml STATE_DIR HOST PORT BACKEND.toml…");
     };
-    log::init("info").unwrap();
+    log::init("info", None).unwrap();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .unwrap();

@@ -16,6 +16,7 @@ use super::CheckError;
 use crate::cli::{BackendArgs, CheckArgs};
 use crate::config::BackendConfig;
 use crate::dial::OriginAddr;
+use crate::observe::log;
 use crate::observe::status::Role;
 use crate::tor::{FirstHops, TorError, TorSettings};
 use trace::{Call, Trace};
@@ -307,8 +308,9 @@ impl Tally {
                 let origin = known
                     .origins
                     .contains(&OriginAddr::Unix(path.clone().into()));
-                // At nscd users are looked up, too; what it is asked for is judged.
-                if path.ends_with("/nscd/socket") || Path::new(&path) == known.status {
+                // At nscd users are looked up, too; what it is asked for is judged. The journal gets log lines.
+                let own = Path::new(&path) == known.status || path == log::JOURNAL;
+                if own || path.ends_with("/nscd/socket") {
                     return;
                 }
                 let party = if origin {
@@ -474,6 +476,7 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
             Call::ToUnix("/run/origin".into()),
             Call::ToUnix("/var/run/nscd/socket".into()),
             Call::ToUnix("/var/lib/kite/backend.sock".into()),
+            Call::ToUnix("/run/systemd/journal/socket".into()),
         ] {
             tally.take(&known, call);
         }

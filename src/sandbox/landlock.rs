@@ -22,6 +22,9 @@ const SYSTEM: [&str; 4] = [
     "/dev/urandom",
 ];
 
+/// Where journald listens, if log lines go to it through a socket that is open already.
+const JOURNAL: &str = "/run/systemd/journal";
+
 /// What a program of the system needs to start.
 const LIBRARIES: [&str; 5] = [
     "/lib",
@@ -122,7 +125,8 @@ fn restrict(plan: &Plan) -> Result<(RulesetStatus, i32), RulesetError> {
         .add_rules(path_beneath_rules(
             plan.sockets.iter().filter_map(|path| path.parent()),
             AccessFs::ResolveUnix,
-        ))?;
+        ))?
+        .add_rules(path_beneath_rules([JOURNAL], AccessFs::ResolveUnix))?;
     if !plan.programs.is_empty() {
         rules = rules
             .add_rules(path_beneath_rules(&plan.programs, read | AccessFs::Execute))?

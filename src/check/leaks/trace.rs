@@ -10,7 +10,8 @@ pub const CALLS: &str = "socket,connect,bind,listen,sendto,sendmsg,sendmmsg,?io_
 /// A call of the traced processes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Call {
-    /// A socket that is not for TCP, or a Unix stream: `AF_INET SOCK_DGRAM`.
+    /// A socket that is not for TCP, and no Unix stream or datagram: `AF_INET SOCK_DGRAM`. Whom a Unix socket speaks to is
+    /// seen when it does.
     Socket(String),
     /// A connection, or a message, to an address of the Internet.
     To(SocketAddr),
@@ -78,7 +79,7 @@ fn call(text: &str) -> Option<Call> {
             let tcp = matches!(family, "AF_INET" | "AF_INET6")
                 && matches!(protocol, "IPPROTO_IP" | "IPPROTO_TCP");
             let unix = matches!(family, "AF_UNIX" | "AF_LOCAL");
-            let fine = kind == "SOCK_STREAM" && (tcp || unix);
+            let fine = kind == "SOCK_STREAM" && (tcp || unix) || kind == "SOCK_DGRAM" && unix;
             (!fine).then(|| Call::Socket(format!("{family} {kind} {protocol}").trim().to_owned()))
         }
         // Nobody was there to hear: how the C library finds out that nscd does not run.
@@ -248,8 +249,12 @@ mod tests {
                 Call::Socket("AF_PACKET SOCK_DGRAM htons(ETH_P_IP)".into()),
             ),
             (
-                "socket(AF_UNIX, SOCK_DGRAM|SOCK_CLOEXEC, 0) = 5",
-                Call::Socket("AF_UNIX SOCK_DGRAM 0".into()),
+                "socket(AF_UNIX, SOCK_SEQPACKET|SOCK_CLOEXEC, 0) = 5",
+                Call::Socket("AF_UNIX SOCK_SEQPACKET 0".into()),
+            ),
+            (
+                "sendto(5, \"READY=1\"..., 7, MSG_NOSIGNAL, {sa_family=AF_UNIX, sun_path=\"/run/systemd/notify\"}, 21) = 7",
+                Call::ToUnix("/run/systemd/notify".into()),
             ),
             (
                 "sendto(5, \"\\1\\2\"..., 30, MSG_NOSIGNAL, {sa_family=AF_INET, sin_port=htons(53), sin_addr=inet_addr(\"192.0.2.53\")}, 16) = 30",

@@ -1,0 +1,140 @@
+"""Log lines for programs: JSON, and the journal's own protocol, spoken to a socket that stands where journald's does."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+
+import pytest
+
+from conftest import new_address
+from island import Island
+from kite import Backend, Frontend, Kite, binary
+from proc import wait_until
+from traffic import HttpOrigin
+
+SERVICE = Kite("http", "web.bob.example", "127.0.0.1:1")
+
+
+class Journal(Island):
+    """A machine whose /run has a journal; keeps what is said to it."""
+
+    def __init__(self, directory):
+        assert shutil.which("unshare"), "the tests need unshare: apt-get install util-linux"
+        self.run = directory / "run"
+        (self.run / "systemd/journal").mkdir(parents=True)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(self.run / "systemd/journal/socket"))
+        self.socket.setblocking(False)
+        self.entries = []
+
+    def command(self, argv):
+        return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(self.run), *argv]
+
+    def read(self):
+        """Everything that was said, each entry as a dict of its fields."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram = self.socket.recv(1 << 16)
+                if datagram:                        # an empty one only asks whether somebody is there
+                    self.entries.append(self._parse(datagram))
+        return self.entries
+
+    @staticmethod
+    def _parse(data):
+        """NAME=value lines, or NAME, a length of eight bytes, and so many bytes."""
+        fields = {}
+        while data:
+            line, data = data.split(b"\n", 1)
+            name, equals, value = line.partition(b"=")
+            if not equals:
+                length = int.from_bytes(data[:8], "little")
+                value, data = data[8:8 + length], data[9 + length:]
+            fields[name.decode()] = value.decode()
+        return fields
+
+    def wait(self, words):
+        return wait_until(lambda: next((e for e in self.read() if words in e["MESSAGE"]), None), 15,
+                          lambda: f"{words!r} in the journal, which has {self.entries}")
+
+
+@pytest.fixture
+def journal(tmp_path):
+    made = Journal(tmp_path)
+    yield made
+    made.socket.close()
+
+
+def frontend(sup, log_peers=False):
+    return Frontend(sup, "frontend", new_address(), [SERVICE], ports=(80,), log_peers=log_peers)
+
+
+def test_json_is_an_object_a_line_and_hides_addresses(kite, sup):
+    role = frontend(sup)
+    role.spawn(env={"KITE_LOG_FORMAT": "json"})
+    role.proc.wait_log("backends dial", 15)
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", SERVICE.name, web.address, SERVICE.secret)
+        backend = Backend(sup, "backend", [role.plain()], [service])
+        backend.spawn(env={"KITE_LOG_FORMAT": "json"})
+        role.proc.wait_log("kite up", 15)
+    role.stop()
+    lines = [json.loads(line) for line in role.proc.text().splitlines()]
+    assert all({"timestamp", "level", "message"} <= line.keys() for line in lines)
+    assert {line["level"] for line in lines} <= {"ERROR", "WARN", "INFO", "DEBUG"}
+    assert any(line["message"].startswith("tunnel from [scrubbed]") for line in lines), lines
+    assert "10.77.9" not in role.proc.text() and SERVICE.secret not in role.proc.text()
+    assert [json.loads(line) for line in backend.proc.text().splitlines()]
+
+
+def test_the_journal_gets_levels_and_messages_without_addresses(kite, sup, journal):
+    role = frontend(sup)
+    role.spawn(journal, env={"KITE_LOG_FORMAT": "journald"})
+    entry = journal.wait("backends dial")
+    assert entry["PRIORITY"] == "6" and entry["SYSLOG_IDENTIFIER"] == "kite" and entry["TARGET"].startswith("kite::")
+    with socket.create_connection(role.visitors) as visitor:
+        visitor.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        visitor.recv(100)
+    refused = journal.wait("refused")
+    assert refused["KITE_PEER"] == "[scrubbed]" and refused["PRIORITY"] == "7"
+    role.stop()
+    assert role.proc.text() == "", "standard error is silent"
+
+
+def test_the_journal_is_found_by_systemds_variable(kite, sup, journal):
+    """Only if standard error is that journal."""
+    role = frontend(sup)
+    log = role.dir / "log"
+    log.touch()
+    role.spawn(journal, env={"JOURNAL_STREAM": f"{log.stat().st_dev}:{log.stat().st_ino}"})
+    journal.wait("backends dial")
+    role.stop()
+    assert role.proc.text() == ""
+    said = len(journal.read())
+    role.spawn(journal, env={"JOURNAL_STREAM": f"{log.stat().st_dev}:{log.stat().st_ino + 1}"})
+    role.proc.wait_log("backends dial", 15)
+    assert len(journal.read()) == said
+
+
+def test_a_walled_in_backend_still_reaches_the_journal(kite, sup, journal, tmp_path):
+    """Its socket was opened before the walls. There is no Tor network here, and it says so, to the journal."""
+    arti = tmp_path / "arti.toml"
+    arti.write_text("")
+    backend = Backend(sup, "backend", ["alice.example:443"], [SERVICE], via_tor=arti)
+    backend.spawn(journal, env={"KITE_LOG_FORMAT": "journald"})
+    journal.wait("sandbox: seccomp: no datagram")
+    journal.wait("Tor: ")
+    assert backend.proc.alive() and backend.proc.text() == ""
+
+
+def test_no_journal_is_an_error_with_a_remedy(kite, sup, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    machine = Island()
+    machine.command = lambda argv: ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(empty),
+                                    *argv]
+    proc = sup.spawn("lone", [binary(), "--log-format", "journald", "status"], machine=machine, log=tmp_path / "log",
+                     env={**os.environ})
+    assert proc.wait(10) == 2
+    assert "does systemd's journald run here? If not, use text or json" in proc.text()
