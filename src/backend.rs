@@ -79,7 +79,7 @@ pub async fn run(
     board: Board,
     shutdown: Shutdown,
 ) {
-    let watch = Arc::new(Watch::new(&[]));
+    let watch = Arc::new(Watch::new(&[], board.clone()));
     let pool = Pool::new();
     let base = Base {
         dialer,

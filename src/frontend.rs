@@ -32,6 +32,7 @@ use crate::dial::BoxConn;
 use crate::kite::KiteName;
 use crate::listen::{self, TcpListener, TcpStream};
 use crate::observe::hush::Hush;
+use crate::observe::traffic::{Count, Ledger, Of};
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, TlsServer};
 use crate::tunnel::buffer::Pool;
@@ -109,6 +110,8 @@ struct Shared {
     motd: Motd,
     judge: Judge,
     registry: Registry,
+    /// Visitors of no kite.
+    strangers: Arc<Count>,
     /// Our own key, which kite backends pin.
     tls: TlsServer,
     /// What authorities have signed.
@@ -155,7 +158,9 @@ impl Frontend {
             )
         });
         let issuer = issuer.transpose()?;
+        let registry = Registry::default();
         let shared = Shared {
+            strangers: registry.ledger().count(Of::default()),
             judge: Judge::new(
                 accounts.clone(),
                 Authorities::new(config.authorities),
@@ -163,7 +168,7 @@ impl Frontend {
             ),
             accounts,
             motd: Motd::new(config.motd),
-            registry: Registry::default(),
+            registry,
             tls,
             certificates,
             challenges,
@@ -291,6 +296,11 @@ impl Handle {
         });
         done.await
             .unwrap_or_else(|_| kites::Answer::Refused("the frontend stops".to_owned()))
+    }
+
+    /// The counts of what passes.
+    pub fn ledger(&self) -> Ledger {
+        self.0.registry.ledger()
     }
 
     /// The tunnels that are up.

@@ -5,3 +5,4 @@ pub mod hush;
 pub mod log;
 pub mod progress;
 pub mod status;
+pub mod traffic;

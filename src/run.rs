@@ -23,6 +23,7 @@ use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
 use crate::observe::status::{self, Role, Status};
+use crate::observe::traffic::Speed;
 use crate::reload::{Answer, Order, Reloader};
 use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
@@ -120,13 +121,18 @@ pub async fn frontend(
     let began = Instant::now();
     let socket = control::Socket::open(&Role::Frontend.socket(&state_dir));
     let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
+    let speed = Speed::default();
     let desk = FrontendDesk {
         tor: tor.clone(),
         pinned,
         published,
         handle,
         began,
+        speed: speed.clone(),
     };
+    // Dropped, it looks no more.
+    let mut looks = JoinSet::new();
+    looks.spawn(speed.watch(frontend.handle().ledger()));
     control::offer(socket, Arc::new(desk));
     let Some(settings) = settings else {
         frontend.run(shutdown).await;
@@ -156,6 +162,7 @@ struct FrontendDesk {
     published: Arc<OnceLock<String>>,
     handle: Handle,
     began: Instant,
+    speed: Speed,
 }
 
 #[async_trait]
@@ -164,12 +171,16 @@ impl Desk for FrontendDesk {
         let onion = self.published.get();
         Status {
             addresses: self.pinned.iter().chain(onion).cloned().collect(),
-            backends: self.handle.tunnels().into_iter().map(Into::into).collect(),
             tor: self
                 .tor
                 .get()
                 .map(|c| status::Tor::new(c.progress(), &c.dialled())),
-            ..Status::new(Role::Frontend, self.began)
+            ..Status::of_frontend(
+                self.began,
+                self.handle.tunnels(),
+                &self.handle.ledger(),
+                &self.speed,
+            )
         }
     }
 
@@ -284,14 +295,16 @@ impl Backend {
         mut progress: impl FnMut(&Progress) + Send,
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
+        let board = Board::default();
+        board.turn_to(&self.config.services);
         tokio::select! {
-            seen = check_origins(&self.config.services) => seen?,
+            seen = check_origins(&self.config.services, &board) => seen?,
             () = shutdown.requested() => return Ok(()),
         }
-        let board = Board::default();
         let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
         let reloader = Reloader::new(&self.config, self.config.tor.enabled);
         let plans = reloader.plans();
+        let speed = Speed::default();
         let desk = Arc::new(BackendDesk {
             via: if self.config.tor.enabled {
                 "Tor"
@@ -302,10 +315,12 @@ impl Backend {
             sandbox: self.sandbox.to_string().lines().map(Into::into).collect(),
             board: board.clone(),
             began: Instant::now(),
+            speed: speed.clone(),
             reloader,
         });
         // Dropped, it closes the port and all that came in there.
         let mut ports = JoinSet::new();
+        ports.spawn(speed.watch(board.ledger().clone()));
         let mut obsolete: BoxFuture<TorError> = Box::pin(std::future::pending());
         let dialer: Arc<dyn Dialer> = match self.egress {
             Egress::Direct(allowed) => {
@@ -364,6 +379,7 @@ struct BackendDesk {
     sandbox: Vec<String>,
     board: Board,
     began: Instant,
+    speed: Speed,
     reloader: Reloader,
 }
 
@@ -371,15 +387,16 @@ struct BackendDesk {
 impl Desk for BackendDesk {
     fn status(&self) -> Status {
         let tor = self.tor.get();
-        let tunnels = self.board.view().into_iter().map(status::Tunnel::from);
-        let tunnels = tunnels.map(|t| if tor.is_some() { t.in_tor() } else { t });
-        Status {
+        let mut status = Status {
             via: Some(self.via.to_owned()),
             tor: tor.map(|c| status::Tor::new(c.progress(), &c.dialled())),
             sandbox: self.sandbox.clone(),
-            tunnels: tunnels.collect(),
-            ..Status::new(Role::Backend, self.began)
+            ..Status::of_backend(self.began, &self.board, &self.speed)
+        };
+        if tor.is_some() {
+            status.tunnels = status.tunnels.into_iter().map(|t| t.in_tor()).collect();
         }
+        status
     }
 
     async fn reload(&self, order: Order) -> Answer {
@@ -391,7 +408,7 @@ impl Desk for BackendDesk {
             Ok(plan) => plan,
             Err(why) => return refused(why),
         };
-        if let Err(e) = check_origins(&plan.services).await {
+        if let Err(e) = check_origins(&plan.services, &self.board).await {
             return refused(e.to_string());
         }
         let changes = self.reloader.turn_to(plan);
@@ -404,7 +421,7 @@ impl Desk for BackendDesk {
 
 /// Looks at each origin. One that is down may come up later, and is looked at again before
 /// it gets a visitor; a web server behind a foolscap kite is a mistake that must not fly.
-async fn check_origins(services: &[config::Service]) -> Result<(), RunError> {
+async fn check_origins(services: &[config::Service], board: &Board) -> Result<(), RunError> {
     for service in services.iter().filter(|s| s.protocol.is_plaintext()) {
         tracing::warn!(
             "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
@@ -422,6 +439,7 @@ async fn check_origins(services: &[config::Service]) -> Result<(), RunError> {
             });
         }
         seen.log(service);
+        seen.note(service, board);
     }
     Ok(())
 }

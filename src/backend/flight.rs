@@ -11,11 +11,11 @@ use tokio::time::{interval, sleep, timeout};
 
 use super::link::{Services, explain, flies_as, flown, shown_kite};
 use super::siblings::Siblings;
-use super::stream::Noise;
+use super::stream::{Ground, Noise};
 use super::watch::Watch;
 use super::{DRAIN, stream};
 use crate::config::Service;
-use crate::observe::board::Slot;
+use crate::observe::board::{Slot, Tally};
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::RefusalKind;
@@ -69,6 +69,8 @@ pub(super) struct Crew {
     pub(super) siblings: Arc<Siblings>,
     /// The order to stop.
     pub(super) shutdown: Shutdown,
+    /// Where its visitors are counted.
+    pub(super) tally: Tally,
 }
 
 impl Flight {
@@ -192,7 +194,12 @@ impl Crew {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
                         let services = self.services.clone();
-                        streams.spawn(stream::serve(incoming, flown.clone(), services, self.watch.clone(), self.noise.clone()));
+                        let ground = Ground {
+                            watch: self.watch.clone(),
+                            noise: self.noise.clone(),
+                            tally: self.tally.clone(),
+                        };
+                        streams.spawn(stream::serve(incoming, flown.clone(), services, ground));
                     }
                     None => break,
                 },

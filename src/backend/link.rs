@@ -312,6 +312,7 @@ impl Link {
             frontend: self.shown.clone(),
             siblings: self.siblings.clone(),
             shutdown: shutdown.clone(),
+            tally: self.slot.tally(),
         };
         Flight::start(flights, tunnel, verdict, self.asked.clone(), crew)
     }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::Service;
 use crate::dial::{OriginDialer, OriginError};
+use crate::observe::board::Board;
 use crate::proxy_header;
 use crate::sniff::foolscap::{ProbeAnswer, TUB_ID_LEN, probe_answer, probe_request};
 use crate::sniff::{Sniff, TubId};
@@ -35,6 +36,33 @@ pub enum Seen {
 }
 
 impl Seen {
+    /// What status calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Foolscap => "speaks foolscap",
+            Self::Web => "web server",
+            Self::Unknown => "not foolscap",
+            Self::Down(_) => "down",
+        }
+    }
+
+    /// Writes on the board what was seen behind a kite.
+    pub fn note(&self, kite: &Service, board: &Board) {
+        let trouble = match self {
+            Self::Foolscap => None,
+            Self::Web => Some(format!(
+                "the origin {} is a web server; {WEB_REMEDY}",
+                kite.origin
+            )),
+            Self::Unknown => Some(format!(
+                "the origin {} does not answer as a foolscap port does; compare it with tub.port in tahoe.cfg",
+                kite.origin
+            )),
+            Self::Down(e) => Some(format!("{e}; {}", e.hint())),
+        };
+        board.saw(kite, self.name(), trouble);
+    }
+
     /// Says what was seen behind a kite, and what is to be done.
     pub fn log(&self, kite: &Service) {
         let Service { name, origin, .. } = kite;

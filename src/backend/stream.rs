@@ -15,7 +15,9 @@ use super::watch::Watch;
 use crate::config::Service;
 use crate::dial::{OriginConn, OriginDialer};
 use crate::kite::KiteName;
+use crate::observe::board::Tally;
 use crate::observe::hush::Hush;
+use crate::observe::traffic::{Count, Reason};
 use crate::refusal;
 use crate::sniff::Voice;
 use crate::tunnel::splice::{Inspect, Local, Objection, splice};
@@ -36,17 +38,32 @@ pub(super) struct Noise {
     deaf: Hush,
 }
 
+/// What all streams of a tunnel have in common.
+pub(super) struct Ground {
+    /// What is known of origins.
+    pub(super) watch: Arc<Watch>,
+    /// What has been said of strangers.
+    pub(super) noise: Arc<Noise>,
+    /// Where visitors are counted.
+    pub(super) tally: Tally,
+}
+
 /// Serves one stream to its end, or until its kite is taken out of the configuration.
 pub(super) async fn serve(
     incoming: Incoming,
     flown: Services,
     mut services: Receiver<Services>,
-    watch: Arc<Watch>,
-    noise: Arc<Noise>,
+    ground: Ground,
 ) {
+    let Ground {
+        watch,
+        noise,
+        tally,
+    } = ground;
     let Incoming { open, stream } = incoming;
     let sid = stream.sid();
     let Some(service) = choose(&flown, &open) else {
+        tally.of(None).refuse(Reason::NotHere);
         if let Some(before) = noise.unflown.due(Instant::now()) {
             tracing::warn!(
                 ?sid,
@@ -55,7 +72,10 @@ pub(super) async fn serve(
         }
         return refuse(stream, refusal::offline(&open.proto));
     };
+    let count = tally.of(Some(service));
+    drop(tally);
     if open.rtls && !service.protocol.is_plaintext() {
+        count.refuse(Reason::NotForThis);
         tracing::debug!(
             ?sid,
             "{}: the frontend has ended TLS; refused",
@@ -68,7 +88,7 @@ pub(super) async fn serve(
         !now.iter().any(same)
     };
     tokio::select! {
-        () = join(stream, &open, service, &watch, &noise) => {}
+        () = join(stream, &open, service, &watch, &noise, &count) => {}
         Ok(_) = services.wait_for(is_gone) => {
             tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
         }
@@ -76,19 +96,28 @@ pub(super) async fn serve(
 }
 
 /// Looks at what the visitor says, and joins it with the origin.
-async fn join(stream: TunnelStream, open: &Open, service: &Service, watch: &Watch, noise: &Noise) {
+async fn join(
+    stream: TunnelStream,
+    open: &Open,
+    service: &Service,
+    watch: &Watch,
+    noise: &Noise,
+    count: &Arc<Count>,
+) {
     let sid = stream.sid();
     // To let it in needs much memory for a moment, the rest a little for weeks.
-    let Some(admitted) = Box::pin(admit(stream, open, service, watch, noise)).await else {
-        return;
+    let admitted = match Box::pin(admit(stream, open, service, watch, noise)).await {
+        Ok(admitted) => admitted,
+        Err(why) => return why.into_iter().for_each(|why| count.refuse(why)),
     };
+    let inside = count.enter();
     let Admitted {
         stream,
         origin,
         held,
         inspect,
     } = admitted;
-    let done = splice(stream, origin, held, inspect).await;
+    let done = splice(stream, origin, held, inspect, inside.flow()).await;
     watch.doubt(service);
     tracing::debug!(
         ?sid,
@@ -108,18 +137,19 @@ struct Admitted {
     inspect: Option<Box<dyn Inspect + Send>>,
 }
 
-/// Looks at the first flight, and dials the origin; or tells the visitor that there is none.
+/// Looks at the first flight, and dials the origin; or tells the visitor that there is none. Says then why, unless it
+/// left by itself.
 async fn admit(
     mut stream: TunnelStream,
     open: &Open,
     service: &Service,
     watch: &Watch,
     noise: &Noise,
-) -> Option<Admitted> {
+) -> Result<Admitted, Option<Reason>> {
     let sid = stream.sid();
-    let turn_away = |stream, voice| {
+    let turn_away = |stream, voice, why| {
         refuse(stream, voice);
-        None
+        Err(Some(why))
     };
     let mut gate = Gate::new(service.protocol, &service.name, service.tub);
     let flight = first_flight(&mut stream, &mut gate);
@@ -130,18 +160,19 @@ async fn admit(
             if let Some(before) = noise.turned_away.due(Instant::now()) {
                 tracing::info!("{}: a visitor was turned away: {why}{before}", service.name);
             }
-            return turn_away(stream, why.voice());
+            return turn_away(stream, why.voice(), reason(&why));
         }
-        Ok(Err(Turned::Left)) => return None,
-        Err(_) => return turn_away(stream, Voice::Close),
+        Ok(Err(Turned::Left)) => return Err(None),
+        Err(_) => return turn_away(stream, Voice::Close, Reason::Slow),
     };
+    let offline = refusal::offline(service.protocol.on_wire());
     if !watch.trusts(service).await {
         tracing::debug!(
             ?sid,
             "{}: a visitor was refused: its origin is not fit",
             service.name
         );
-        return turn_away(stream, refusal::offline(service.protocol.on_wire()));
+        return turn_away(stream, offline, Reason::NoOrigin);
     }
     let mut origin = match OriginDialer::new().dial(&service.origin).await {
         Ok(origin) => origin,
@@ -150,7 +181,7 @@ async fn admit(
                 tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
             }
             watch.doubt(service);
-            return turn_away(stream, refusal::offline(service.protocol.on_wire()));
+            return turn_away(stream, offline, Reason::NoOrigin);
         }
     };
     if !service.tell.is_nothing() {
@@ -165,16 +196,24 @@ async fn admit(
                 );
             }
             watch.doubt(service);
-            return turn_away(stream, refusal::offline(service.protocol.on_wire()));
+            return turn_away(stream, offline, Reason::NoOrigin);
         }
         stream.consumed(beginning.taken);
     }
-    Some(Admitted {
+    Ok(Admitted {
         stream,
         origin,
         held,
         inspect: (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>),
     })
+}
+
+/// How a visitor is counted that the gate did not let in.
+fn reason(why: &PolicyError) -> Reason {
+    match why {
+        PolicyError::Opening(_) => Reason::Malformed,
+        _ => Reason::NotForThis,
+    }
 }
 
 /// Writes how a stream begins; false if the origin does not read it.

@@ -12,6 +12,7 @@ use super::probe::{Seen, look};
 use crate::config::Service;
 use crate::dial::OriginAddr;
 use crate::kite::Protocol;
+use crate::observe::board::Board;
 use crate::proxy_header::Version;
 
 /// How long an origin that was seen to speak foolscap is passed visitors without another
@@ -21,7 +22,10 @@ pub const TRUSTED_FOR: Duration = Duration::from_secs(10);
 pub const DISTRUSTED_FOR: Duration = Duration::from_secs(2);
 
 /// The foolscap origins of a backend, for the visitors of all its tunnels.
-pub struct Watch(std::sync::Mutex<HashMap<Place, Arc<Origin>>>);
+pub struct Watch {
+    origins: std::sync::Mutex<HashMap<Place, Arc<Origin>>>,
+    board: Board,
+}
 
 /// An origin, and whether it is spoken to with a PROXY header: what answers one may not answer the other.
 type Place = (OriginAddr, Option<Version>);
@@ -44,16 +48,20 @@ struct Look {
 }
 
 impl Watch {
-    /// Nothing is known yet.
-    pub fn new(services: &[Service]) -> Self {
-        let watch = Self(std::sync::Mutex::default());
+    /// Nothing is known yet. What is seen is written on `board`.
+    pub fn new(services: &[Service], board: Board) -> Self {
+        let watch = Self {
+            origins: std::sync::Mutex::default(),
+            board,
+        };
         watch.turn_to(services);
         watch
     }
 
     /// These are the kites from now on. What is known of their origins stays known.
     pub fn turn_to(&self, services: &[Service]) {
-        let mut origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.board.turn_to(services);
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
         let foolscap = services.iter().filter(|s| s.protocol == Protocol::Foolscap);
         *origins = foolscap
             .map(|s| {
@@ -76,6 +84,7 @@ impl Watch {
             origin.doubtful.store(false, Ordering::SeqCst);
             let began = Instant::now();
             let seen = look(service).await;
+            seen.note(service, &self.board);
             // One line for each change, not for each visitor.
             if last.as_ref().is_none_or(|last| last.seen != seen) {
                 seen.log(service);
@@ -97,7 +106,7 @@ impl Watch {
         if service.protocol != Protocol::Foolscap {
             return None;
         }
-        let origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
         // A kite that has just gone: its last visitors are looked after one by one.
         Some(origins.get(&place(service)).cloned().unwrap_or_default())
     }

@@ -12,6 +12,7 @@ use super::account::{Account, End};
 use super::auth::Leave;
 use crate::config::MAX_TUNNELS;
 use crate::kite::{KiteName, Protocol};
+use crate::observe::traffic::{Count, Ledger, Of};
 use crate::tunnel::Tunnel;
 use crate::wire::KiteId;
 
@@ -42,6 +43,8 @@ struct Sky {
     wishes: VecDeque<(String, String)>,
     /// Backends that have been given a number.
     backends: u64,
+    /// Where visitors are counted.
+    ledger: Ledger,
 }
 
 impl Sky {
@@ -71,6 +74,12 @@ pub struct TunnelView {
     pub peer: String,
     /// `protocol:name` of what it flies.
     pub kites: Vec<String>,
+    /// Visitors' streams that are open.
+    pub streams: usize,
+    /// The last measured round trip.
+    pub round_trip: Option<Duration>,
+    /// The backend has answered of late.
+    pub answers: bool,
 }
 
 struct Entry {
@@ -80,6 +89,8 @@ struct Entry {
     holders: Vec<Holder>,
     /// The backend that visitors are brought to, where there are several. 0 is none.
     favourite: AtomicU64,
+    /// Where its visitors are counted.
+    count: Arc<Count>,
 }
 
 impl Entry {
@@ -264,6 +275,8 @@ pub struct Found {
     pub end_tls: EndTls,
     /// What its visitors are charged to.
     pub account: Arc<Account>,
+    /// Where it is counted.
+    pub count: Arc<Count>,
     /// It is the last resort, and not the visitor's own.
     pub is_catch_all: bool,
     /// The way there.
@@ -271,6 +284,12 @@ pub struct Found {
 }
 
 impl Registry {
+    /// The counts of what passes.
+    pub fn ledger(&self) -> Ledger {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.ledger.clone()
+    }
+
     /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
     /// beside one that the claimant knows.
     pub fn claim(&self, id: &KiteId, leave: Leave, claimant: Claimant<'_>) -> Claim {
@@ -287,6 +306,10 @@ impl Registry {
             account: leave.account.clone(),
             holders: Vec::new(),
             favourite: AtomicU64::new(0),
+            count: sky.ledger.count(Of {
+                tunnel: None,
+                kite: Some(format!("{}:{}", id.proto, id.name)),
+            }),
         });
         let holders = &mut entry.holders;
         if holders.iter().any(|h| h.session == claimant.session) {
@@ -481,6 +504,7 @@ impl Registry {
                 terms: entry.terms.clone(),
                 end_tls: entry.end_tls(),
                 account: entry.account.clone(),
+                count: entry.count.clone(),
                 is_catch_all: name == KiteName::CATCH_ALL,
                 tunnel: entry.tunnel()?.clone(),
             })
@@ -508,11 +532,17 @@ impl Registry {
         let mut views: BTreeMap<&str, TunnelView> = BTreeMap::new();
         for (key, entry) in &sky.kites {
             let (proto, name) = &**key;
-            for holder in entry.holders.iter().filter(|h| h.tunnel.is_some()) {
+            for holder in &entry.holders {
+                let Some(tunnel) = &holder.tunnel else {
+                    continue;
+                };
                 let view = views.entry(&holder.session);
                 let view = view.or_insert_with(|| TunnelView {
                     peer: holder.peer.clone(),
                     kites: Vec::new(),
+                    streams: tunnel.streams(),
+                    round_trip: tunnel.rtt(),
+                    answers: !tunnel.is_suspect(),
                 });
                 view.kites.push(format!("{proto}:{name}"));
             }

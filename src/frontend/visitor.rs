@@ -22,6 +22,7 @@ use super::{Arrival, MAX_CONNECTIONS, Shared, Socket};
 use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
+use crate::observe::traffic::Reason;
 use crate::refusal::{self, refuse};
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls::{self, Challenge};
@@ -109,10 +110,11 @@ async fn arrive(
     peer: &str,
 ) -> Option<Comer> {
     if door.raw {
-        return match route_raw_port(shared, door).and_then(|r| r.let_in(door, Voice::Close)) {
+        let route = route_raw_port(shared, door).map_err(No::from);
+        return match route.and_then(|r| r.let_in(door, Voice::Close)) {
             Ok(route) => Some(Comer::Visitor(conn, first, route)),
-            Err(voice) => {
-                refuse(conn, voice).await;
+            Err(no) => {
+                no.say(shared, conn).await;
                 None
             }
         };
@@ -121,6 +123,7 @@ async fn arrive(
         First::Visitor(visitor) => visitor,
         First::Refused(refusal) => {
             tracing::debug!(%peer, "refused: {refusal}");
+            shared.strangers.refuse(Reason::Malformed);
             refuse(conn, refusal.voice()).await;
             return None;
         }
@@ -151,8 +154,10 @@ async fn arrive(
                 let for_kite = found.as_ref().is_ok_and(|r| !r.found.is_catch_all);
                 let ours = !for_kite && port == 443 && shared.certificates.find(host).is_some();
                 let route = match ours {
-                    true => Err(OFFLINE),
-                    false => found.and_then(|route| route.let_in(door, OFFLINE)),
+                    true => Err(No::from(OFFLINE)),
+                    false => {
+                        (found.map_err(No::from)).and_then(|route| route.let_in(door, OFFLINE))
+                    }
                 };
                 if route.is_ok() || ours {
                     first.advance(head.len);
@@ -175,14 +180,15 @@ async fn arrive(
                     return None;
                 }
                 route_http(shared, &head, door.port, first.len() == head.len)
+                    .map_err(No::from)
                     .and_then(|route| route.let_in(door, OFFLINE))
             }
         },
     };
     match route {
         Ok(route) => Some(Comer::Visitor(conn, first, route)),
-        Err(voice) => {
-            refuse(conn, voice).await;
+        Err(no) => {
+            no.say(shared, conn).await;
             None
         }
     }
@@ -226,7 +232,10 @@ async fn arrive_by_tls(
     let whither = match whither(shared, hello, asked, door) {
         Whither::Kite(route) => match route.let_in(door, DENIED) {
             Ok(route) => return Some(Comer::Visitor(conn, first, route)),
-            Err(voice) => Whither::Nowhere(voice),
+            Err(no) => {
+                no.say(shared, conn).await;
+                return None;
+            }
         },
         whither => whither,
     };
@@ -240,7 +249,7 @@ async fn arrive_by_tls(
             return None;
         }
         Whither::Nowhere(voice) => {
-            refuse(conn, voice).await;
+            No::from(voice).say(shared, conn).await;
             return None;
         }
         Whither::Ours(ending) => ending,
@@ -265,13 +274,14 @@ async fn arrive_by_tls(
     // Visitors are for certificates of names, never for the tunnels' own key or protocol.
     let route = match ending.filter(|_| !hello.alpn_kite) {
         Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port)
+            .map_err(No::from)
             .and_then(|route| route.let_in(door, OFFLINE)),
-        None => Err(OFFLINE),
+        None => Err(No::from(OFFLINE)),
     };
     match route {
         Ok(route) => Some(Comer::Ended(Box::new(conn), first, route)),
-        Err(voice) => {
-            refuse(conn, voice).await;
+        Err(no) => {
+            no.say(shared, conn).await;
             None
         }
     }
@@ -549,12 +559,7 @@ impl Wish {
     }
 
     /// The same, for a visitor whom the kite's limits let in.
-    fn enter(
-        &'static self,
-        shared: &Shared,
-        host: &KiteName,
-        door: &Arrival,
-    ) -> Result<Route, Voice> {
+    fn enter(&'static self, shared: &Shared, host: &KiteName, door: &Arrival) -> Result<Route, No> {
         let route = self.route(shared, host, door.port)?;
         route.let_in(door, self.offline())
     }
@@ -565,6 +570,36 @@ impl Wish {
 
     fn allowed(&self, found: &Found) -> bool {
         self.uses.iter().any(|use_| found.terms.contains(use_))
+    }
+}
+
+/// A visitor gets nowhere, and is told so.
+struct No {
+    voice: Voice,
+    /// It is one of its kite's refused visitors already.
+    counted: bool,
+}
+
+impl From<Voice> for No {
+    fn from(voice: Voice) -> Self {
+        Self {
+            voice,
+            counted: false,
+        }
+    }
+}
+
+impl No {
+    /// Counts the visitor, tells it, and closes.
+    async fn say<C: AsyncRead + AsyncWrite + Unpin>(self, shared: &Shared, conn: C) {
+        if !self.counted {
+            shared.strangers.refuse(match self.voice {
+                Voice::Http(400 | 431) => Reason::Malformed,
+                Voice::Http(403) => Reason::NotForThis,
+                _ => Reason::NotHere,
+            });
+        }
+        refuse(conn, self.voice).await;
     }
 }
 
@@ -584,13 +619,17 @@ struct Route {
 
 impl Route {
     /// With a pass for the visitor, if the kite's limits let it in; else what to say in `usual`'s manner.
-    fn let_in(mut self, door: &Arrival, usual: Voice) -> Result<Self, Voice> {
+    fn let_in(mut self, door: &Arrival, usual: Voice) -> Result<Self, No> {
         let who = account::visitor(door.peer.ip());
         match self.found.account.admit(who, Instant::now()) {
             Ok(pass) => self.pass = Some(pass),
             Err(refusal) => {
                 tracing::debug!("a visitor of {} is refused: {refusal}", self.host);
-                return Err(refusal.voice(usual));
+                self.found.count.refuse(Reason::Limits);
+                return Err(No {
+                    voice: refusal.voice(usual),
+                    counted: true,
+                });
             }
         }
         Ok(self)
@@ -757,6 +796,7 @@ async fn join<L: Local + Speaks>(
     };
     let meter = pass.map(|pass| pass.meter(first.len()));
     let first = first.freeze();
+    let began = first.len() as u64;
     let opened = if route.repeatable {
         open_answered(shared, &route, open, first, &conn).await
     } else {
@@ -767,11 +807,14 @@ async fn join<L: Local + Speaks>(
         Ok((stream, answer)) => {
             let sid = stream.sid();
             tracing::debug!(%peer, ?sid, "visitor for {}", route.host);
-            let done = splice(stream, conn, answer, meter).await;
+            let inside = route.found.count.enter();
+            inside.flow().to_tunnel(began);
+            let done = splice(stream, conn, answer, meter, inside.flow()).await;
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {
             tracing::warn!("no stream for a visitor of {}: {e}", route.host);
+            route.found.count.refuse(Reason::NoTunnel);
             // Where a raw visitor's CONNECT was answered, a page would be taken for the origin's words.
             refuse(conn, route.wish.offline()).await;
         }

@@ -1,14 +1,61 @@
 //! What a backend is doing now: written by its tunnels, read by whoever asks.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::traffic::{Count, Ledger, Of};
+use crate::config::Service;
 use crate::dial::Lane;
 use crate::tunnel::Tunnel;
 
-/// One entry for each tunnel that a backend keeps, in the order of the configuration.
+/// Troubles that are remembered. One that comes again is counted, and takes no other place.
+pub const MAX_TROUBLES: usize = 32;
+
+/// One entry for each tunnel that a backend keeps, in the order of the configuration; what its origins were last seen
+/// to be; what went wrong of late; and what passes.
 #[derive(Clone, Default)]
-pub struct Board(Arc<Mutex<Vec<Entry>>>);
+pub struct Board {
+    pinned: Arc<Mutex<Pinned>>,
+    ledger: Ledger,
+}
+
+#[derive(Default)]
+struct Pinned {
+    entries: Vec<Entry>,
+    origins: Vec<Origin>,
+    troubles: VecDeque<Trouble>,
+}
+
+/// What a kite's origin was last seen to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The kite, `protocol:name`.
+    pub kite: String,
+    /// Its address.
+    pub address: String,
+    /// `unknown` before the first look, and for kites whose origins are not looked at.
+    pub state: &'static str,
+    /// Since when it was seen so.
+    pub since: Instant,
+    /// The last look.
+    pub seen: Option<Instant>,
+    /// What was wrong last.
+    pub trouble: Option<String>,
+}
+
+/// Something went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The last time.
+    pub at: Instant,
+    /// With whom: a frontend's address, or a kite.
+    pub with: String,
+    /// What.
+    pub what: String,
+    /// How often.
+    pub times: u64,
+}
 
 struct Entry {
     /// No other on the board has it.
@@ -65,7 +112,7 @@ pub struct View {
 impl Board {
     /// A place for one tunnel.
     pub fn slot(&self, frontend: &str, lane: Lane) -> Slot {
-        let mut entries = self.lock();
+        let entries = &mut self.lock().entries;
         let id = entries.last().map_or(0, |last| last.id + 1);
         entries.push(Entry {
             id,
@@ -85,11 +132,95 @@ impl Board {
     /// Everything, now.
     pub fn view(&self) -> Vec<View> {
         let now = Instant::now();
-        self.lock().iter().map(|entry| entry.view(now)).collect()
+        let pinned = self.lock();
+        pinned.entries.iter().map(|entry| entry.view(now)).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The counts of what passes.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// These are the kites from now on. What was seen of their origins stays.
+    pub fn turn_to(&self, services: &[Service]) {
+        let pinned = &mut *self.lock();
+        let mut old = std::mem::take(&mut pinned.origins);
+        let place = |service: &Service| {
+            let (kite, address) = (kite_of(service), service.origin.to_string());
+            let same = |o: &Origin| (&o.kite, &o.address) == (&kite, &address);
+            match old.iter().position(same) {
+                Some(at) => old.swap_remove(at),
+                None => Origin {
+                    kite,
+                    address,
+                    state: "unknown",
+                    since: Instant::now(),
+                    seen: None,
+                    trouble: None,
+                },
+            }
+        };
+        pinned.origins = services.iter().map(place).collect();
+    }
+
+    /// A kite's origin was looked at. `trouble` is what is wrong with it.
+    pub fn saw(&self, service: &Service, state: &'static str, trouble: Option<String>) {
+        let kite = kite_of(service);
+        let now = Instant::now();
+        let changed = {
+            let mut pinned = self.lock();
+            let origin = pinned.origins.iter_mut().find(|o| o.kite == kite);
+            let Some(origin) = origin else { return };
+            let changed = origin.state != state;
+            if changed {
+                origin.since = now;
+                origin.state = state;
+            }
+            origin.seen = Some(now);
+            if trouble.is_some() {
+                origin.trouble.clone_from(&trouble);
+            }
+            changed
+        };
+        if let Some(trouble) = trouble.filter(|_| changed) {
+            self.trouble(&kite, &trouble);
+        }
+    }
+
+    /// The origins, in the order of the configuration.
+    pub fn origins(&self) -> Vec<Origin> {
+        self.lock().origins.clone()
+    }
+
+    /// Something went wrong with a frontend, or a kite.
+    pub fn trouble(&self, with: &str, what: &str) {
+        let troubles = &mut self.lock().troubles;
+        let at = Instant::now();
+        let again = |t: &&mut Trouble| t.with == with && t.what == what;
+        if let Some(same) = troubles.iter_mut().find(again) {
+            (same.at, same.times) = (at, same.times + 1);
+            return;
+        }
+        if troubles.len() >= MAX_TROUBLES {
+            troubles.pop_front();
+        }
+        troubles.push_back(Trouble {
+            at,
+            with: with.to_owned(),
+            what: what.to_owned(),
+            times: 1,
+        });
+    }
+
+    /// What went wrong, the last first.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let mut all: Vec<_> = self.lock().troubles.iter().cloned().collect();
+        all.sort_by_key(|t| std::cmp::Reverse(t.at));
+        all
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Pinned> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,19 +243,60 @@ impl Slot {
 
     /// What went wrong.
     pub fn failed(&self, why: &str) {
-        self.change(|entry| entry.last_error = Some(why.to_owned()));
+        let mut with = None;
+        self.change(|entry| {
+            entry.last_error = Some(why.to_owned());
+            with = Some(entry.frontend.clone());
+        });
+        if let Some(frontend) = with {
+            self.board.trouble(&frontend, why);
+        }
+    }
+
+    /// Where its visitors are counted.
+    pub fn tally(&self) -> Tally {
+        let mut tunnel = None;
+        self.change(|entry| tunnel = Some((entry.frontend.clone(), entry.lane.0 + 1)));
+        Tally {
+            ledger: self.board.ledger.clone(),
+            tunnel,
+        }
     }
 
     fn change(&self, act: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.board.lock().iter_mut().find(|e| e.id == self.id) {
+        let mut pinned = self.board.lock();
+        if let Some(entry) = pinned.entries.iter_mut().find(|e| e.id == self.id) {
             act(entry);
         }
     }
 }
 
+/// Where the visitors of one tunnel are counted.
+#[derive(Clone)]
+pub struct Tally {
+    ledger: Ledger,
+    tunnel: Option<(String, u8)>,
+}
+
+impl Tally {
+    /// Those of one kite; or those of none.
+    pub fn of(&self, service: Option<&Service>) -> Arc<Count> {
+        self.ledger.count(Of {
+            tunnel: self.tunnel.clone(),
+            kite: service.map(kite_of),
+        })
+    }
+}
+
+/// A kite as its owner wrote it.
+pub fn kite_of(service: &Service) -> String {
+    format!("{}:{}", service.ported(), service.name)
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.board.lock().retain(|entry| entry.id != self.id);
+        let mut pinned = self.board.lock();
+        pinned.entries.retain(|entry| entry.id != self.id);
     }
 }
 

@@ -1,18 +1,24 @@
 //! `kite status`: what a running kite says of itself, over its control socket ([`crate::control`]).
+//!
+//! `docs/status-schema.json` is made from these types. No visitor's address is in them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod text;
+
+pub use self::text::{Age, Size};
+use super::board::{self, Board, View};
+use super::traffic::{Ledger, Of, Speed, Sum};
 use crate::frontend::registry::TunnelView;
-use crate::observe::board::View;
 use crate::tor::{DialReport, Progress};
 
 /// The two roles. Both may run with one state directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The hidden side.
@@ -32,7 +38,7 @@ impl Role {
 }
 
 /// How a kite is. Times are in seconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// What it is.
     pub role: Role,
@@ -52,10 +58,147 @@ pub struct Status {
     pub backends: Vec<Backend>,
     /// What backends dial to reach this frontend.
     pub addresses: Vec<String>,
+    /// All its visitors together.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// What passed per second, of late.
+    #[serde(default)]
+    pub speed: Rate,
+    /// A backend's frontends, each with its tunnels taken together.
+    #[serde(default)]
+    pub frontends: Vec<Frontend>,
+    /// The kites: those of a backend's configuration, and those that have flown at a frontend since it started.
+    #[serde(default)]
+    pub kites: Vec<Kite>,
+    /// What went wrong, the last first; at most 32.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+}
+
+/// Visitors and their bytes, since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Traffic {
+    /// Visitors that came through.
+    pub visitors: u64,
+    /// Those that are there now.
+    pub open: usize,
+    /// Those that were sent away, by why: `not-here`, `not-for-this`, `malformed`, `limits`, `too-slow`, `no-origin` or
+    /// `no-tunnel`.
+    pub refused: BTreeMap<String, u64>,
+    /// Bytes from visitors.
+    pub from_visitors: u64,
+    /// Bytes to visitors.
+    pub to_visitors: u64,
+}
+
+/// Bytes per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Rate {
+    /// From visitors.
+    pub from_visitors: u64,
+    /// To visitors.
+    pub to_visitors: u64,
+}
+
+/// A frontend, as its backend knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Frontend {
+    /// Its address, as configured.
+    pub address: String,
+    /// The best that its tunnels are: `up`, `suspect`, `dialling`, `waiting` or `idle`.
+    pub state: String,
+    /// Tunnels that are up.
+    pub up: usize,
+    /// Tunnels that are to be.
+    pub tunnels: usize,
+    /// Until the next attempt, if none is up.
+    pub retry_in: Option<u64>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Its visitors.
+    pub traffic: Traffic,
+}
+
+/// A kite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Kite {
+    /// `protocol:name`.
+    pub kite: String,
+    /// Where it flies now: at a backend, the frontends' addresses.
+    pub flies_at: Vec<String>,
+    /// Tunnels that fly it now.
+    pub tunnels: usize,
+    /// What is behind it; at a backend.
+    pub origin: Option<Origin>,
+    /// What its own visitor found out, per frontend; at a backend.
+    pub probes: Vec<Probe>,
+    /// Its visitors.
+    pub traffic: Traffic,
+}
+
+/// What a kite's visitors are passed on to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Origin {
+    /// Its address.
+    pub address: String,
+    /// `speaks foolscap`, `down`, `web server`, `not foolscap`; or `unknown`, if it was never looked at.
+    pub state: String,
+    /// How long it has been seen so.
+    pub since: u64,
+    /// Since the last look. It is looked at when visitors come.
+    pub seen: Option<u64>,
+    /// What was wrong last.
+    pub last_trouble: Option<String>,
+}
+
+/// What became of a visit that a backend paid to its own kite, from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The kite's own node answered, and nothing was changed on the way.
+    Proven,
+    /// Something is wrong.
+    Failed,
+    /// It was not tried, or could not be.
+    NotProbed,
+}
+
+/// A visit that a backend paid to its own kite, from outside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Probe {
+    /// The frontend's address, as configured.
+    pub frontend: String,
+    /// Where the visitor went: `name:port`.
+    pub to: String,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// In one word: `own-node`, `other-node`, `altered`, `not-up`, `refused`, `timed-out`, `unreachable`, or why not.
+    pub finding: String,
+    /// In a sentence.
+    pub text: String,
+    /// Since it was paid.
+    pub ago: u64,
+    /// How long it took, in milliseconds.
+    pub took_ms: Option<u64>,
+}
+
+/// Something that went wrong.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Trouble {
+    /// With a frontend, by its address, or a kite.
+    pub with: String,
+    /// What.
+    pub text: String,
+    /// Its code, for `kite explain`, if it has one.
+    pub code: Option<String>,
+    /// Since it happened last.
+    pub ago: u64,
+    /// How often.
+    pub times: u64,
 }
 
 /// The embedded Tor client.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tor {
     /// `working`, `starting`, or what is the matter, by the name that it has in docs/states.md.
     pub state: String,
@@ -70,7 +213,7 @@ pub struct Tor {
 }
 
 /// One of a backend's tunnels.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tunnel {
     /// The frontend's address, as configured.
     pub frontend: String,
@@ -93,15 +236,27 @@ pub struct Tunnel {
     pub last_error: Option<String>,
     /// The kites that it flies.
     pub kites: Vec<String>,
+    /// Its visitors, and those of the tunnels before it.
+    #[serde(default)]
+    pub traffic: Traffic,
 }
 
 /// One of a frontend's tunnels.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Backend {
     /// Where it comes from; scrubbed unless peers may be logged.
     pub peer: String,
     /// `protocol:name` of what it flies.
     pub kites: Vec<String>,
+    /// Visitors' streams that are open.
+    #[serde(default)]
+    pub streams: usize,
+    /// The last measured round trip, in milliseconds.
+    #[serde(default)]
+    pub round_trip_ms: Option<u64>,
+    /// False if it owes a sign of life.
+    #[serde(default)]
+    pub answers: bool,
 }
 
 impl Status {
@@ -117,6 +272,88 @@ impl Status {
             tunnels: Vec::new(),
             backends: Vec::new(),
             addresses: Vec::new(),
+            traffic: Traffic::default(),
+            speed: Rate::default(),
+            frontends: Vec::new(),
+            kites: Vec::new(),
+            troubles: Vec::new(),
+        }
+    }
+
+    /// A backend's, from its board.
+    pub fn of_backend(began: Instant, board: &Board, speed: &Speed) -> Self {
+        let sums = board.ledger().sums();
+        let views = board.view();
+        let kites = board.origins().into_iter().map(|origin| {
+            let flies_at = |v: &&View| v.kites.contains(&origin.kite);
+            let mut at: Vec<_> = (views.iter().filter(flies_at))
+                .map(|v| v.frontend.clone())
+                .collect();
+            let tunnels = at.len();
+            at.dedup();
+            Kite {
+                flies_at: at,
+                tunnels,
+                traffic: sum(&sums, |of| of.kite.as_ref() == Some(&origin.kite)),
+                probes: Vec::new(),
+                kite: origin.kite.clone(),
+                origin: Some(origin.into()),
+            }
+        });
+        let kites = kites.collect();
+        let tunnels: Vec<Tunnel> = views
+            .into_iter()
+            .map(|view| {
+                let place = Some((view.frontend.clone(), view.lane.0 + 1));
+                Tunnel {
+                    traffic: sum(&sums, |of| of.tunnel == place),
+                    ..view.into()
+                }
+            })
+            .collect();
+        let frontends = Frontend::all(&tunnels, |address| {
+            sum(&sums, |of| {
+                of.tunnel.as_ref().is_some_and(|(at, _)| at == address)
+            })
+        });
+        Self {
+            traffic: sum(&sums, |_| true),
+            speed: speed.now(),
+            frontends,
+            kites,
+            tunnels,
+            troubles: board.troubles().into_iter().map(Into::into).collect(),
+            ..Self::new(Role::Backend, began)
+        }
+    }
+
+    /// A frontend's.
+    pub fn of_frontend(
+        began: Instant,
+        tunnels: Vec<TunnelView>,
+        ledger: &Ledger,
+        speed: &Speed,
+    ) -> Self {
+        let sums = ledger.sums();
+        let kite = |(of, sum): &(Of, Sum)| {
+            let kite = of.kite.clone()?;
+            Some(Kite {
+                flies_at: Vec::new(),
+                tunnels: tunnels.iter().filter(|t| t.kites.contains(&kite)).count(),
+                origin: None,
+                probes: Vec::new(),
+                traffic: (*sum).into(),
+                kite,
+            })
+        };
+        let mut kites: Vec<_> = sums.iter().filter_map(kite).collect();
+        kites.sort_by(|a, b| a.kite.cmp(&b.kite));
+        Self {
+            traffic: sum(&sums, |_| true),
+            speed: speed.now(),
+            kites,
+            backends: tunnels.into_iter().map(Into::into).collect(),
+            ..Self::new(Role::Frontend, began)
         }
     }
 
@@ -131,6 +368,98 @@ impl Status {
     }
 }
 
+fn sum(sums: &[(Of, Sum)], which: impl Fn(&Of) -> bool) -> Traffic {
+    let chosen = sums.iter().filter(|(of, _)| which(of));
+    chosen.map(|(_, sum)| *sum).sum::<Sum>().into()
+}
+
+impl From<Sum> for Traffic {
+    fn from(sum: Sum) -> Self {
+        Self {
+            visitors: sum.visitors,
+            open: sum.open,
+            refused: sum.refusals(),
+            from_visitors: sum.from_visitors,
+            to_visitors: sum.to_visitors,
+        }
+    }
+}
+
+impl Frontend {
+    /// The frontends of these tunnels, in their order.
+    fn all(tunnels: &[Tunnel], traffic: impl Fn(&str) -> Traffic) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        // The best comes first.
+        let rank = |state: &str| {
+            let states = ["up", "suspect", "dialling", "waiting", "idle"];
+            states.iter().position(|s| *s == state)
+        };
+        for tunnel in tunnels {
+            let up = usize::from(tunnel.state == "up");
+            let Some(known) = all.iter_mut().find(|f| f.address == tunnel.frontend) else {
+                all.push(Self {
+                    address: tunnel.frontend.clone(),
+                    state: tunnel.state.clone(),
+                    up,
+                    tunnels: 1,
+                    retry_in: tunnel.retry_in,
+                    last_error: tunnel.last_error.clone(),
+                    traffic: traffic(&tunnel.frontend),
+                });
+                continue;
+            };
+            known.up += up;
+            known.tunnels += 1;
+            known.retry_in = match (known.retry_in, tunnel.retry_in) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            if rank(&tunnel.state) < rank(&known.state) {
+                known.state.clone_from(&tunnel.state);
+            }
+            if known.last_error.is_none() {
+                known.last_error.clone_from(&tunnel.last_error);
+            }
+        }
+        for frontend in all.iter_mut().filter(|f| f.up > 0) {
+            frontend.retry_in = None;
+        }
+        all
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn ago(at: Instant) -> u64 {
+    at.elapsed().as_secs()
+}
+
+impl From<board::Origin> for Origin {
+    fn from(origin: board::Origin) -> Self {
+        Self {
+            address: origin.address,
+            state: origin.state.to_owned(),
+            since: ago(origin.since),
+            seen: origin.seen.map(ago),
+            last_trouble: origin.trouble,
+        }
+    }
+}
+
+impl From<board::Trouble> for Trouble {
+    fn from(trouble: board::Trouble) -> Self {
+        Self {
+            with: trouble.with,
+            text: trouble.what,
+            code: None,
+            ago: ago(trouble.at),
+            times: trouble.times,
+        }
+    }
+}
+
 impl From<View> for Tunnel {
     fn from(view: View) -> Self {
         Self {
@@ -139,11 +468,12 @@ impl From<View> for Tunnel {
             state: view.state.to_owned(),
             since: view.since.as_secs(),
             circuit_age: None,
-            round_trip_ms: view.round_trip.map(|d| d.as_millis() as u64),
+            round_trip_ms: view.round_trip.map(milliseconds),
             streams: view.streams,
             retry_in: view.retry_in.map(|d| d.as_secs()),
             last_error: view.last_error,
             kites: view.kites,
+            traffic: Traffic::default(),
         }
     }
 }
@@ -164,6 +494,9 @@ impl From<TunnelView> for Backend {
         Self {
             peer: view.peer,
             kites: view.kites,
+            streams: view.streams,
+            round_trip_ms: view.round_trip.map(milliseconds),
+            answers: view.answers,
         }
     }
 }
@@ -192,112 +525,5 @@ impl Tor {
                 .map(|(r, n)| named((r.to_string(), n)))
                 .collect(),
         }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let role = match self.role {
-            Role::Backend => "backend",
-            Role::Frontend => "frontend",
-        };
-        writeln!(f, "kite {role} {}, up {}", self.version, Age(self.up))?;
-        match (&self.via, &self.tor) {
-            (Some(_), Some(_)) => writeln!(
-                f,
-                "hidden: yes, it goes out through Tor and in no other way"
-            )?,
-            (Some(_), None) => writeln!(f, "hidden: NO, frontends see this machine's address")?,
-            (None, _) => {}
-        }
-        if let Some(tor) = &self.tor {
-            writeln!(f, "Tor: {}; {}", tor.state, tor.text)?;
-            writeln!(f, "  dialled: {}", Counts(&tor.dials))?;
-            if !tor.refused.is_empty() {
-                writeln!(f, "  REFUSED: {}; please report this", Counts(&tor.refused))?;
-            }
-        }
-        for line in &self.sandbox {
-            writeln!(f, "sandbox: {line}")?;
-        }
-        for tunnel in &self.tunnels {
-            write!(f, "{tunnel}")?;
-        }
-        for address in &self.addresses {
-            writeln!(f, "backends dial {address}")?;
-        }
-        for backend in &self.backends {
-            writeln!(
-                f,
-                "tunnel from {}: {}",
-                backend.peer,
-                backend.kites.join(", ")
-            )?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Tunnel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} tunnel {}: {} for {}",
-            self.frontend,
-            self.tunnel,
-            self.state,
-            Age(self.since)
-        )?;
-        if let Some(age) = self.circuit_age {
-            write!(f, ", circuit in use for {}", Age(age))?;
-        }
-        if let Some(ms) = self.round_trip_ms {
-            write!(f, ", round trip {ms} ms")?;
-        }
-        if self.state == "up" || self.state == "suspect" {
-            write!(f, ", {} streams", self.streams)?;
-        }
-        if let Some(seconds) = self.retry_in {
-            write!(f, ", next try in {}", Age(seconds))?;
-        }
-        writeln!(f)?;
-        if !self.kites.is_empty() {
-            writeln!(f, "  flies {}", self.kites.join(", "))?;
-        }
-        match &self.last_error {
-            Some(error) => writeln!(f, "  last trouble: {error}"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Seconds, in the two largest units.
-struct Age(u64);
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, hours, minutes) = (self.0 / 86_400, self.0 / 3_600 % 24, self.0 / 60 % 60);
-        match self.0 {
-            0..60 => write!(f, "{} s", self.0),
-            60..3_600 => write!(f, "{minutes} min {} s", self.0 % 60),
-            3_600..86_400 => write!(f, "{hours} h {minutes} min"),
-            _ => write!(f, "{days} d {hours} h"),
-        }
-    }
-}
-
-struct Counts<'a>(&'a BTreeMap<String, u64>);
-
-impl fmt::Display for Counts<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("nothing yet");
-        }
-        let each: Vec<String> = self
-            .0
-            .iter()
-            .map(|(what, n)| format!("{what} {n}"))
-            .collect();
-        f.write_str(&each.join(", "))
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -41,6 +43,31 @@ pub trait Inspect {
 #[error("{0}")]
 pub struct Objection(pub String);
 
+/// Bytes that pass, for whoever wants to know meanwhile. Many splices may add to one.
+#[derive(Debug, Default)]
+pub struct Flow {
+    from_tunnel: AtomicU64,
+    to_tunnel: AtomicU64,
+}
+
+impl Flow {
+    /// So many bytes more were taken out of a tunnel.
+    pub fn from_tunnel(&self, n: u64) {
+        self.from_tunnel.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// So many bytes more were put into a tunnel.
+    pub fn to_tunnel(&self, n: u64) {
+        self.to_tunnel.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// From tunnels, and to them.
+    pub fn get(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.from_tunnel), load(&self.to_tunnel))
+    }
+}
+
 /// What went each way, in bytes, and how it ended.
 #[derive(Debug)]
 pub struct Spliced {
@@ -70,14 +97,16 @@ pub enum Broken {
 /// reverse, until both halves have ended or either side breaks.
 ///
 /// `held` is what has been taken from the stream already, and not yet passed on.
-/// `inspect`, if any, sees the tunnel's bytes as the visitor's.
+/// `inspect`, if any, sees the tunnel's bytes as the visitor's. What passes is added to `flow`.
 pub async fn splice<L: Local>(
     stream: TunnelStream,
     local: L,
     held: VecDeque<Bytes>,
     inspect: Option<Box<dyn Inspect + Send>>,
+    flow: Arc<Flow>,
 ) -> Spliced {
     let mut join = Join {
+        flow,
         stream,
         local,
         inspect,
@@ -111,6 +140,7 @@ struct Join<L> {
     stream: TunnelStream,
     local: L,
     inspect: Option<Box<dyn Inspect + Send>>,
+    flow: Arc<Flow>,
     /// From the tunnel, for the local socket.
     pieces: VecDeque<Bytes>,
     inbound: Inbound,
@@ -204,6 +234,7 @@ impl<L: Local> Join<L> {
         }
         self.flushed = false;
         self.from_tunnel += written as u64;
+        self.flow.from_tunnel(written as u64);
         let mut left = written;
         while let Some(piece) = self.pieces.front_mut() {
             if left < piece.len() {
@@ -237,6 +268,7 @@ impl<L: Local> Join<L> {
                         inspect.origin_said(buffer.as_slice())?;
                     }
                     self.to_tunnel += n as u64;
+                    self.flow.to_tunnel(n as u64);
                     let pool = self.stream.pool().clone();
                     self.stream.write(Chunk::new(buffer, &pool));
                 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kite::backend::watch::Watch;
 use kite::kite::Protocol;
+use kite::observe::board::Board;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -184,7 +185,8 @@ async fn visitors_share_a_look_and_what_it_saw() {
         "right",
     );
     let tls = service(Protocol::TahoeHttps, NAME, node.address, "right");
-    let watch = Watch::new(&[kite.clone(), other.clone(), tls.clone()]);
+    let services = [kite.clone(), other.clone(), tls.clone()];
+    let watch = Watch::new(&services, Board::default());
     let crowd = (0..50).map(|n| watch.trusts(if n % 2 == 0 { &kite } else { &other }));
     let answers = futures::future::join_all(crowd).await;
     assert!(answers.into_iter().all(|trusted| trusted));

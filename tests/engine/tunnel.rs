@@ -62,7 +62,9 @@ async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
 /// Splices a stream with a pipe; the test holds the pipe's other end.
 fn attach(stream: TunnelStream) -> (DuplexStream, tokio::task::JoinHandle<Result<(), Broken>>) {
     let (near, far) = duplex(16 * 1024);
-    let done = tokio::spawn(async move { splice(stream, far, VecDeque::new(), None).await.end });
+    let flow = Default::default();
+    let done =
+        tokio::spawn(async move { splice(stream, far, VecDeque::new(), None, flow).await.end });
     (near, done)
 }
 

@@ -1,0 +1,166 @@
+//! A status in words: one screen.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::{Role, Status, Tunnel};
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = match self.role {
+            Role::Backend => "backend",
+            Role::Frontend => "frontend",
+        };
+        writeln!(f, "kite {role} {}, up {}", self.version, Age(self.up))?;
+        match (&self.via, &self.tor) {
+            (Some(_), Some(_)) => writeln!(
+                f,
+                "hidden: yes, it goes out through Tor and in no other way"
+            )?,
+            (Some(_), None) => writeln!(f, "hidden: NO, frontends see this machine's address")?,
+            (None, _) => {}
+        }
+        if let Some(tor) = &self.tor {
+            writeln!(f, "Tor: {}; {}", tor.state, tor.text)?;
+            writeln!(f, "  dialled: {}", Counts(&tor.dials))?;
+            if !tor.refused.is_empty() {
+                writeln!(f, "  REFUSED: {}; please report this", Counts(&tor.refused))?;
+            }
+        }
+        for line in &self.sandbox {
+            writeln!(f, "sandbox: {line}")?;
+        }
+        for tunnel in &self.tunnels {
+            write!(f, "{tunnel}")?;
+        }
+        for address in &self.addresses {
+            writeln!(f, "backends dial {address}")?;
+        }
+        for backend in &self.backends {
+            writeln!(
+                f,
+                "tunnel from {}: {}",
+                backend.peer,
+                backend.kites.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} tunnel {}: {} for {}",
+            self.frontend,
+            self.tunnel,
+            self.state,
+            Age(self.since)
+        )?;
+        if let Some(age) = self.circuit_age {
+            write!(f, ", circuit in use for {}", Age(age))?;
+        }
+        if let Some(ms) = self.round_trip_ms {
+            write!(f, ", round trip {ms} ms")?;
+        }
+        if self.state == "up" || self.state == "suspect" {
+            write!(f, ", {} streams", self.streams)?;
+        }
+        if let Some(seconds) = self.retry_in {
+            write!(f, ", next try in {}", Age(seconds))?;
+        }
+        writeln!(f)?;
+        if !self.kites.is_empty() {
+            writeln!(f, "  flies {}", self.kites.join(", "))?;
+        }
+        match &self.last_error {
+            Some(error) => writeln!(f, "  last trouble: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Seconds, in the two largest units.
+pub struct Age(pub u64);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, hours, minutes) = (self.0 / 86_400, self.0 / 3_600 % 24, self.0 / 60 % 60);
+        match self.0 {
+            0..60 => write!(f, "{} s", self.0),
+            60..3_600 => write!(f, "{minutes} min {} s", self.0 % 60),
+            3_600..86_400 => write!(f, "{hours} h {minutes} min"),
+            _ => write!(f, "{days} d {hours} h"),
+        }
+    }
+}
+
+struct Counts<'a>(&'a BTreeMap<String, u64>);
+
+impl fmt::Display for Counts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("nothing yet");
+        }
+        let each: Vec<String> = self
+            .0
+            .iter()
+            .map(|(what, n)| format!("{what} {n}"))
+            .collect();
+        f.write_str(&each.join(", "))
+    }
+}
+
+/// Bytes, in a unit that suits them.
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["kB", "MB", "GB", "TB", "PB", "EB"];
+        if self.0 < 1000 {
+            return write!(f, "{} B", self.0);
+        }
+        let mut value = self.0 as f64 / 1000.0;
+        let mut shown = "kB";
+        for unit in units {
+            shown = unit;
+            if value < 999.95 {
+                break;
+            }
+            value /= 1000.0;
+        }
+        match value < 9.995 {
+            true => write!(f, "{value:.2} {shown}"),
+            false => write!(f, "{value:.1} {shown}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages_suit_them() {
+        for (n, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 kB"),
+            (12_345, "12.3 kB"),
+            (999_990, "1.00 MB"),
+            (5_300_000_000, "5.30 GB"),
+            (u64::MAX, "18.4 EB"),
+        ] {
+            assert_eq!(Size(n).to_string(), text);
+        }
+        for (n, text) in [
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (3_700, "1 h 1 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(Age(n).to_string(), text);
+        }
+    }
+}
