@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+pub use clap_complete::Shell;
 
 use crate::frontend::limits::{Rate, Size};
 use crate::observe::log;
@@ -56,6 +57,11 @@ pub enum Command {
     Import(ImportArgs),
     /// Print the lines of tahoe.cfg that the configured kites need, or put them into a node's file
     Tahoe(TahoeArgs),
+    /// Print what a shell needs to complete kite's words. Debian's package has it already
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 /// Flags of `kite frontend`. Each has a key in the file, which README.md lists.

@@ -27,6 +27,8 @@ use crate::proxy_header::Version;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
 
+mod credential;
+
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 /// The authority that certificates come from unless another is named.
@@ -83,7 +85,7 @@ impl From<Mistake> for ConfigError {
 type Result<T> = std::result::Result<T, ConfigError>;
 
 /// All that `kite frontend` needs to know.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct FrontendConfig {
     /// Where visitors and backends come in. Never empty.
     pub listen: Vec<Listen>,
@@ -579,6 +581,11 @@ pub(crate) fn problem(
 
 /// Reads a secret from a file that nobody but its owner can read.
 pub(crate) fn read_secret(place: &str, path: &Path) -> Result<Secret> {
+    read_secret_from(place, path, 0o077)
+}
+
+/// The same, with the bits that its mode must not have.
+fn read_secret_from(place: &str, path: &Path, forbidden: u32) -> Result<Secret> {
     let shown = path.display();
     let meta = std::fs::metadata(path).map_err(|e| {
         ConfigError::new(
@@ -587,7 +594,7 @@ pub(crate) fn read_secret(place: &str, path: &Path) -> Result<Secret> {
             format!("write the secret to {shown} and run: chmod 600 {shown}"),
         )
     })?;
-    if meta.mode() & 0o077 != 0 {
+    if meta.mode() & forbidden != 0 {
         return Err(ConfigError::new(
             format!("{place}: {shown}"),
             format!(
@@ -639,8 +646,13 @@ fn entry_secret(
     let Some(path) = file else {
         return flag_secret(flag_file, variable, &place);
     };
-    match source.kept(path) {
-        Some(secret) => Ok(secret.clone()),
+    if let Some(secret) = source.kept(path) {
+        return Ok(secret.clone());
+    }
+    let directory = std::env::var_os(credential::DIRECTORY);
+    match credential::file(&place, path, directory.as_deref())? {
+        // The service manager's directory keeps others away. Its group bits may be the mask of an access list.
+        Some(credential) => read_secret_from(&place, &credential, 0o007),
         None => read_secret(&place, &source.path(path)),
     }
 }

@@ -10,14 +10,15 @@
 //!
 //! `clippy.toml` bans connecting, binding and resolving; `tests/boundary` counts
 //! the exceptions, which are in `direct.rs`, `origin.rs`, `listen.rs`, in the gate of the `tor` crate, in
-//! `check/leaks.rs`, which starts strace, and, for a frontend that asks others who may fly, in [`question`] and
-//! `frontend/authority/program.rs`.
+//! `check/leaks.rs`, which starts strace, in [`supervisor`], which tells systemd that kite is ready, and, for a frontend
+//! that asks others who may fly, in [`question`] and `frontend/authority/program.rs`.
 
 pub mod authority;
 pub mod direct;
 pub mod egress;
 pub mod origin;
 pub mod question;
+pub mod supervisor;
 pub mod target;
 pub mod tor;
 
@@ -278,8 +279,12 @@ impl DialError {
 }
 
 /// Does to a fresh connection what the address demands. The one place where trust is decided,
-/// whichever dialer opened the connection.
-async fn prove<S: Conn>(conn: S, to: &FrontendAddr, tls: &TlsClient) -> Result<Dialled, DialError> {
+/// whichever dialer opened the connection: a [`Dialer`] of your own ends with it, too.
+pub async fn prove<S: Conn>(
+    conn: S,
+    to: &FrontendAddr,
+    tls: &TlsClient,
+) -> Result<Dialled, DialError> {
     let (conn, binding): (BoxConn, _) = match to.trust() {
         Trust::Roots | Trust::Names(_) | Trust::Pin(_) => {
             let conn = tls.secure(conn, to).await?;

@@ -18,6 +18,16 @@ pub const MAX_SECRET: usize = 1024;
 ///
 /// Comparing two names is comparing two strings: every spelling that means the
 /// same name parses to the same value.
+///
+/// ```
+/// use kite::kite::KiteName;
+///
+/// let all: KiteName = "*.Alice.example.".parse()?;
+/// assert_eq!(all.as_str(), "*.alice.example");
+/// assert!(all.covers(&"bob.alice.example".parse()?));
+/// assert!("bob..example".parse::<KiteName>().is_err());
+/// # Ok::<(), kite::kite::NameError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KiteName(Box<str>);
 

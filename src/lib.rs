@@ -15,6 +15,10 @@
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
 //! * [`rc`]: what pagekite.py's files mean here.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
+//!
+//! To embed a role, load a [`config::BackendConfig`] or [`config::FrontendConfig`], or write one, and hand it to
+//! [`run`]; or go one floor down, to [`backend::run`] with a [`dial::Dialer`] of your own, and to [`frontend::Frontend`]
+//! with a [`frontend::authority::Judge`] of your own. The repository's `examples/` do all of that.
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

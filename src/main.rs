@@ -1,10 +1,11 @@
 //! `kite`: from arguments to a role, and from errors to exit codes.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, StatusArgs};
+use clap::{CommandFactory, Parser};
+use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::control;
 use kite::frontend::kites::{self, KitesError};
@@ -109,6 +110,7 @@ impl Job {
             // These need no runtime.
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
+            Command::Completions { shell } => return Err(complete(shell)),
             Command::Import(args) => {
                 let done = import::run(&args, &mut std::io::stdout());
                 return Err(verdict(done.map(|()| true)));
@@ -217,6 +219,16 @@ async fn reload(config: &BackendConfig) -> ExitCode {
         }
         Ok(Answer::Refused(why)) => fail(USAGE, &format!("nothing was changed: {why}")),
         Err(e) => fail(FAILED, &e.to_string()),
+    }
+}
+
+/// Prints what a shell needs to complete the command line.
+fn complete(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "kite", &mut script);
+    match std::io::stdout().write_all(&script) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(FAILED, &format!("standard output cannot be written: {e}")),
     }
 }
 

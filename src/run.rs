@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
 use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
+use crate::dial::supervisor::Supervisor;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle, kites};
@@ -33,6 +34,8 @@ use crate::tor::{self, Progress, TorError, TorSettings};
 
 /// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How often it is looked, for a supervisor that waits, whether a kite flies.
+const READY_POLL: Duration = Duration::from_millis(250);
 
 /// Why a role ended otherwise than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +137,9 @@ pub async fn frontend(
     let mut looks = JoinSet::new();
     looks.spawn(speed.watch(frontend.handle().ledger()));
     control::offer(socket, Arc::new(desk));
+    let supervisor = Supervisor::find();
+    supervisor.ready("the ports are open");
+    tokio::spawn(tell_end(supervisor, shutdown.clone()));
     let Some(settings) = settings else {
         frontend.run(shutdown).await;
         return Ok(());
@@ -216,6 +222,7 @@ pub struct Backend {
     tls: TlsClient,
     socks: Option<(Port, SocketAddr)>,
     control: Option<control::Socket>,
+    supervisor: Supervisor,
     sandbox: sandbox::Report,
 }
 
@@ -248,6 +255,7 @@ impl Backend {
             tls,
             socks,
             control,
+            supervisor: Supervisor::find(),
             sandbox: sandbox::Report::default(),
         })
     }
@@ -336,7 +344,10 @@ impl Backend {
                 control::offer(self.control, desk);
                 let watched = client.clone();
                 obsolete = Box::pin(async move { watched.watch().await });
-                let mut show = |p| progress(&p);
+                let mut show = |p| {
+                    progress(&p);
+                    self.supervisor.status(&format!("Tor: {}", p.text));
+                };
                 tokio::select! {
                     started = client.bootstrap(&mut show) => started?,
                     end = &mut obsolete => return Err(end.into()),
@@ -355,6 +366,11 @@ impl Backend {
             }
         };
         let (stop, order) = shutdown::channel();
+        tokio::spawn(tell_flight(
+            self.supervisor,
+            board.clone(),
+            shutdown.clone(),
+        ));
         let mut serving = pin!(backend::run(plans, dialer, board, order));
         tokio::select! {
             () = &mut serving => Ok(()),
@@ -370,6 +386,30 @@ impl Backend {
             }
         }
     }
+}
+
+/// Tells a supervisor that a frontend has taken a kite, which is what a backend is started for; and when it ends.
+async fn tell_flight(supervisor: Supervisor, board: Board, shutdown: Shutdown) {
+    if !supervisor.is_there() {
+        return;
+    }
+    supervisor.status("no frontend has taken a kite yet");
+    let flight = async {
+        while board.view().iter().all(|tunnel| tunnel.kites.is_empty()) {
+            sleep(READY_POLL).await;
+        }
+    };
+    tokio::select! {
+        () = flight => supervisor.ready("a kite flies; `kite status` says more"),
+        () = shutdown.requested() => {}
+    }
+    tell_end(supervisor, shutdown).await;
+}
+
+/// Tells a supervisor that the end was asked for.
+async fn tell_end(supervisor: Supervisor, shutdown: Shutdown) {
+    shutdown.requested().await;
+    supervisor.stopping();
 }
 
 /// What a running backend can be asked.

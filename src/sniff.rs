@@ -15,6 +15,16 @@
 //! * No input panics.
 //!
 //! Time limits are the caller's: a visitor may stop in the middle.
+//!
+//! ```
+//! use kite::sniff::{Sniff, Visitor, sniff};
+//!
+//! let request = b"GET / HTTP/1.1\r\nHost: Bob.Alice.example\r\n\r\n";
+//! assert!(matches!(sniff(&request[..20]), Sniff::NeedMore));
+//! let Sniff::Found(Visitor::Http(head)) = sniff(request) else { panic!() };
+//! assert_eq!(head.host.unwrap().as_str(), "bob.alice.example");
+//! assert!(matches!(sniff(b"\x00\x01"), Sniff::Refuse(_)));
+//! ```
 
 pub mod foolscap;
 pub mod http;

@@ -10,6 +10,42 @@
 //! The state machine stands behind one mutex that is never held across an await;
 //! handles lock it, change it, and wake the [`driver`]. Streams own no task and no
 //! channel of their own: an idle one costs its entry in the map and nothing else.
+//!
+//! Both ends in one program, over a pipe in memory:
+//!
+//! ```
+//! use bytes::{Bytes, BytesMut};
+//! use kite::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
+//! use kite::tunnel::mux::{Liveness, MAX_STREAMS, Settings, Side};
+//! use kite::tunnel::Tunnel;
+//! use kite::wire::frame::Open;
+//!
+//! let settings = |side| Settings {
+//!     side,
+//!     kite: true,
+//!     max_payload: BUFFER_PAYLOAD,
+//!     send_window: 256 * 1024,
+//!     recv_window: 256 * 1024,
+//!     max_streams: MAX_STREAMS,
+//!     liveness: Liveness::DEFAULT,
+//! };
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let (public, hidden) = tokio::io::duplex(64 * 1024);
+//! let frontend = Tunnel::start(public, BytesMut::new(), settings(Side::Frontend), Pool::new());
+//! let backend = Tunnel::start(hidden, BytesMut::new(), settings(Side::Backend), Pool::new());
+//!
+//! let mut open = Open::default();
+//! (open.proto, open.host) = ("raw".into(), "echo.example".into());
+//! let mut visitor = frontend.open(open, Bytes::from_static(b"hello")).unwrap();
+//! visitor.finish();
+//!
+//! let mut came = backend.accept().await.unwrap();
+//! assert_eq!(came.open.host, "echo.example");
+//! let said = came.stream.read().await.unwrap().unwrap();
+//! came.stream.write(Bytes::from(said.to_ascii_uppercase()).into());
+//! assert_eq!(&visitor.read().await.unwrap().unwrap()[..], b"HELLO");
+//! # });
+//! ```
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

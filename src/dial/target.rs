@@ -49,6 +49,17 @@ pub enum Trust {
 ///
 /// [`fmt::Display`] gives back a text that parses to the same value. It holds no
 /// address but what the operator wrote, so it may be logged.
+///
+/// ```
+/// use kite::dial::{FrontendAddr, Trust};
+///
+/// let pinned = "Alice.example:443#sha256:9X5X5Yf25dMftN-MbXSQ4KVVGvHu1-aDouLGKUQCrTQ";
+/// let address: FrontendAddr = pinned.parse()?;
+/// assert_eq!((address.host(), address.port()), ("alice.example", 443));
+/// assert!(matches!(address.trust(), Trust::Pin(_)));
+/// assert!("alice.example".parse::<FrontendAddr>().is_err(), "it has no port");
+/// # Ok::<(), kite::dial::TargetError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct FrontendAddr {
     /// A DNS name in lower case without trailing dot, or an IP literal without brackets.

@@ -13,7 +13,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 mod dns;
+mod judge;
 mod program;
+
+pub use self::judge::{Judge, Judged, Verdict};
 
 use super::account::{Account, End};
 use super::limits::{DAY, Limits, Rate, Size};
@@ -62,6 +65,8 @@ pub enum Source {
         /// Who answers it.
         resolver: SocketAddr,
     },
+    /// Within this program: no configuration file can name it.
+    Judge(Judged),
 }
 
 /// What an authority says of a kite.
@@ -324,6 +329,7 @@ impl Office {
         };
         match &self.authority.source {
             Source::Program(path) => program::ask(path, name).await,
+            Source::Judge(judge) => judge.ask(name).await,
             Source::Dns { .. } if !signed => Ok(Word::no("signature")),
             Source::Dns { suffix, resolver } => dns::ask(line, name, suffix, *resolver).await,
         }

@@ -5,6 +5,23 @@
 //! ```
 //!
 //! [`Decoder`] turns bytes into [`Frame`]s; the `put_*` functions are the way back.
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use kite::wire::Sid;
+//! use kite::wire::chunk::Limits;
+//! use kite::wire::frame::{Decoder, Frame, put_data};
+//!
+//! let (mut wire, sid) = (BytesMut::new(), Sid::new(7).unwrap());
+//! put_data(&mut wire, sid, b"hello");
+//! assert_eq!(&wire[..], b"f\r\nSID: 7\r\n\r\nhello");
+//!
+//! let mut decoder = Decoder::new(Limits::ESTABLISHED);
+//! let Some(Frame::Stream(frame)) = decoder.decode(&mut wire)? else { panic!() };
+//! assert_eq!((frame.sid, &frame.data[..]), (sid, &b"hello"[..]));
+//! assert!(decoder.decode(&mut wire)?.is_none(), "it needs more");
+//! # Ok::<(), kite::wire::frame::FrameError>(())
+//! ```
 
 use std::fmt::{self, Write};
 

@@ -362,3 +362,49 @@ fn a_bad_row_of_the_parity_page_is_seen() {
     let without = page.replace("`--torify`", "`--tor`");
     assert_eq!(complaints_about_parity(&without), ["--torify has no row"]);
 }
+
+// ------------------------------------------------------------------- packages
+
+/// What the Dockerfile copies from the tree is there, and .dockerignore lets it through and nothing else.
+#[test]
+fn the_dockerfile_copies_what_there_is() {
+    let copied: BTreeSet<String> = read("Dockerfile")
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|words| !words.starts_with("--from="))
+        .flat_map(|words| {
+            let words: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+            words[..words.len() - 1].to_vec()
+        })
+        .collect();
+    assert!(copied.len() > 5, "{copied:?}");
+    for path in &copied {
+        assert!(root().join(path).exists(), "Dockerfile copies {path}");
+    }
+    let ignore = read(".dockerignore");
+    let rules = ignore
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty());
+    let (all, let_through): (Vec<&str>, Vec<&str>) = rules.partition(|line| *line == "*");
+    assert_eq!(all.len(), 1);
+    let let_through = let_through
+        .into_iter()
+        .map(|l| l.trim_start_matches('!').to_owned());
+    assert_eq!(let_through.collect::<BTreeSet<_>>(), copied);
+}
+
+/// Everything that needs the tree to be built is copied: each target of the manifest, and its lints.
+#[test]
+fn the_dockerfile_copies_all_that_cargo_wants() {
+    let dockerfile = read("Dockerfile");
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let members = manifest["workspace"]["members"].as_array().unwrap();
+    let benches = manifest["bench"].as_array().unwrap();
+    let paths = members
+        .iter()
+        .chain(benches.iter().map(|bench| &bench["path"]));
+    for path in paths.map(|path| path.as_str().unwrap()) {
+        let top = path.split('/').next().unwrap();
+        assert!(dockerfile.contains(&format!("COPY {top} {top}\n")), "{top}");
+    }
+}

@@ -1,0 +1,113 @@
+//! Words to the supervisor that has started this process, if it wants to hear them: systemd, of a unit with `Type=notify`.
+//!
+//! A socket of this machine, opened before the sandbox closes. Nothing comes back through it, and no word of it is a secret.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// Where the supervisor listens: a path, or `@` and an abstract name.
+const VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// Whoever waits for this process to be ready, or nobody.
+#[derive(Debug, Default)]
+pub struct Supervisor(Option<UnixDatagram>);
+
+impl Supervisor {
+    /// The one of the environment. Trouble is only logged: kite works without.
+    pub fn find() -> Self {
+        let Some(address) = std::env::var_os(VARIABLE).filter(|a| !a.is_empty()) else {
+            return Self::default();
+        };
+        let socket = reach(&address).inspect_err(|e| {
+            tracing::warn!(
+                "{VARIABLE} is set to {}, but nobody hears there that kite is ready: {e}; with systemd, use Type=exec",
+                address.display()
+            );
+        });
+        Self(socket.ok())
+    }
+
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// What was to be started has started.
+    pub fn ready(&self, status: &str) {
+        self.say(&format!("READY=1\nSTATUS={}", one_line(status)));
+    }
+
+    /// One line on how it goes.
+    pub fn status(&self, status: &str) {
+        self.say(&format!("STATUS={}", one_line(status)));
+    }
+
+    /// It ends, as it was told to.
+    pub fn stopping(&self) {
+        self.say("STOPPING=1\nSTATUS=ending: what runs has a few seconds");
+    }
+
+    /// A supervisor that does not listen in time misses a word: kite waits for nobody here.
+    fn say(&self, words: &str) {
+        if let Some(socket) = &self.0
+            && let Err(e) = socket.send(words.as_bytes())
+        {
+            tracing::debug!("the supervisor did not hear '{words}': {e}");
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a socket of the machine's own supervisor, which named it when it started this process"
+)]
+fn reach(address: &OsStr) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(&parse(address)?)?;
+    Ok(socket)
+}
+
+fn parse(address: &OsStr) -> io::Result<SocketAddr> {
+    match address.as_bytes().strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
+        Some(name) => <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(address),
+    }
+}
+
+/// A line break would begin another word of the supervisor's language.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_cannot_say_anything_else() {
+        assert_eq!(one_line("Tor: 30%\nREADY=1"), "Tor: 30% READY=1");
+    }
+
+    #[test]
+    fn addresses_are_paths_or_abstract_names() {
+        let path = parse(OsStr::new("/run/systemd/notify")).unwrap();
+        assert_eq!(
+            path.as_pathname().unwrap().to_str(),
+            Some("/run/systemd/notify")
+        );
+        #[cfg(target_os = "linux")]
+        assert!(parse(OsStr::new("@kite")).unwrap().as_pathname().is_none());
+        assert!(parse(OsStr::new(&"x".repeat(200))).is_err());
+    }
+
+    #[test]
+    fn nobody_hears_nothing() {
+        let nobody = Supervisor::default();
+        assert!(!nobody.is_there());
+        nobody.ready("ready");
+    }
+}
