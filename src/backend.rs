@@ -23,6 +23,7 @@ use self::link::{Base, Link, Services};
 use self::siblings::Siblings;
 pub use self::stream::FIRST_FLIGHT_TIMEOUT;
 use self::watch::Watch;
+use crate::code::Code;
 use crate::config::{Frontend, Service};
 use crate::dial::{Dialer, FrontendAddr, Lane, Trust};
 use crate::observe::board::Board;
@@ -137,7 +138,9 @@ impl Post {
         let address = &frontend.address;
         if *address.trust() == Trust::Plain {
             tracing::warn!(
-                "frontend {address}: plain:// is not protected; whoever carries the connection can take the kite over"
+                "[{}] frontend {address}: plain:// is not protected; whoever carries the connection can take the kite \
+                 over; give its pinned address or its onion name, if it has one",
+                Code::PlainFrontend
             );
         }
         let (services, wishes) = signal::channel(flown);

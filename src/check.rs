@@ -6,6 +6,7 @@ pub mod leaks;
 pub mod node;
 
 use crate::cli::CheckArgs;
+use crate::code::{Code, Coded};
 use crate::config::ConfigError;
 use crate::tahoe::KiteError;
 use crate::tahoe::dir::DirError;
@@ -31,8 +32,21 @@ pub enum CheckError {
     #[error(transparent)]
     Leaks(#[from] leaks::LeaksError),
     /// Nobody reads the answer.
-    #[error("cannot write the findings: {0}")]
+    #[error("cannot write the findings: {0}; see where the output goes")]
     Output(#[from] std::io::Error),
+}
+
+impl Coded for CheckError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Nothing => Code::NothingToDo,
+            Self::Config(e) => e.code(),
+            Self::Dir(e) => e.code(),
+            Self::Kite(e) => e.code(),
+            Self::Leaks(e) => e.code(),
+            Self::Output(_) => Code::OutputFailed,
+        }
+    }
 }
 
 /// Checks what the flags name, and writes what it finds. True if nothing leaks and nothing is broken.

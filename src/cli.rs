@@ -48,6 +48,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Give a running backend its configuration anew: other frontends and kites, without a restart
     Reload(ReloadArgs),
+    /// Say what a code in a message means, and what to do about it
+    Explain(ExplainArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
     /// Look for what shows the address of the machine. Exit status: 0 nothing, 1 a leak or
@@ -287,6 +289,22 @@ pub struct ReloadArgs {
     /// As for `kite backend`.
     #[command(flatten)]
     pub backend: BackendArgs,
+}
+
+/// Flags of `kite explain`.
+#[derive(Debug, Default, Args)]
+pub struct ExplainArgs {
+    /// A code as messages show it, such as KITE-C04; c04 will do
+    #[arg(value_name = "CODE")]
+    pub code: Option<String>,
+
+    /// Show all codes, each on a line
+    #[arg(long, conflicts_with = "code")]
+    pub list: bool,
+
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `kite demo`.

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
+use crate::code::{Code, Coded};
 use crate::dial::question;
 use crate::dial::target::{FrontendAddr, OriginAddr};
 use crate::frontend::account::end_of_day;
@@ -45,6 +46,7 @@ pub const SECRET_VARIABLE: &str = "KITE_SECRET";
 /// What is wrong with the configuration, where, and what to do about it.
 #[derive(Debug)]
 pub struct ConfigError {
+    code: Code,
     place: String,
     problem: String,
     remedy: String,
@@ -52,11 +54,13 @@ pub struct ConfigError {
 
 impl ConfigError {
     fn new(
+        code: Code,
         place: impl fmt::Display,
         problem: impl fmt::Display,
         remedy: impl fmt::Display,
     ) -> Self {
         Self {
+            code,
             place: place.to_string(),
             problem: problem.to_string(),
             remedy: remedy.to_string(),
@@ -76,9 +80,20 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl Coded for ConfigError {
+    fn code(&self) -> Code {
+        self.code
+    }
+}
+
 impl From<Mistake> for ConfigError {
     fn from(mistake: Mistake) -> Self {
-        Self::new(mistake.place, mistake.problem, mistake.remedy)
+        Self::new(
+            Code::RcMistake,
+            mistake.place,
+            mistake.problem,
+            mistake.remedy,
+        )
     }
 }
 
@@ -494,22 +509,30 @@ impl Source {
             let base = std::env::current_dir().unwrap_or_default();
             let translation = Rc::read(&[path.to_path_buf()])?.translate(T::ROLE, &base)?;
             for note in &translation.notes {
-                tracing::warn!("{note}");
+                tracing::warn!("[{}] {note}", Code::RcNote);
             }
             return Self::translated(translation);
         }
         let text = read_limited(path).map_err(|problem| {
             ConfigError::new(
+                Code::FileUnreadable,
                 &shown,
                 problem,
                 "give --config the path of a readable TOML file",
             )
         })?;
-        let text = String::from_utf8(text)
-            .map_err(|_| ConfigError::new(&shown, "it is not UTF-8 text", "save it as UTF-8"))?;
+        let text = String::from_utf8(text).map_err(|_| {
+            ConfigError::new(
+                Code::FileUnreadable,
+                &shown,
+                "it is not UTF-8 text",
+                "save it as UTF-8",
+            )
+        })?;
         let value = toml::from_str(&text).map_err(|e| {
             let e = e.to_string();
             ConfigError::new(
+                Code::FileMalformed,
                 &shown,
                 e.trim_end(),
                 "README.md lists the keys, with examples",
@@ -524,7 +547,12 @@ impl Source {
         let shown = translation.shown.clone();
         let table = std::mem::take(&mut translation.table);
         let file = table.try_into().map_err(|e: toml::de::Error| {
-            ConfigError::new(&shown, e.message(), "`kite import` shows it as TOML")
+            ConfigError::new(
+                Code::RcMistake,
+                &shown,
+                e.message(),
+                "`kite import` shows it as TOML",
+            )
         })?;
         let rc = Some(translation);
         let dir = PathBuf::new();
@@ -572,11 +600,12 @@ fn describe_io(error: &std::io::Error) -> String {
 
 /// An error of the command line.
 pub(crate) fn problem(
+    code: Code,
     place: &str,
     problem: impl fmt::Display,
     remedy: impl fmt::Display,
 ) -> ConfigError {
-    ConfigError::new(place, problem, remedy)
+    ConfigError::new(code, place, problem, remedy)
 }
 
 /// Reads a secret from a file that nobody but its owner can read.
@@ -589,6 +618,7 @@ fn read_secret_from(place: &str, path: &Path, forbidden: u32) -> Result<Secret> 
     let shown = path.display();
     let meta = std::fs::metadata(path).map_err(|e| {
         ConfigError::new(
+            Code::SecretMissing,
             format!("{place}: {shown}"),
             describe_io(&e),
             format!("write the secret to {shown} and run: chmod 600 {shown}"),
@@ -596,6 +626,7 @@ fn read_secret_from(place: &str, path: &Path, forbidden: u32) -> Result<Secret> 
     })?;
     if meta.mode() & forbidden != 0 {
         return Err(ConfigError::new(
+            Code::SecretExposed,
             format!("{place}: {shown}"),
             format!(
                 "other users may read this secret (mode {:03o})",
@@ -605,10 +636,12 @@ fn read_secret_from(place: &str, path: &Path, forbidden: u32) -> Result<Secret> 
         ));
     }
     let remedy = format!("put the secret, and nothing else, into {shown}");
-    let text = read_limited(path)
-        .map_err(|p| ConfigError::new(format!("{place}: {shown}"), p, &remedy))?;
+    let text = read_limited(path).map_err(|p| {
+        ConfigError::new(Code::SecretMissing, format!("{place}: {shown}"), p, &remedy)
+    })?;
     Secret::new(&text).ok_or_else(|| {
         ConfigError::new(
+            Code::SecretMissing,
             format!("{place}: {shown}"),
             "it is empty, or longer than a secret can be",
             &remedy,
@@ -622,12 +655,14 @@ fn flag_secret(file: Option<&Path>, variable: Option<&str>, what: &str) -> Resul
         (Some(path), _) => read_secret("--secret-file", path),
         (None, Some(text)) => Secret::new(text.as_bytes()).ok_or_else(|| {
             ConfigError::new(
+                Code::SecretMissing,
                 SECRET_VARIABLE,
                 "it is empty",
                 "set it to the secret, or use --secret-file",
             )
         }),
         (None, None) => Err(ConfigError::new(
+            Code::SecretMissing,
             what,
             "no secret was given",
             format!("give --secret-file FILE, or set {SECRET_VARIABLE}"),
@@ -660,6 +695,7 @@ fn entry_secret(
 pub(crate) fn parse_name(place: &str, text: &str) -> Result<KiteName> {
     text.parse().map_err(|e| {
         ConfigError::new(
+            Code::BadName,
             place,
             format!("'{text}' is no kite name: {e}"),
             "write a DNS name such as bob.alice.example",
@@ -669,7 +705,7 @@ pub(crate) fn parse_name(place: &str, text: &str) -> Result<KiteName> {
 
 fn parse_protocol(place: &str, text: &str) -> Result<Protocol> {
     text.parse()
-        .map_err(|e| ConfigError::new(place, e, "correct the word"))
+        .map_err(|e| ConfigError::new(Code::BadProtocol, place, e, "correct the word"))
 }
 
 /// `protocol`, with a port behind it or in the key `port`.
@@ -678,7 +714,7 @@ fn parse_ported(source: &Source, key: &str, entry: &ServiceEntry) -> Result<Port
     let mut ported = match &entry.protocol {
         Some(word) => word
             .parse::<Ported>()
-            .map_err(|e| ConfigError::new(&place, e, "correct the word"))?,
+            .map_err(|e| ConfigError::new(Code::BadProtocol, &place, e, "correct the word"))?,
         None => Ported {
             protocol: Protocol::Foolscap,
             port: None,
@@ -689,6 +725,7 @@ fn parse_ported(source: &Source, key: &str, entry: &ServiceEntry) -> Result<Port
         let port = parse_port(&place, port)?;
         if ported.port.is_some_and(|other| other != port) {
             return Err(ConfigError::new(
+                Code::Contradiction,
                 place,
                 format!("`protocol` says another port: {ported}"),
                 "keep one of them",
@@ -711,6 +748,7 @@ pub fn default_state_dir() -> Result<PathBuf> {
         .or_else(|| from("HOME").map(|p| p.join(".local/state/kite")))
         .ok_or_else(|| {
             ConfigError::new(
+                Code::StateDir,
                 "state_dir",
                 "there is no home directory to keep state in",
                 "give --state-dir DIR",
@@ -789,6 +827,7 @@ impl FrontendConfig {
         };
         if listen.is_empty() {
             return Err(ConfigError::new(
+                Code::NothingToDo,
                 source.at("listen"),
                 "there is no address to listen on",
                 "add --listen 0.0.0.0:443, or listen = [\"0.0.0.0:443\"]",
@@ -856,6 +895,7 @@ impl FrontendConfig {
         let others = Book::exists(&state_dir) || !file.authorities.is_empty();
         if kites.is_empty() && !others {
             return Err(ConfigError::new(
+                Code::NothingToDo,
                 source.at("kites"),
                 "no kite may fly here",
                 "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table; or first, with this state directory: kite frontend kites add NAME",
@@ -867,6 +907,7 @@ impl FrontendConfig {
             let port = listen.address.port();
             if granted.clone().next().is_none() && !others {
                 return Err(ConfigError::new(
+                    Code::Contradiction,
                     source.at("listen"),
                     format!("port {port} is given to {kite}, which may not fly here"),
                     "add a [[kites]] table or a --domain that covers the name",
@@ -874,6 +915,7 @@ impl FrontendConfig {
             }
             if listen.raw && !others && !granted.any(|g| g.protocols.contains(&Protocol::Raw)) {
                 return Err(ConfigError::new(
+                    Code::Contradiction,
                     source.at("listen"),
                     format!("port {port} is given to the raw kite {kite}, which may not carry raw"),
                     "add \"raw\" to the `protocols` of its [[kites]] table",
@@ -889,6 +931,7 @@ impl FrontendConfig {
         let onion = args.onion || file.onion;
         if tor_config.is_some() && !onion {
             return Err(ConfigError::new(
+                Code::TorOff,
                 source.at("tor.config"),
                 "there are settings for Tor, but this frontend is no onion service",
                 "add --onion, or onion = true; or remove the settings",
@@ -930,6 +973,7 @@ fn certificates(source: &Source, entries: Vec<CertificateEntry>) -> Result<Vec<C
         .collect();
     if certificates.iter().filter(|c| c.default).count() > 1 {
         return Err(ConfigError::new(
+            Code::Contradiction,
             source.at("certificates"),
             "more than one is the default",
             "keep default = true in one of them",
@@ -954,6 +998,7 @@ fn parse_authorities(
             },
             _ => {
                 return Err(ConfigError::new(
+                    Code::BadAuthority,
                     source.at(format_args!("authorities[{i}]")),
                     "it has not one way to be asked",
                     "give program = \"/path/of/it\", or dns = \"auth.alice.example\", and not both",
@@ -963,6 +1008,7 @@ fn parse_authorities(
         let parallel = entry.parallel.unwrap_or(authority::PARALLEL);
         if !(1..=authority::MAX_PARALLEL).contains(&parallel) {
             return Err(ConfigError::new(
+                Code::OutOfRange,
                 at("parallel"),
                 format!("{parallel} questions at one time cannot be asked"),
                 format!("set it to a number from 1 to {}", authority::MAX_PARALLEL),
@@ -991,15 +1037,23 @@ fn parse_program(place: &str, program: &Path) -> Result<PathBuf> {
     let remedy = "write the absolute path of a program that only its owner may change";
     if !program.is_absolute() {
         return Err(ConfigError::new(
+            Code::BadAuthority,
             place,
             format!("{shown} is no absolute path"),
             remedy,
         ));
     }
-    let meta = std::fs::metadata(program)
-        .map_err(|e| ConfigError::new(place, format!("{shown}: {}", describe_io(&e)), remedy))?;
+    let meta = std::fs::metadata(program).map_err(|e| {
+        ConfigError::new(
+            Code::BadAuthority,
+            place,
+            format!("{shown}: {}", describe_io(&e)),
+            remedy,
+        )
+    })?;
     if !meta.is_file() || meta.mode() & 0o111 == 0 || meta.mode() & 0o022 != 0 {
         return Err(ConfigError::new(
+            Code::BadAuthority,
             place,
             format!("{shown} is no program, or others than its owner may change it"),
             remedy,
@@ -1013,12 +1067,23 @@ fn parse_resolver(place: &str, text: Option<&str>) -> Result<SocketAddr> {
     let remedy = "write the address and port of the server to ask, such as 127.0.0.1:53";
     match text {
         Some(text) => text.parse().map_err(|_| {
-            ConfigError::new(place, format!("'{text}' is no address with a port"), remedy)
+            ConfigError::new(
+                Code::BadAuthority,
+                place,
+                format!("'{text}' is no address with a port"),
+                remedy,
+            )
         }),
         None => {
             let usual = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-            question::usual_server(&usual)
-                .ok_or_else(|| ConfigError::new(place, "/etc/resolv.conf names no server", remedy))
+            question::usual_server(&usual).ok_or_else(|| {
+                ConfigError::new(
+                    Code::BadAuthority,
+                    place,
+                    "/etc/resolv.conf names no server",
+                    remedy,
+                )
+            })
         }
     }
 }
@@ -1029,6 +1094,7 @@ fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
     let names: Vec<KiteName> = names.collect::<Result<_>>()?;
     if names.is_empty() {
         return Err(ConfigError::new(
+            Code::BadAcme,
             place,
             "there is no name to get a certificate for",
             "write names = [\"alice.example\"], or remove [acme]",
@@ -1036,6 +1102,7 @@ fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
     }
     if let Some(name) = names.iter().find(|name| name.is_wildcard()) {
         return Err(ConfigError::new(
+            Code::BadAcme,
             place,
             format!(
                 "kite cannot get a certificate for {name}: authorities want a change in DNS for that"
@@ -1045,6 +1112,7 @@ fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
     }
     if !table.accept_terms {
         return Err(ConfigError::new(
+            Code::BadAcme,
             source.at("acme.accept_terms"),
             "the authority's terms of service are not accepted",
             "read them (Let's Encrypt's are at https://letsencrypt.org/repository/), then add accept_terms = true",
@@ -1053,6 +1121,7 @@ fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
     let directory = table.directory.unwrap_or_else(|| LETS_ENCRYPT.to_owned());
     if !directory.starts_with("https://") {
         return Err(ConfigError::new(
+            Code::BadAcme,
             source.at("acme.directory"),
             format!("'{directory}' is no https URL"),
             "copy the URL of the ACME directory from the authority's documentation",
@@ -1077,6 +1146,7 @@ fn motd(source: &Source, file: Option<&Path>) -> Result<Option<PathBuf>> {
     };
     read_limited(&path).map_err(|e| {
         ConfigError::new(
+            Code::BadValue,
             source.at("motd_file"),
             format!("{}: {e}", path.display()),
             "write the message there, or remove the key",
@@ -1089,6 +1159,7 @@ fn motd(source: &Source, file: Option<&Path>) -> Result<Option<PathBuf>> {
 fn parse_expires(place: &str, date: &str) -> Result<u64> {
     end_of_day(date).map_err(|e| {
         ConfigError::new(
+            Code::BadValue,
             place,
             e,
             "write the last day on which it flies, in UTC, as year, month and day",
@@ -1099,6 +1170,7 @@ fn parse_expires(place: &str, date: &str) -> Result<u64> {
 fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen> {
     let address = address.parse().map_err(|_| {
         ConfigError::new(
+            Code::BadListen,
             place,
             format!("'{address}' is no address with a port"),
             "write an IP address and a port, such as 0.0.0.0:443 or [::]:443",
@@ -1107,6 +1179,7 @@ fn parse_listen(place: &str, address: &str, kite: Option<&str>) -> Result<Listen
     let kite = kite.map(|text| parse_name(place, text)).transpose()?;
     if let Some(kite) = kite.as_ref().filter(|k| k.is_wildcard()) {
         return Err(ConfigError::new(
+            Code::BadListen,
             place,
             format!("a port cannot belong to all of {kite}"),
             "name one kite",
@@ -1126,6 +1199,7 @@ fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<
         (false, None) => None,
         (false, Some(_)) => {
             return Err(ConfigError::new(
+                Code::BadBalancers,
                 place,
                 "there are load balancers, but nothing is taken from them",
                 "add proxy_protocol = true, or remove it",
@@ -1134,6 +1208,7 @@ fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<
         (true, None) if listen.address.ip().is_loopback() => Some(Balancers::on_this_machine()),
         (true, None) => {
             return Err(ConfigError::new(
+                Code::BadBalancers,
                 place,
                 "whoever may write a PROXY header may claim any address, so it must be said who may",
                 "list the load balancers' addresses or networks, as in proxy_from = [\"10.0.0.5\", \"10.1.0.0/16\"]",
@@ -1142,6 +1217,7 @@ fn parse_listen_table(source: &Source, i: usize, table: &ListenTable) -> Result<
         (true, Some(from)) => {
             let balancers = Balancers::parse(from).map_err(|problem| {
                 ConfigError::new(
+                    Code::BadBalancers,
                     place,
                     problem,
                     "write addresses or networks, such as 10.0.0.5, 10.1.0.0/16 or fd00::/64",
@@ -1165,11 +1241,13 @@ fn parse_raw(place: &str, protocol: Option<&str>, kite: Option<&KiteName>) -> Re
         None => Ok(false),
         Some("raw") if kite.is_some() => Ok(true),
         Some("raw") => Err(ConfigError::new(
+            Code::Contradiction,
             place,
             "the visitors of a raw port name no kite, and it belongs to none",
             "add `kite` with the name of the kite that gets them all",
         )),
         Some(other) => Err(ConfigError::new(
+            Code::BadValue,
             place,
             format!("a port cannot be for '{other}' alone"),
             "write protocol = \"raw\", or leave it out: other visitors are told apart by what they say",
@@ -1181,6 +1259,7 @@ fn parse_backends(place: &str, backends: Option<u8>) -> Result<u8> {
     match backends.unwrap_or(1) {
         n @ 1..=MAX_BACKENDS => Ok(n),
         n => Err(ConfigError::new(
+            Code::OutOfRange,
             place,
             format!("{n} backends cannot fly one kite"),
             format!("write a number from 1 to {MAX_BACKENDS}"),
@@ -1191,6 +1270,7 @@ fn parse_backends(place: &str, backends: Option<u8>) -> Result<u8> {
 fn parse_port(place: &str, port: u16) -> Result<u16> {
     match port {
         0 => Err(ConfigError::new(
+            Code::OutOfRange,
             place,
             "0 is no port",
             "write the port as visitors know it, from 1 to 65535",
@@ -1271,6 +1351,7 @@ impl BackendConfig {
         };
         if frontends.is_empty() {
             return Err(ConfigError::new(
+                Code::NothingToDo,
                 source.at("frontends"),
                 "there is no frontend to dial",
                 "add --frontend ADDRESS with the address that `kite frontend` printed, or a [[frontends]] table",
@@ -1293,6 +1374,7 @@ impl BackendConfig {
             for name in frontend.kites.iter().flatten() {
                 if !services.iter().any(|s| s.name == *name) {
                     return Err(ConfigError::new(
+                        Code::Contradiction,
                         source.at("frontends"),
                         format!(
                             "{} shall fly {name}, which is not among the kites",
@@ -1306,6 +1388,7 @@ impl BackendConfig {
 
         if !tor.enabled && frontends.iter().any(|f| f.address.is_onion()) {
             return Err(ConfigError::new(
+                Code::TorOff,
                 source.at("frontends"),
                 "an onion frontend can be reached through Tor only",
                 "add --via-tor, or enabled = true under [tor]",
@@ -1363,6 +1446,7 @@ fn services<S: Clone>(
         .map(|text| {
             text.parse::<IpAddr>().map_err(|_| {
                 ConfigError::new(
+                    Code::BadValue,
                     source.at("allow_origin"),
                     format!("'{text}' is no IP address"),
                     "write a number such as 192.168.1.5",
@@ -1414,6 +1498,7 @@ fn services<S: Clone>(
     };
     if services.is_empty() {
         return Err(ConfigError::new(
+            Code::NothingToDo,
             source.at("kites"),
             "there is no kite to fly",
             "add foolscap:KITENAME:127.0.0.1:PORT, or a [[kites]] table",
@@ -1426,6 +1511,7 @@ fn services<S: Clone>(
             .any(|b| a.name == b.name && a.ported().on_wire() == b.ported().on_wire())
         {
             return Err(ConfigError::new(
+                Code::Contradiction,
                 source.at("kites"),
                 format!(
                     "{} is given twice for what the wire calls {}",
@@ -1452,6 +1538,7 @@ fn tor_choice(
         && !args.via_tor
     {
         return Err(ConfigError::new(
+            Code::TorOff,
             place,
             "this line asks for Tor, or another proxy, and without it frontends would see this machine's address",
             "add --via-tor: kite has Tor built in; or remove the line, if kite shall dial directly",
@@ -1459,6 +1546,7 @@ fn tor_choice(
     }
     if config.is_some() && !enabled {
         return Err(ConfigError::new(
+            Code::TorOff,
             source.at("tor.config"),
             "there are settings for Tor, but Tor is off, and frontends would see this machine's address",
             "add --via-tor, or enabled = true under [tor]; or remove the settings",
@@ -1471,6 +1559,7 @@ fn tor_choice(
     };
     if socks.is_some() && !enabled {
         return Err(ConfigError::new(
+            Code::TorOff,
             source.at("tor.socks_listen"),
             "a SOCKS port leads into Tor, but Tor is off",
             "add --via-tor, or enabled = true under [tor]; or remove the SOCKS port",
@@ -1483,10 +1572,16 @@ fn tor_choice(
 fn parse_socks(place: &str, text: &str) -> Result<SocketAddr> {
     let remedy = "write a loopback address with a port, such as 127.0.0.1:9150";
     let address: SocketAddr = text.parse().map_err(|_| {
-        ConfigError::new(place, format!("'{text}' is no address with a port"), remedy)
+        ConfigError::new(
+            Code::BadSocks,
+            place,
+            format!("'{text}' is no address with a port"),
+            remedy,
+        )
     })?;
     if !address.ip().is_loopback() {
         return Err(ConfigError::new(
+            Code::BadSocks,
             place,
             format!("{address} can be reached from other machines"),
             remedy,
@@ -1503,6 +1598,7 @@ fn parse_frontend(
 ) -> Result<Frontend> {
     if !(1..=MAX_TUNNELS).contains(&tunnels) {
         return Err(ConfigError::new(
+            Code::OutOfRange,
             place,
             format!("{tunnels} tunnels cannot be kept"),
             format!("set tunnels to a number from 1 to {MAX_TUNNELS}"),
@@ -1510,6 +1606,7 @@ fn parse_frontend(
     }
     let address = address.parse().map_err(|e| {
         ConfigError::new(
+            Code::BadFrontend,
             place,
             e,
             "copy the address that `kite frontend` printed at its start",
@@ -1530,14 +1627,20 @@ fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result
     let (Some(protocol), Some(name), Some(origin)) = (parts.next(), parts.next(), parts.next())
     else {
         return Err(ConfigError::new(
+            Code::BadProtocol,
             "SERVICE",
             format!("'{text}' is not PROTOCOL[-PORT]:KITENAME:ORIGIN"),
             "write, for instance, foolscap:tahoebob.alice.example:127.0.0.1:49293",
         ));
     };
-    let Ported { protocol, port } = protocol
-        .parse()
-        .map_err(|e| ConfigError::new("SERVICE", e, "correct the word before the first colon"))?;
+    let Ported { protocol, port } = protocol.parse().map_err(|e| {
+        ConfigError::new(
+            Code::BadProtocol,
+            "SERVICE",
+            e,
+            "correct the word before the first colon",
+        )
+    })?;
     Ok(Service {
         protocol,
         port,
@@ -1556,6 +1659,7 @@ fn tls_at_frontend(place: &str, end: TlsEnd, protocol: Protocol) -> Result<bool>
         (TlsEnd::Origin, _) => Ok(false),
         (TlsEnd::Frontend, Protocol::Http | Protocol::Websocket) => Ok(true),
         (TlsEnd::Frontend, _) => Err(ConfigError::new(
+            Code::Contradiction,
             place,
             format!("the TLS of a {protocol} kite's visitors cannot end at the frontend"),
             "remove it, or write protocol = \"http\" if the frontend may read what the kite carries",
@@ -1566,13 +1670,14 @@ fn tls_at_frontend(place: &str, end: TlsEnd, protocol: Protocol) -> Result<bool>
 fn parse_tub(place: &str, text: &str, protocol: Protocol) -> Result<TubId> {
     if protocol != Protocol::Foolscap {
         return Err(ConfigError::new(
+            Code::Contradiction,
             place,
             format!("the visitors of a {protocol} kite name no tub"),
             "remove it, or write protocol = \"foolscap\"",
         ));
     }
     text.parse().map_err(|e| {
-        ConfigError::new(
+        ConfigError::new(Code::BadValue,
             place,
             format!("'{text}' is no TubID: {e}"),
             "copy it from my_nodeid in the node's directory, or from between pb:// and @ in its storage FURL",
@@ -1593,6 +1698,7 @@ fn parse_tell(
     ] {
         if set && !carries_http {
             return Err(ConfigError::new(
+                Code::Contradiction,
                 at(key),
                 format!("the bytes of a {protocol} kite are not kite's to change"),
                 "remove it; proxy_protocol tells an origin that understands it who its visitor is",
@@ -1603,6 +1709,7 @@ fn parse_tell(
         && !is_host(host)
     {
         return Err(ConfigError::new(
+            Code::BadValue,
             at("rewrite_host"),
             format!("'{host}' is no host"),
             "write a name or an address, with a port if need be, such as intranet.example or 127.0.0.1:8080",
@@ -1630,7 +1737,7 @@ fn parse_origin(place: &str, text: &str, allowed: &[IpAddr]) -> Result<OriginAdd
         .parse::<SocketAddr>()
         .is_ok_and(|a| allowed.contains(&a.ip()));
     OriginAddr::parse(text, listed).map_err(|e| {
-        ConfigError::new(place, e, "give the node's own address, such as 127.0.0.1:49293; another machine's must be listed in allow_origin")
+        ConfigError::new(Code::BadOrigin, place, e, "give the node's own address, such as 127.0.0.1:49293; another machine's must be listed in allow_origin")
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
+use crate::code::{Code, Coded};
 use crate::dial::{OriginAddr, OriginDialer};
 use crate::frontend::kites;
 use crate::listen::{self, UnixListener, UnixStream};
@@ -71,7 +72,8 @@ impl Socket {
         opened
             .inspect_err(|e| {
                 tracing::warn!(
-                    "`kite status` will not work: {}: {e}; choose a shorter or writable --state-dir",
+                    "[{}] `kite status` will not work: {}: {e}; choose a shorter or writable --state-dir",
+                    Code::NoControlSocket,
                     path.display()
                 );
             })
@@ -87,7 +89,10 @@ pub fn offer(socket: Option<Socket>, desk: Arc<dyn Desk>) {
         Ok((listener, owner)) => {
             tokio::spawn(serve(listener, owner, desk));
         }
-        Err(e) => tracing::warn!("`kite status` will not work: {e}"),
+        Err(e) => tracing::warn!(
+            "[{}] `kite status` will not work: {e}; restart kite",
+            Code::NoControlSocket
+        ),
     }
 }
 
@@ -200,4 +205,15 @@ pub enum AskError {
     /// Nobody would read all of it.
     #[error("the configuration is too long to be sent; restart kite instead")]
     TooLong,
+}
+
+impl Coded for AskError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Nobody(_) => Code::NobodyThere,
+            Self::Silent(_) => Code::NoAnswer,
+            Self::Strange(_) => Code::OtherVersion,
+            Self::TooLong => Code::ReloadRefused,
+        }
+    }
 }

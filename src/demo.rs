@@ -12,6 +12,7 @@ mod visit;
 
 use crate::backend;
 use crate::cli::DemoArgs;
+use crate::code::{Code, Coded};
 use crate::config;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, FrontendAddr, OriginAddr, TorDialer};
 use crate::frontend::limits::Limits;
@@ -40,7 +41,9 @@ const VISIT: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// A part could not start.
-    #[error("the demo's {part} could not start: {reason}")]
+    #[error(
+        "the demo's {part} could not start: {reason}; run it again with --log debug to see why"
+    )]
     Start {
         /// Which part.
         part: &'static str,
@@ -56,17 +59,29 @@ pub enum DemoError {
         within: Duration,
     },
     /// The visit failed.
-    #[error("the visit failed: {0}")]
+    #[error("the visit failed: {0}; run it again with --log debug to see why")]
     Visit(String),
     /// A claim of the demo turned out false.
     #[error("this should never happen, please report it: {0}")]
     Broken(&'static str),
     /// Nowhere to write to.
-    #[error("cannot write: {0}")]
+    #[error("cannot write: {0}; see where the output goes")]
     Output(#[from] std::io::Error),
     /// Ctrl-C.
     #[error("stopped")]
     Stopped,
+}
+
+impl Coded for DemoError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Start { .. } | Self::TimedOut { .. } | Self::Visit(_) | Self::Stopped => {
+                Code::DemoFailed
+            }
+            Self::Broken(_) => Code::Broken,
+            Self::Output(_) => Code::OutputFailed,
+        }
+    }
 }
 
 fn start(part: &'static str) -> impl FnOnce(String) -> DemoError {

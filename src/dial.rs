@@ -33,6 +33,7 @@ pub use self::egress::{DirectAllowed, Egress, EgressArgs, EgressError};
 pub use self::origin::{OriginConn, OriginDialer, OriginError};
 pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, Trust};
 pub use self::tor::TorDialer;
+use crate::code::{Code, Coded};
 use crate::tls::{self, TlsClient, TlsError};
 use crate::wire::Binding;
 
@@ -274,6 +275,32 @@ impl DialError {
             | Self::BadAddress
             | Self::ForbiddenAddress
             | Self::Socket(_) => false,
+        }
+    }
+}
+
+impl Coded for DialError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NameNotFound => Code::NameNotFound,
+            Self::Refused
+            | Self::Unreachable
+            | Self::TimedOut
+            | Self::ExitFailed
+            | Self::Closed => Code::FrontendUnreachable,
+            Self::ExitPolicy => Code::ExitPolicy,
+            Self::Circuit(_) => Code::CircuitsFailing,
+            Self::NotBootstrapped => Code::TorStarting,
+            Self::TorUnreachable => Code::TorUnreachable,
+            Self::TorDirectory(_) => Code::DirectoryUnavailable,
+            Self::TorLocal(_) => Code::TorLocal,
+            Self::TorObsolete => Code::TorObsolete,
+            Self::OnionNotFound => Code::OnionUnknown,
+            Self::OnionDown => Code::OnionDown,
+            Self::OnionAuth => Code::OnionAuth,
+            Self::NeedsTor | Self::BadAddress | Self::ForbiddenAddress => Code::AddressUnusable,
+            Self::Socket(_) => Code::SocketFailed,
+            Self::Tls(error) => error.code(),
         }
     }
 }

@@ -27,6 +27,7 @@ mod register;
 pub mod registry;
 mod visitor;
 
+use crate::code::{Code, Coded};
 use crate::config::{FrontendConfig, Listen};
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
@@ -79,6 +80,25 @@ pub enum FrontendError {
     Book(#[from] BookError),
 }
 
+impl Coded for FrontendError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Bind { source, .. } => cannot_listen(source),
+            Self::StateDir { .. } => Code::StateDir,
+            Self::Key(e) => e.code(),
+            Self::Book(e) => e.code(),
+        }
+    }
+}
+
+/// Why an address cannot be listened on, in one code.
+pub(crate) fn cannot_listen(error: &std::io::Error) -> Code {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => Code::PortTaken,
+        _ => Code::PortForbidden,
+    }
+}
+
 fn bind_problem(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
@@ -88,7 +108,7 @@ fn bind_problem(error: &std::io::Error) -> String {
             "this user may not use ports below 1024; grant CAP_NET_BIND_SERVICE, or choose a higher port".into()
         }
         std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; use 0.0.0.0 for all it has".into(),
-        _ => error.to_string(),
+        _ => format!("{error}; choose another address with --listen"),
     }
 }
 

@@ -14,6 +14,7 @@
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
 //! * [`rc`]: what pagekite.py's files mean here.
+//! * [`code`]: a number for all that can go wrong. [`explain`]: what it means.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
 //!
 //! To embed a role, load a [`config::BackendConfig`] or [`config::FrontendConfig`], or write one, and hand it to
@@ -25,10 +26,12 @@
 pub mod backend;
 pub mod check;
 pub mod cli;
+pub mod code;
 pub mod config;
 pub mod control;
 pub mod demo;
 pub mod dial;
+pub mod explain;
 pub mod frontend;
 pub mod kite;
 pub mod listen;

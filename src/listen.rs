@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The sockets of this room, for those who are handed one. To open one, come here or to [`crate::dial`].
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::code::Code;
 use crate::dial::tune_tunnel;
 use crate::tunnel::splice::Local;
 
@@ -116,7 +117,11 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 return (stream, peer);
             }
             Err(e) => {
-                tracing::warn!("cannot accept a connection: {}; trying again", e.kind());
+                tracing::warn!(
+                    "[{}] cannot accept a connection: {}; trying again",
+                    Code::AcceptFailed,
+                    e.kind()
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -1,11 +1,13 @@
 //! `kite`: from arguments to a role, and from errors to exit codes.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs};
+use kite::code::{Code, Coded};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::control;
 use kite::frontend::kites::{self, KitesError};
@@ -14,7 +16,7 @@ use kite::observe::{log, progress};
 use kite::rc::import;
 use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
-use kite::{check, demo, shutdown, tahoe};
+use kite::{check, demo, explain, shutdown, tahoe};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -31,14 +33,18 @@ fn main() -> ExitCode {
         "info"
     };
     if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual), cli.log_format) {
-        return fail(USAGE, &problem);
+        return say(USAGE, Code::Usage, &problem);
     }
     // Arti and rustls need to be told whose cryptography to use before anything else.
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
     {
-        return fail(FAILED, "a cryptography provider was installed twice");
+        return say(
+            FAILED,
+            Code::Broken,
+            &"a cryptography provider was installed twice",
+        );
     }
     let job = match Job::prepare(cli.command) {
         Ok(job) => job,
@@ -46,7 +52,13 @@ fn main() -> ExitCode {
     };
     let runtime = match runtime(job.uses_tor()) {
         Ok(runtime) => runtime,
-        Err(e) => return fail(FAILED, &format!("cannot start the runtime: {e}")),
+        Err(e) => {
+            return say(
+                FAILED,
+                Code::Broken,
+                &format!("cannot start the runtime: {e}"),
+            );
+        }
     };
     let code = runtime.block_on(dispatch(job));
     // What is still running in the background is not waited for.
@@ -111,6 +123,10 @@ impl Job {
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
             Command::Completions { shell } => return Err(complete(shell)),
+            Command::Explain(args) => {
+                let done = explain::run(&args, &mut std::io::stdout());
+                return Err(verdict(done.map(|()| true)));
+            }
             Command::Import(args) => {
                 let done = import::run(&args, &mut std::io::stdout());
                 return Err(verdict(done.map(|()| true)));
@@ -122,7 +138,11 @@ impl Job {
 async fn dispatch(job: Job) -> ExitCode {
     let (trigger, order) = shutdown::channel();
     if let Err(e) = shutdown::on_signals(trigger, || std::process::exit(FAILED.into())) {
-        return fail(FAILED, &format!("cannot listen for signals: {e}"));
+        return say(
+            FAILED,
+            Code::Broken,
+            &format!("cannot listen for signals: {e}"),
+        );
     }
     let outcome = match job {
         Job::Frontend(config) => {
@@ -138,10 +158,8 @@ async fn dispatch(job: Job) -> ExitCode {
             let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
             return match kites::run(&args, &mut out, &mut aside).await {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(e @ (KitesError::Output(_) | KitesError::Ask(_))) => {
-                    fail(FAILED, &e.to_string())
-                }
-                Err(e) => fail(USAGE, &e.to_string()),
+                Err(e @ (KitesError::Output(_) | KitesError::Ask(_))) => fail(FAILED, &e),
+                Err(e) => fail(USAGE, &e),
             };
         }
         Job::Reload(config) => return reload(&config).await,
@@ -149,7 +167,7 @@ async fn dispatch(job: Job) -> ExitCode {
             let mut out = std::io::stdout();
             return match demo::run(&args, &mut out, order).await {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(e) => fail(FAILED, &e.to_string()),
+                Err(e) => fail(FAILED, &e),
             };
         }
     };
@@ -180,14 +198,15 @@ async fn tell(args: &StatusArgs) -> ExitCode {
             Ok(status) => found.push(status),
             Err(e) => {
                 well = false;
-                eprintln!("kite: {e}");
+                eprintln!("kite: [{}] {e}", e.code());
             }
         }
     }
     if found.is_empty() && well {
         let dir = state_dir.display();
-        return fail(
+        return say(
             FAILED,
+            Code::NobodyThere,
             &format!("no kite runs with the state directory {dir}; name another with --state-dir"),
         );
     }
@@ -195,7 +214,7 @@ async fn tell(args: &StatusArgs) -> ExitCode {
     if args.json {
         match serde_json::to_string_pretty(&found) {
             Ok(text) => println!("{text}"),
-            Err(e) => return fail(FAILED, &e.to_string()),
+            Err(e) => return say(FAILED, Code::Broken, &e),
         }
     } else {
         found.iter().for_each(|status| print!("{status}"));
@@ -217,8 +236,12 @@ async fn reload(config: &BackendConfig) -> ExitCode {
             lines.for_each(|line| println!("{line}"));
             ExitCode::SUCCESS
         }
-        Ok(Answer::Refused(why)) => fail(USAGE, &format!("nothing was changed: {why}")),
-        Err(e) => fail(FAILED, &e.to_string()),
+        Ok(Answer::Refused(why)) => say(
+            USAGE,
+            Code::ReloadRefused,
+            &format!("nothing was changed: {why}"),
+        ),
+        Err(e) => fail(FAILED, &e),
     }
 }
 
@@ -228,33 +251,42 @@ fn complete(shell: Shell) -> ExitCode {
     clap_complete::generate(shell, &mut Cli::command(), "kite", &mut script);
     match std::io::stdout().write_all(&script) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(FAILED, &format!("standard output cannot be written: {e}")),
+        Err(e) => say(
+            FAILED,
+            Code::OutputFailed,
+            &format!("standard output cannot be written: {e}; see where it goes"),
+        ),
     }
 }
 
 /// A clean bill, findings, or no answer.
-fn verdict<E: std::fmt::Display>(clean: Result<bool, E>) -> ExitCode {
+fn verdict<E: Coded + Display>(clean: Result<bool, E>) -> ExitCode {
     match clean {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(FAILED),
-        Err(e) => fail(USAGE, &e.to_string()),
+        Err(e) => fail(USAGE, &e),
     }
 }
 
 fn failed(error: &RunError) -> ExitCode {
-    let code = match () {
+    let status = match () {
         () if error.is_configuration() => USAGE,
         () if error.is_obsolete() => OBSOLETE,
         () => FAILED,
     };
-    fail(code, &error.to_string())
+    fail(status, error)
 }
 
 fn wrong(error: &ConfigError) -> ExitCode {
-    fail(USAGE, &error.to_string())
+    fail(USAGE, error)
 }
 
-fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("kite: {message}");
-    ExitCode::from(code)
+/// The last word of a command: what is the matter, and where there is more of it.
+fn fail(status: u8, error: &(impl Coded + Display)) -> ExitCode {
+    say(status, error.code(), error)
+}
+
+fn say(status: u8, code: Code, message: &impl Display) -> ExitCode {
+    eprintln!("kite: [{code}] {message}\n  more: kite explain {code}");
+    ExitCode::from(status)
 }

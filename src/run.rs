@@ -14,12 +14,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
+use crate::code::{Code, Coded};
 use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::dial::supervisor::Supervisor;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
-use crate::frontend::{Frontend, FrontendError, Handle, kites};
+use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
@@ -82,6 +83,21 @@ pub enum RunError {
         /// The address.
         origin: String,
     },
+}
+
+impl Coded for RunError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Frontend(e) => e.code(),
+            Self::Egress(e) => e.code(),
+            // A backend has no other file of this kind.
+            Self::File(_) => Code::CaFile,
+            Self::Tor(e) => e.code(),
+            Self::Socks { source, .. } => cannot_listen(source),
+            Self::SecretInherited { .. } => Code::SecretInherited,
+            Self::WebOrigin { .. } => Code::OriginIsWeb,
+        }
+    }
 }
 
 impl RunError {
@@ -292,7 +308,10 @@ impl Backend {
             tracing::info!("sandbox: {line}");
         }
         for line in &self.sandbox.missing {
-            tracing::warn!("sandbox: this machine cannot do all: {line}");
+            tracing::warn!(
+                "[{}] sandbox: this machine cannot do all: {line}",
+                Code::SandboxLacks
+            );
         }
         Ok(())
     }
@@ -441,7 +460,10 @@ impl Desk for BackendDesk {
 
     async fn reload(&self, order: Order) -> Answer {
         let refused = |why: String| {
-            tracing::warn!("reload: nothing was changed: {why}");
+            tracing::warn!(
+                "[{}] reload: nothing was changed: {why}",
+                Code::ReloadRefused
+            );
             Answer::Refused(why)
         };
         let plan = match self.reloader.accept(&order) {
@@ -464,7 +486,9 @@ impl Desk for BackendDesk {
 async fn check_origins(services: &[config::Service], board: &Board) -> Result<(), RunError> {
     for service in services.iter().filter(|s| s.protocol.is_plaintext()) {
         tracing::warn!(
-            "{}:{}: frontends, and everyone between them and visitors, can read what this kite carries",
+            "[{}] {}:{}: frontends, and everyone between them and visitors, can read what this kite carries; give it \
+             protocol = \"https\" if its origin has TLS",
+            Code::PlaintextKite,
             service.ported(),
             service.name
         );

@@ -12,6 +12,7 @@ mod run;
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::code::{Code, Coded};
 use crate::config::NodeSide;
 use crate::dial::OriginAddr;
 use crate::kite::{KiteName, Protocol};
@@ -112,7 +113,9 @@ pub struct Public {
 #[derive(Debug, thiserror::Error)]
 pub enum KiteError {
     /// No kite for Tahoe.
-    #[error("no kite is foolscap or tahoe-https, so there is no node behind this configuration")]
+    #[error(
+        "no kite is foolscap or tahoe-https, so there is no node behind this configuration; add a kite with one of the two"
+    )]
     NoNode,
     /// More than one node.
     #[error(
@@ -140,6 +143,12 @@ pub enum KiteError {
          or enabled = true and socks_listen = \"127.0.0.1:9150\" under [tor]"
     )]
     Socks,
+}
+
+impl Coded for KiteError {
+    fn code(&self) -> Code {
+        Code::NoNodeLines
+    }
 }
 
 impl Kite {

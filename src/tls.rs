@@ -49,6 +49,7 @@ pub use self::challenge::Challenge;
 pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 pub(crate) use self::files::{put_secret, secret_text};
+use crate::code::{Code, Coded};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
@@ -154,6 +155,18 @@ pub enum TlsError {
         /// rustls's words.
         reason: String,
     },
+}
+
+impl Coded for TlsError {
+    fn code(&self) -> Code {
+        match self {
+            Self::WrongPin { .. } => Code::WrongPin,
+            Self::BadCertificate { .. } | Self::NoName => Code::FrontendUnproven,
+            Self::NotTls | Self::Closed | Self::TimedOut | Self::Handshake { .. } => {
+                Code::TlsFailed
+            }
+        }
+    }
 }
 
 impl TlsError {

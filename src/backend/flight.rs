@@ -14,6 +14,7 @@ use super::siblings::Siblings;
 use super::stream::{Ground, Noise};
 use super::watch::Watch;
 use super::{DRAIN, stream};
+use crate::code::Coded;
 use crate::config::Service;
 use crate::observe::board::{Slot, Tally};
 use crate::shutdown::Shutdown;
@@ -149,8 +150,12 @@ impl Flight {
             let kind = RefusalKind::parse(why);
             let (why, remedy) = explain(&kind);
             let kite = shown_kite(&self.asked, &id);
-            tracing::warn!("kite down: {kite} via {}: {why}; {remedy}", self.frontend);
-            slot.failed(&format!("{kite}: {why}; {remedy}"));
+            let code = kind.code();
+            tracing::warn!(
+                "[{code}] kite down: {kite} via {}: {why}; {remedy}",
+                self.frontend
+            );
+            slot.failed(&format!("[{code}] {kite}: {why}; {remedy}"));
         }
         let flying = self.verdict.flying.iter();
         slot.flies(flying.map(|id| shown_kite(&self.asked, id)).collect());

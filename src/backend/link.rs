@@ -15,6 +15,7 @@ use super::watch::Watch;
 use super::{
     HANDSHAKE_TIMEOUT, LIVED, QUICK_FOR, RETRY_FIRST, RETRY_MAX, RETRY_QUICK, RETRY_REFUSED,
 };
+use crate::code::{Code, Coded};
 use crate::config::Service;
 use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, Slot, Stage};
@@ -73,13 +74,13 @@ enum LinkError {
     Dial(#[from] DialError),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("the connection broke during the handshake: {}", .0.kind())]
+    #[error("the connection broke during the handshake: {}; look at the frontend's log", .0.kind())]
     Io(#[from] std::io::Error),
-    #[error("the frontend closed the connection during the handshake")]
+    #[error("the frontend closed the connection during the handshake; look at its log")]
     Closed,
-    #[error("the frontend gave no verdict within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    #[error("the frontend gave no verdict within {} s; look at its log", HANDSHAKE_TIMEOUT.as_secs())]
     TimedOut,
-    #[error("the frontend refused every kite")]
+    #[error("the frontend refused every kite; the lines `kite refused` before this one say why")]
     AllRefused,
 }
 
@@ -90,6 +91,16 @@ impl LinkError {
             Self::Dial(e) => e.name(),
             Self::AllRefused => "kites-refused",
             Self::Handshake(_) | Self::Io(_) | Self::Closed | Self::TimedOut => "handshake-failed",
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Dial(e) => e.code(),
+            Self::AllRefused => Code::KitesRefused,
+            Self::Handshake(_) | Self::Io(_) | Self::Closed | Self::TimedOut => {
+                Code::HandshakeFailed
+            }
         }
     }
 
@@ -231,14 +242,14 @@ impl Link {
 
     /// One line for each state, not for each try; and none for Tor's, which speaks for itself.
     fn complain(&mut self, error: &LinkError) {
-        let (name, shown) = (error.name(), &self.shown);
+        let (name, code, shown) = (error.name(), error.code(), &self.shown);
         let tors = matches!(error, LinkError::Dial(e) if e.is_tors());
         if tors || self.trouble.replace(name) == Some(name) {
             tracing::debug!("frontend {shown}: {name}: {error}");
         } else {
-            tracing::warn!("frontend {shown}: {name}: {error}");
+            tracing::warn!("[{code}] frontend {shown}: {name}: {error}");
         }
-        self.slot.failed(&format!("{name}: {error}"));
+        self.slot.failed(&format!("[{code}] {name}: {error}"));
     }
 
     /// Waits before the next attempt, twice as long each time. Jitter keeps backends from
@@ -333,8 +344,9 @@ impl Link {
             tracing::info!("kite down: {} via {}", self.shown_kite(id), self.shown);
         }
         let lost = format!("lost after {} s: {why}", flight.since.elapsed().as_secs());
-        tracing::warn!("frontend {}: {lost}", self.shown);
-        self.slot.failed(&lost);
+        let code = Code::TunnelLost;
+        tracing::warn!("[{code}] frontend {}: {lost}", self.shown);
+        self.slot.failed(&format!("[{code}] {lost}"));
     }
 
     /// The handshake; the connection it ended on, if that is a new one.
@@ -423,7 +435,8 @@ impl Link {
         for refusal in &verdict.refused {
             let (why, remedy) = explain(&refusal.why);
             tracing::warn!(
-                "kite refused: {} via {address}: {why}; {remedy}",
+                "[{}] kite refused: {} via {address}: {why}; {remedy}",
+                refusal.why.code(),
                 self.shown_kite(&refusal.id)
             );
         }
@@ -437,20 +450,24 @@ impl Link {
             match (ended, asked) {
                 (true, true) => tracing::info!("{kite}: {address} ends its visitors' TLS"),
                 (true, false) => tracing::warn!(
-                    "{kite}: the frontend {address} ends TLS for it, and reads what it carries, and nobody here \
-                     asked for that; write tls = \"frontend\" if it is all right"
+                    "[{}] {kite}: the frontend {address} ends TLS for it, and reads what it carries, and nobody here \
+                     asked for that; write tls = \"frontend\" if it is all right",
+                    Code::TlsEnded
                 ),
                 (false, true) => tracing::warn!(
-                    "{kite}: the frontend {address} has no certificate for it, so visitors cannot come by https"
+                    "[{}] {kite}: the frontend {address} has no certificate for it, so visitors cannot come by https; \
+                     ask its operator for one, or remove tls = \"frontend\"",
+                    Code::NoTlsAtFrontend
                 ),
                 (false, false) => {}
             }
         }
         if !verdict.proven && !verdict.flying.is_empty() && *self.address.trust() != Trust::Plain {
             tracing::warn!(
-                "frontend {address}: it does not prove that it knows the secret, and can use our answer at \
+                "[{}] frontend {address}: it does not prove that it knows the secret, and can use our answer at \
                  another frontend (an old program, or kite behind another's TLS or Tor); give each frontend \
-                 its own secret, or pin the key that kite prints there"
+                 its own secret, or pin the key that kite prints there",
+                Code::NoProof
             );
         }
         if !verdict.challenged
@@ -458,7 +475,9 @@ impl Link {
             && *self.address.trust() == Trust::Plain
         {
             tracing::warn!(
-                "frontend {address}: it asked for no proof of the secret; it may be anybody"
+                "[{}] frontend {address}: it asked for no proof of the secret; it may be anybody; give its pinned \
+                 address or its onion name, if it has one",
+                Code::NoChallenge
             );
         }
         if let Some(motd) = &verdict.motd {
@@ -494,6 +513,24 @@ pub(super) fn flies_as(service: &Service, id: &KiteId) -> bool {
 async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
     conn.write_all(bytes).await?;
     conn.flush().await
+}
+
+impl Coded for RefusalKind {
+    fn code(&self) -> Code {
+        match self {
+            Self::Signature => Code::WrongSecret,
+            Self::Unauthorized => Code::NameUnknown,
+            Self::Quota => Code::QuotaUsed,
+            Self::Expired => Code::KiteExpired,
+            Self::Busy => Code::FrontendBusy,
+            Self::Port => Code::PortNotServed,
+            Self::Proto => Code::ProtocolNotCarried,
+            Self::Proof => Code::ProofRequired,
+            Self::TlsEnded => Code::TlsWouldEnd,
+            Self::Duplicate => Code::KiteTaken,
+            Self::Other(_) => Code::RefusedOtherwise,
+        }
+    }
 }
 
 /// A refusal in words, and what to do about it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngCore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::code::{Code, Coded};
 use crate::config::Service;
 use crate::dial::{OriginDialer, OriginError};
 use crate::observe::board::Board;
@@ -51,14 +52,16 @@ impl Seen {
         let trouble = match self {
             Self::Foolscap => None,
             Self::Web => Some(format!(
-                "the origin {} is a web server; {WEB_REMEDY}",
+                "[{}] the origin {} is a web server; {WEB_REMEDY}",
+                Code::OriginIsWeb,
                 kite.origin
             )),
             Self::Unknown => Some(format!(
-                "the origin {} does not answer as a foolscap port does; compare it with tub.port in tahoe.cfg",
+                "[{}] the origin {} does not answer as a foolscap port does; compare it with tub.port in tahoe.cfg",
+                Code::OriginStrange,
                 kite.origin
             )),
-            Self::Down(e) => Some(format!("{e}; {}", e.hint())),
+            Self::Down(e) => Some(format!("[{}] {e}; {}", e.code(), e.hint())),
         };
         board.saw(kite, self.name(), trouble);
     }
@@ -69,19 +72,26 @@ impl Seen {
         match self {
             Self::Foolscap => tracing::info!("{name}: the origin {origin} speaks foolscap"),
             Self::Web => tracing::error!(
-                "{name}: the origin {origin} is a web server, not a foolscap port; visitors are refused. {WEB_REMEDY}"
+                "[{}] {name}: the origin {origin} is a web server, not a foolscap port; visitors are refused. {WEB_REMEDY}",
+                Code::OriginIsWeb
             ),
             Self::Unknown if kite.tell.proxy_protocol.is_some() => tracing::warn!(
-                "{name}: the origin {origin} does not answer a PROXY header and foolscap behind it; visitors are \
+                "[{}] {name}: the origin {origin} does not answer a PROXY header and foolscap behind it; visitors are \
                  refused until it does. A Tahoe node knows no such header: remove proxy_protocol, unless the origin \
-                 is a proxy in front of the node that takes one"
+                 is a proxy in front of the node that takes one",
+                Code::OriginNoHeader
             ),
             Self::Unknown => tracing::warn!(
-                "{name}: the origin {origin} does not answer as a foolscap port does; visitors are refused until \
-                 it does; compare it with tub.port in tahoe.cfg"
+                "[{}] {name}: the origin {origin} does not answer as a foolscap port does; visitors are refused until \
+                 it does; compare it with tub.port in tahoe.cfg",
+                Code::OriginStrange
             ),
             Self::Down(e) => {
-                tracing::warn!("{name}: {e}; {}; visitors are refused until then", e.hint())
+                tracing::warn!(
+                    "[{}] {name}: {e}; {}; visitors are refused until then",
+                    e.code(),
+                    e.hint()
+                )
             }
         }
     }

@@ -12,6 +12,7 @@ use super::introduce;
 use super::link::Services;
 use super::policy::{Gate, PolicyError, Verdict};
 use super::watch::Watch;
+use crate::code::{Code, Coded};
 use crate::config::Service;
 use crate::dial::{OriginConn, OriginDialer};
 use crate::kite::KiteName;
@@ -67,7 +68,8 @@ pub(super) async fn serve(
         if let Some(before) = noise.unflown.due(Instant::now()) {
             tracing::warn!(
                 ?sid,
-                "a frontend opened a stream for a kite that is not flown{before}"
+                "[{}] a frontend opened a stream for a kite that is not flown; it was refused{before}",
+                Code::StreamUnasked
             );
         }
         return refuse(stream, refusal::offline(&open.proto));
@@ -178,7 +180,13 @@ async fn admit(
         Ok(origin) => origin,
         Err(e) => {
             if let Some(before) = noise.no_origin.due(Instant::now()) {
-                tracing::warn!(?sid, "{}: {e}; {}{before}", service.name, e.hint());
+                tracing::warn!(
+                    ?sid,
+                    "[{}] {}: {e}; {}{before}",
+                    e.code(),
+                    service.name,
+                    e.hint()
+                );
             }
             watch.doubt(service);
             return turn_away(stream, offline, Reason::NoOrigin);
@@ -190,7 +198,8 @@ async fn admit(
             if let Some(before) = noise.deaf.due(Instant::now()) {
                 tracing::warn!(
                     ?sid,
-                    "{}: the origin {} took a connection and hung up, or read nothing; look at its log{before}",
+                    "[{}] {}: the origin {} took a connection and hung up, or read nothing; look at its log{before}",
+                    Code::OriginHangsUp,
                     service.name,
                     service.origin
                 );

@@ -14,6 +14,7 @@ mod trace;
 
 use super::CheckError;
 use crate::cli::{BackendArgs, CheckArgs};
+use crate::code::{Code, Coded};
 use crate::config::BackendConfig;
 use crate::dial::OriginAddr;
 use crate::observe::log;
@@ -76,6 +77,21 @@ pub enum LeaksError {
     /// More than is read.
     #[error("the trace is too long to read; give fewer --seconds")]
     TooLong,
+}
+
+impl Coded for LeaksError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Tor(e) => e.code(),
+            Self::Direct
+            | Self::NoStrace(_)
+            | Self::File { .. }
+            | Self::Ended(_)
+            | Self::Silent
+            | Self::Unread { .. }
+            | Self::TooLong => Code::CheckUnable,
+        }
+    }
 }
 
 /// Runs the backend under strace and writes whom it spoke to. True if that was Tor and the origin alone.

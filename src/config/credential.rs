@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Result};
+use super::{Code, ConfigError, Result};
 
 /// What such a `secret_file` begins with.
 const PREFIX: &str = "credential:";
@@ -19,6 +19,7 @@ pub(super) fn file(place: &str, path: &Path, directory: Option<&OsStr>) -> Resul
     let place = format!("{place}: {}", path.display());
     if name.is_empty() || name == "." || name == ".." || name.contains('/') {
         return Err(ConfigError::new(
+            Code::SecretMissing,
             place,
             "that is no name of a credential",
             "write credential:NAME, with the name that LoadCredential= in the unit gives it",
@@ -26,6 +27,7 @@ pub(super) fn file(place: &str, path: &Path, directory: Option<&OsStr>) -> Resul
     }
     let Some(directory) = directory.map(Path::new).filter(|d| d.is_absolute()) else {
         return Err(ConfigError::new(
+            Code::SecretMissing,
             place,
             format!("nobody has handed over credentials: {DIRECTORY} is not set"),
             "start the service (systemctl start kite-backend, or kite-frontend), or name a file instead",

@@ -1,5 +1,6 @@
 //! Tor or direct: decided once, before anything is dialled.
 
+use crate::code::{Code, Coded};
 use crate::tor::TorSettings;
 
 /// The permission to open direct connections to frontends.
@@ -38,6 +39,15 @@ pub enum EgressError {
     /// Arti must have somewhere to keep its guards.
     #[error("Tor needs a state directory; set state_dir")]
     NoStateDir,
+}
+
+impl Coded for EgressError {
+    fn code(&self) -> Code {
+        match self {
+            Self::TorConfiguredButOff => Code::TorOff,
+            Self::NoStateDir => Code::StateDir,
+        }
+    }
 }
 
 impl Egress {

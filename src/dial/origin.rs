@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::{OriginAddr, tune};
+use crate::code::{Code, Coded};
 
 /// Longest wait for an origin. It is on this machine, or in the next room at most.
 pub const ORIGIN_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +42,16 @@ impl OriginError {
             Self::Failed(..) => {
                 "check the address, the socket's permissions and the limits of open files"
             }
+        }
+    }
+}
+
+impl Coded for OriginError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused(_) => Code::OriginDown,
+            Self::TimedOut(_) => Code::OriginSlow,
+            Self::Failed(..) => Code::OriginUnreachable,
         }
     }
 }

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use crate::code::Code;
+
 /// Where the supervisor listens: a path, or `@` and an abstract name.
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
@@ -22,7 +24,8 @@ impl Supervisor {
         };
         let socket = reach(&address).inspect_err(|e| {
             tracing::warn!(
-                "{VARIABLE} is set to {}, but nobody hears there that kite is ready: {e}; with systemd, use Type=exec",
+                "[{}] {VARIABLE} is set to {}, but nobody hears there that kite is ready: {e}; with systemd, use Type=exec",
+                Code::SupervisorDeaf,
                 address.display()
             );
         });

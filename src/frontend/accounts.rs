@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::account::{Account, End, last_day, now_unix};
 use super::book::{Book, BookError, Entry};
 use super::limits::{Limits, Used};
+use crate::code::Code;
 use crate::config::Grant;
 use crate::kite::{KiteName, Protocol};
 
@@ -130,7 +131,10 @@ impl Accounts {
                 new.iter().for_each(|(used, account)| account.saved(*used));
             }
             Err(e) if !std::mem::replace(&mut sources.complained, true) => {
-                tracing::warn!("what kites have used cannot be written down: {e}");
+                tracing::warn!(
+                    "[{}] what kites have used cannot be written down: {e}",
+                    Code::BookUnwritten
+                );
             }
             Err(_) => {}
         }

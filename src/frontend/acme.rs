@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use self::client::Client;
 use super::certificates::Certificates;
 use super::{FrontendError, PublicSide};
+use crate::code::Code;
 use crate::config::{Acme, CertificateFiles};
 use crate::dial::AuthorityDialer;
 use crate::kite::KiteName;
@@ -154,7 +155,10 @@ impl Issuer {
                 continue;
             }
             if let Err(e) = issuer.certificates.put(files) {
-                tracing::warn!("{e}; a new certificate will be got");
+                tracing::warn!(
+                    "[{}] {e}; a new certificate will be got",
+                    Code::CertificateUnusable
+                );
             }
         }
         Ok(issuer)
@@ -222,7 +226,8 @@ impl Issuer {
                     turn.by_tls = !turn.by_tls;
                 }
                 tracing::error!(
-                    "no certificate for {name} from {}: {e}; next attempt in {} min",
+                    "[{}] no certificate for {name} from {}: {e}; next attempt in {} min",
+                    Code::NoCertificate,
                     self.config.directory,
                     pause.as_secs().div_ceil(60)
                 );
@@ -319,7 +324,11 @@ impl Issuer {
                 Ok(_) => {
                     tracing::info!("another authority than before: a new account is made there")
                 }
-                Err(e) => tracing::warn!("{}: {e}; a new account is made", path.display()),
+                Err(e) => tracing::warn!(
+                    "[{}] {}: {e}; a new account is made",
+                    Code::NoCertificate,
+                    path.display()
+                ),
             }
         }
         let contact = self.config.contact.as_ref().map(|c| format!("mailto:{c}"));

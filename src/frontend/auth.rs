@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::code::Code;
 use crate::config::ProofRule;
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::wire::handshake::{Check, check};
@@ -212,7 +213,7 @@ impl Judge {
             } => (account, secret, protocols),
             Ruling::Refused(why) => return Judgement::Refused(why.into()),
             Ruling::Unanswered(silence) => {
-                tracing::warn!("{name} does not fly: {silence}");
+                tracing::warn!("[{}] {name} does not fly: {silence}", Code::AuthoritySilent);
                 return Judgement::Refused(OVERLOAD.into());
             }
         };

@@ -20,6 +20,7 @@ pub use self::judge::{Judge, Judged, Verdict};
 
 use super::account::{Account, End};
 use super::limits::{DAY, Limits, Rate, Size};
+use crate::code::Code;
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::wire::ServiceLine;
 
@@ -302,7 +303,7 @@ impl Authorities {
             Err(silence) => {
                 entry.unanswered += 1;
                 entry.next = now + SOON;
-                tracing::warn!("{}: {silence}", key.1);
+                tracing::warn!("[{}] {}: {silence}", Code::AuthoritySilent, key.1);
                 if entry.unanswered >= MOST_UNANSWERED {
                     account.end(End::Unanswered);
                 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::limits::{Limits, Used};
+use crate::code::{Code, Coded};
 use crate::config::{Grant, ProofRule};
 use crate::kite::{KiteName, Secret};
 
@@ -92,8 +93,23 @@ pub enum BookError {
     )]
     Unknown(KiteName),
     /// [`MAX_KITES`].
-    #[error("the book is full: it holds {MAX_KITES} kites")]
+    #[error(
+        "the book is full: it holds {MAX_KITES} kites; remove one, or let a wildcard stand for several"
+    )]
     Full,
+}
+
+impl Coded for BookError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Busy(_) | Self::File { .. } | Self::Readable(_) | Self::Broken { .. } => {
+                Code::BookUnusable
+            }
+            Self::Exists(_) | Self::Configured(_) | Self::Unknown(_) | Self::Full => {
+                Code::BookDisagrees
+            }
+        }
+    }
 }
 
 impl Drop for Entry {
@@ -173,7 +189,8 @@ impl Book {
             let grant = entry.and_then(|entry| entry.grant(&name));
             if grant.is_none() {
                 tracing::warn!(
-                    "{}: {name} was written by another version of kite, and does not fly",
+                    "[{}] {}: {name} was written by another version of kite, and does not fly; install that, or add the kite anew",
+                    Code::KiteOfOtherVersion,
                     self.path.display()
                 );
             }

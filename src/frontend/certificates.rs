@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::time::sleep;
 
 use super::registry::EndTls;
+use crate::code::Code;
 use crate::config::CertificateFiles;
 use crate::kite::KiteName;
 use crate::tls::{Certificate, FileError};
@@ -98,7 +99,11 @@ impl Held {
 
     fn complain(&self) {
         if let Some(why) = self.certificate.complaint(SystemTime::now()) {
-            tracing::warn!("certificate {}: {why}", self.files.cert.display());
+            tracing::warn!(
+                "[{}] certificate {}: {why}",
+                Code::CertificateDates,
+                self.files.cert.display()
+            );
         }
     }
 }
@@ -150,7 +155,10 @@ impl Certificates {
                     }
                 }
                 Err(e) if watched.doubt.as_ref() == Some(&now) => {
-                    tracing::error!("{e}; the certificate that was there before stays in use");
+                    tracing::error!(
+                        "[{}] {e}; the certificate that was there before stays in use",
+                        Code::CertificateUnusable
+                    );
                     watched.taken = now;
                     watched.doubt = None;
                 }

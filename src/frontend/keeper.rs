@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Shared;
 use super::account::now_unix;
 use super::registry::Revoked;
+use crate::code::Code;
 use crate::wire::Lines;
 
 /// How often accounts are looked at.
@@ -50,7 +51,7 @@ impl Shared {
     pub(super) fn revoke(&self) {
         for Revoked { key, end, tunnels } in self.registry.revoke(now_unix()) {
             let (proto, name) = &*key;
-            tracing::warn!("kite down: {proto}:{name}: {end}");
+            tracing::warn!("[{}] kite down: {proto}:{name}: {end}", Code::KiteTakenDown);
             for grounded in tunnels {
                 let last = grounded.other.is_none();
                 grounded.tunnel.send_kites(Lines {

@@ -10,6 +10,7 @@ use super::accounts::{Accounts, Listed};
 use super::book::{Book, BookError, Entry};
 use super::limits::{DAY, Limits, Used};
 use crate::cli::{AddArgs, KitesArgs, KitesCommand};
+use crate::code::{Code, Coded};
 use crate::config::{self, ConfigError, Grant, ProofRule};
 use crate::control::{self, AskError};
 use crate::kite::{KiteName, Secret};
@@ -67,8 +68,20 @@ pub enum KitesError {
     #[error("{0}")]
     Refused(String),
     /// Nobody reads what we say.
-    #[error("cannot write: {0}")]
+    #[error("cannot write: {0}; see where the output goes")]
     Output(#[from] std::io::Error),
+}
+
+impl Coded for KitesError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Config(e) => e.code(),
+            Self::Book(e) => e.code(),
+            Self::Ask(e) => e.code(),
+            Self::Refused(_) => Code::BookDisagrees,
+            Self::Output(_) => Code::OutputFailed,
+        }
+    }
 }
 
 impl Order {
@@ -187,8 +200,11 @@ fn entry(add: &AddArgs) -> Result<(KiteName, Entry, Option<String>), ConfigError
     let made = add.secret_file.is_none().then(|| random_hex(SECRET_DIGITS));
     let secret = match (&add.secret_file, &made) {
         (Some(file), _) => config::read_secret("--secret-file", file)?,
-        (None, text) => Secret::new(text.as_deref().unwrap_or_default().as_bytes())
-            .ok_or_else(|| config::problem("NAME", "no secret can be made", "try again"))?,
+        (None, text) => {
+            Secret::new(text.as_deref().unwrap_or_default().as_bytes()).ok_or_else(|| {
+                config::problem(Code::Broken, "NAME", "no secret can be made", "try again")
+            })?
+        }
     };
     let grant = Grant {
         pattern: name.clone(),
@@ -226,6 +242,7 @@ fn expires(text: &str) -> Result<u64, ConfigError> {
         Some(days) => Ok(now_unix() + u64::from(days) * DAY),
         None => end_of_day(text).map_err(|e| {
             config::problem(
+                Code::BadValue,
                 "--expires",
                 e,
                 "write a date, or a number of days such as 30d",

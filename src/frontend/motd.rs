@@ -1,5 +1,6 @@
 //! The message of the day: a file's text, which backends get with their verdict.
 
+use crate::code::Code;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -69,7 +70,8 @@ impl Motd {
             }
             Err(e) if !std::mem::replace(&mut place.complained, true) => {
                 tracing::warn!(
-                    "the message of the day stays as it was: {}: {e}",
+                    "[{}] the message of the day stays as it was: {}: {e}",
+                    Code::MotdUnreadable,
                     path.display()
                 );
             }

@@ -11,6 +11,7 @@ use tokio::sync::watch as signal;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Handle;
+use crate::code::Code;
 use crate::dial::BoxConn;
 use crate::tor::onion::Doubts;
 use crate::tor::{Client, DataStream, OnionService, TorError};
@@ -98,8 +99,9 @@ async fn announce(service: &OnionService, tell: &signal::Sender<bool>) -> Infall
     if !*tell.borrow() {
         while !service.wait_published(STILL_WAITING).await {
             tracing::warn!(
-                "the onion service is not published yet ({}); kite goes on trying, and backends that come \
+                "[{}] the onion service is not published yet ({}); kite goes on trying, and backends that come \
                  through other ports are served",
+                Code::OnionUnpublished,
                 service.state()
             );
         }

@@ -11,6 +11,7 @@ use super::account::now_unix;
 use super::auth::{Asker, Judgement};
 use super::limits::Visitor;
 use super::registry::{Claim, Claimant, EndTls, Terms};
+use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
 use crate::kite::Protocol;
 use crate::random::random_hex;
@@ -19,8 +20,8 @@ use crate::tunnel::buffer::BUFFER_PAYLOAD;
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
 use crate::wire::handshake::{
-    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, Request, UNAVAILABLE,
-    put_answer,
+    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, RefusalKind, Request,
+    UNAVAILABLE, put_answer,
 };
 use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
@@ -322,8 +323,12 @@ impl Registration<'_> {
     }
 
     fn refuse(&self, id: KiteId, why: &str, push: impl FnOnce(KiteId)) {
+        let code = match RefusalKind::parse(Some(why.to_owned())).code() {
+            Code::RefusedOtherwise => Code::KiteRefused,
+            code => code,
+        };
         tracing::warn!(
-            "kite refused: {}:{} from {}: {why}",
+            "[{code}] kite refused: {}:{} from {}: {why}",
             id.proto,
             id.name,
             self.peer

@@ -19,6 +19,7 @@ use super::certificates::Held;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
 use super::{Arrival, MAX_CONNECTIONS, Shared, Socket};
+use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
@@ -84,7 +85,8 @@ fn turned_away(shared: &Shared, door: &Arrival, why: &Turned) {
         tracing::debug!(%peer, "refused: {why}");
     } else if let Some(before) = shared.unintroduced.due(Instant::now()) {
         tracing::warn!(
-            "port {}: a connection from {peer} was refused: {why}{before}",
+            "[{}] port {}: a connection from {peer} was refused: {why}{before}",
+            Code::NotIntroduced,
             door.port
         );
     }
@@ -813,7 +815,11 @@ async fn join<L: Local + Speaks>(
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {
-            tracing::warn!("no stream for a visitor of {}: {e}", route.host);
+            tracing::warn!(
+                "[{}] no stream for a visitor of {}: {e}",
+                Code::NoStream,
+                route.host
+            );
             route.found.count.refuse(Reason::NoTunnel);
             // Where a raw visitor's CONNECT was answered, a page would be taken for the origin's words.
             refuse(conn, route.wish.offline()).await;

@@ -506,7 +506,10 @@ impl Tor {
     pub fn new(progress: Progress, dialled: &DialReport) -> Self {
         let named = |(what, n): (String, &u64)| (what, *n);
         let (state, text) = match (progress.trouble, progress.ready) {
-            (Some(trouble), _) => (trouble.name(), format!("{trouble}; {}", trouble.remedy())),
+            (Some(trouble), _) => {
+                let (code, remedy) = (trouble.kite_code(), trouble.remedy());
+                (trouble.name(), format!("[{code}] {trouble}; {remedy}"))
+            }
             (None, true) => ("working", progress.text),
             (None, false) => ("starting", progress.blocked.unwrap_or(progress.text)),
         };

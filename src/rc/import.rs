@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Rc, Role, Translation, usual};
 use crate::cli::ImportArgs;
+use crate::code::{Code, Coded};
 use crate::config::{BackendConfig, ConfigError, FrontendConfig};
 
 /// Why nothing was written.
@@ -19,7 +20,7 @@ pub enum ImportError {
     #[error("{}: it is there already, and nothing was written; move it away, or give --to another directory", .0.display())]
     InTheWay(PathBuf),
     /// The system says no.
-    #[error("{}: it cannot be written: {source}; nothing was changed", path.display())]
+    #[error("{}: it cannot be written: {source}; nothing was changed. Give --to a directory that this user may write to", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -27,8 +28,18 @@ pub enum ImportError {
         source: io::Error,
     },
     /// Nobody reads the report.
-    #[error("cannot write the report: {0}")]
+    #[error("cannot write the report: {0}; see where the output goes")]
     Output(#[from] io::Error),
+}
+
+impl Coded for ImportError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Config(e) => e.code(),
+            Self::InTheWay(_) | Self::Write { .. } => Code::ImportUnwritten,
+            Self::Output(_) => Code::OutputFailed,
+        }
+    }
 }
 
 /// A file to be made.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::cfg::{self, Cfg, CfgError, Change};
 use super::{Kind, Kite, KiteError, Node, Severity, check};
+use crate::code::{Code, Coded};
 use crate::config::read_limited;
 
 /// Most backups of one file; more mean that something runs in a circle.
@@ -51,6 +52,16 @@ pub enum DirError {
     /// A file that is laid out in a way that kite cannot edit.
     #[error("{}: kite cannot put its lines into this file; nothing was changed. Put them in by hand, as `kite tahoe` prints them", .0.display())]
     Odd(PathBuf),
+}
+
+impl Coded for DirError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NoNode(_) | Self::Unreadable { .. } | Self::Syntax { .. } => Code::NodeUnreadable,
+            Self::Kite(e) => e.code(),
+            Self::Write { .. } | Self::Odd(_) => Code::NodeUnwritten,
+        }
+    }
 }
 
 /// A node's files, and the text of its `tahoe.cfg`.

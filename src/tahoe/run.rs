@@ -8,6 +8,7 @@ use super::dir::{DirError, NodeDir};
 use super::{Finding, Kind, Kite, KiteError, PUBLIC_PORT, Severity, announced_port, check, show};
 use crate::check::node::report;
 use crate::cli::TahoeArgs;
+use crate::code::{Code, Coded};
 use crate::config::{ConfigError, NodeSide};
 use crate::kite::KiteName;
 
@@ -27,8 +28,20 @@ pub enum TahoeError {
     #[error("--public-port {0}: this is no port; write 80, or tahoebob.alice.example=8443")]
     Port(String),
     /// Nobody reads the lines.
-    #[error("cannot write the lines: {0}")]
+    #[error("cannot write the lines: {0}; see where the output goes")]
     Output(#[from] std::io::Error),
+}
+
+impl Coded for TahoeError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Config(e) => e.code(),
+            Self::Kite(e) => e.code(),
+            Self::Dir(e) => e.code(),
+            Self::Port(_) => Code::BadValue,
+            Self::Output(_) => Code::OutputFailed,
+        }
+    }
 }
 
 /// Prints the lines, or writes them into a node's file. False if something leaks even so.

@@ -9,6 +9,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
+use crate::code::{Code, Coded};
+
 /// Name of the frontend's own key in its state directory.
 pub const KEY_FILE: &str = "frontend-key.pem";
 
@@ -25,11 +27,20 @@ pub struct FileError {
     pub problem: FileProblem,
 }
 
+impl Coded for FileError {
+    fn code(&self) -> Code {
+        match self.path.file_name() {
+            Some(name) if name == KEY_FILE => Code::OwnKeyUnusable,
+            _ => Code::CertificateUnusable,
+        }
+    }
+}
+
 /// What is wrong with a key or certificate file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileProblem {
     /// The system says no.
-    #[error("{0}")]
+    #[error("{0}; check the path, and that this user may use it")]
     Io(io::Error),
     /// Others could have read, or replaced, the key.
     #[error("others may read or change it (mode {mode:03o}); run chmod {wanted} on it")]
@@ -40,10 +51,10 @@ pub enum FileProblem {
         wanted: &'static str,
     },
     /// Not a plain file.
-    #[error("it is no regular file")]
+    #[error("it is no regular file; give the path of one")]
     NotAFile,
     /// Over the limit.
-    #[error("it is too large for a key or certificate")]
+    #[error("it is too large for a key or certificate; give a PEM file")]
     TooLarge,
     /// Not what it should be. A key is never replaced silently: backends have pinned it.
     #[error(
@@ -54,7 +65,7 @@ pub enum FileProblem {
         what: &'static str,
     },
     /// The certificate is for another key, or for an algorithm we lack.
-    #[error("certificate and key do not fit together: {0}")]
+    #[error("certificate and key do not fit together: {0}; give the two that were issued together")]
     Mismatch(String),
     /// No chain, or one that does not parse.
     #[error(

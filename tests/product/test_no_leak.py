@@ -86,7 +86,7 @@ def test_relays_and_nobody_else(kite, sup, net, lone_machine):
     with story.phase("a frontend's name that does not resolve"):
         backend.wait_line(RETRY, NOWHERE, since=since, timeout=60)
         wait_until(lambda: NOWHERE in net.asked, 5, "an exit was asked for that name")
-        backend.wait_line(r"WARN frontend .*{via}.*: name-not-found: ", NOWHERE)
+        backend.wait_line(r"WARN \[KITE-F03\] frontend .*{via}.*: name-not-found: ", NOWHERE)
     with story.phase("storage traffic through both"):
         exchange(1, alice, carol)
 

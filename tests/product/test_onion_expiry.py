@@ -108,7 +108,7 @@ def test_a_service_outlives_its_arti(kite, sup, machine, net):
 
     since = frontend.proc.mark()
     net.kill(net.guards)
-    frontend.proc.wait_log(r"WARN Tor: guards-down: .+; .+", NOTICE_S, since)
+    frontend.proc.wait_log(r"WARN \[KITE-T04\] Tor: guards-down: .+; .+", NOTICE_S, since)
     frontend.proc.wait_log(RENEWED, RENEW_S, since)
     told, since = backend.proc.mark(), frontend.proc.mark()
     for node in net.guards:

@@ -26,7 +26,7 @@ NOTICE_S = 150         # a tunnel is dead, Arti has given up on its circuits, no
 PASS_S = 150           # the trouble has passed, and Arti's waits are over
 HASTY = 20             # seconds between its votes
 ALICE, CAROL, DAVE = "alice.example", "carol.example", "dave.example"     # exits remember a name's address
-TOLD = r"WARN Tor: ([a-z-]+): .+; .+"
+TOLD = r"WARN \[KITE-T\d\d\] Tor: ([a-z-]+): .+; .+"
 AGAIN = r"INFO Tor: working again, after \d+ s of {via}"
 
 
@@ -228,8 +228,8 @@ def test_frontends_that_exits_do_not_reach(kite, sup, net, machine):
 
     since = backend.proc.mark()
     frontend.kill()
-    backend.wait_line(r"WARN frontend .*{via}.*: frontend-unreachable: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
-    assert any((t["last_error"] or "").startswith("frontend-unreachable: ") for t in backend.status()["tunnels"])
+    backend.wait_line(r"WARN \[KITE-F01\] frontend .*{via}.*: frontend-unreachable: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
+    assert any((t["last_error"] or "").startswith("[KITE-F01] frontend-unreachable: ") for t in backend.status()["tunnels"])
     *deaf, good = sorted(net.exits)
     with island.severed(deaf, ip):
         since, before = backend.proc.mark(), len(frontend.tunnel_peers())
@@ -251,7 +251,7 @@ def test_frontends_that_exits_do_not_reach(kite, sup, net, machine):
     backend.wait_line(LOST, CAROL, since=since, timeout=TOR_S)
     policy(f"reject {ip}:*,accept *:*")
     frontend.start()
-    backend.wait_line(r"WARN frontend .*{via}.*: exit-policy: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
+    backend.wait_line(r"WARN \[KITE-F02\] frontend .*{via}.*: exit-policy: .+\(.+\)", CAROL, since=since, timeout=TOR_S)
     since = backend.proc.mark()
     policy("accept *:*")
     backend.wait_up(service, CAROL, since=since, timeout=PASS_S)
@@ -286,7 +286,7 @@ def test_an_obsolete_tor_ends_in_order(kite, sup, hasty, machine, tmp_path):
     hasty.run(hasty.auth)
     assert backend.proc.wait(NOTICE_S) == 3, backend.proc.tail()
     said = backend.proc.text()
-    assert re.search(r"WARN Tor: tor-obsolete: .+; install a newer kite", said)
+    assert re.search(r"WARN \[KITE-T11\] Tor: tor-obsolete: .+; install a newer kite", said)
     assert "the backend stops" in frontend.proc.text() or "stopping" in said, "the tunnels were closed"
     # And again: with what is on disk it does not even begin.
     backend.start()

@@ -89,7 +89,7 @@ def test_no_tor_from_the_start(kite, sup, machine, mortal):
     time.sleep(WATCH_S)
     assert backend.proc.alive(), backend.proc.tail()
     assert not re.search(TOR_READY, backend.proc.text())
-    assert backend.proc.text().count("WARN Tor: tor-unreachable: ") == 1, backend.proc.tail()
+    assert backend.proc.text().count("WARN [KITE-T02] Tor: tor-unreachable: ") == 1, backend.proc.tail()
     assert backend.status()["tor"]["state"] == "tor-unreachable"
     assert not frontend.tunnel_peers()
     assert hidden.log.dials() <= net.relays

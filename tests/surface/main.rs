@@ -2,7 +2,7 @@
 //! README's files load, its tables name every flag, what the documents point to is there, and
 //! docs/parity.md leaves out nothing.
 //!
-//! `KITE_UPDATE=1 cargo test --test surface` writes the man pages anew.
+//! `KITE_UPDATE=1 cargo test --test surface` writes the man pages and docs/errors.md anew.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory;
 use kite::cli::{BackendArgs, Cli, FrontendArgs, TahoeArgs};
 use kite::config::{BackendConfig, FrontendConfig};
+
+mod codes;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -79,6 +81,23 @@ fn the_man_pages_are_those_of_the_command_line() {
     }
     let kept: BTreeSet<PathBuf> = files("docs/man", "1").into_iter().collect();
     assert_eq!(kept, names, "there is a page too many, or too few");
+}
+
+// --------------------------------------------------------------------- errors
+
+/// The page of all codes.
+const ERRORS: &str = "docs/errors.md";
+
+#[test]
+fn the_page_of_errors_is_that_of_the_catalogue() {
+    let new = kite::explain::page();
+    if std::env::var_os("KITE_UPDATE").is_some() {
+        fs::write(root().join(ERRORS), &new).unwrap();
+    }
+    assert!(
+        fs::read_to_string(root().join(ERRORS)).is_ok_and(|old| old == new),
+        "{ERRORS} is out of date; run: KITE_UPDATE=1 cargo test --test surface"
+    );
 }
 
 // --------------------------------------------------------------------- README

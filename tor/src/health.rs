@@ -71,6 +71,23 @@ impl Trouble {
         }
     }
 
+    /// Its code in kite's catalogue, which never changes.
+    pub fn kite_code(self) -> &'static str {
+        match self {
+            Self::NoNetwork => "KITE-T01",
+            Self::TorUnreachable => "KITE-T02",
+            Self::TorBlocked => "KITE-T03",
+            Self::GuardsDown => "KITE-T04",
+            Self::BridgeDown => "KITE-T05",
+            Self::TransportFailed => "KITE-T06",
+            Self::ClockWrong => "KITE-T07",
+            Self::DirectoryExpired => "KITE-T08",
+            Self::DirectoryUnavailable => "KITE-T09",
+            Self::CircuitsFailing => "KITE-T10",
+            Self::Obsolete => "KITE-T11",
+        }
+    }
+
     /// What the user can do about it. kite itself goes on trying in all but the last.
     pub fn remedy(self) -> &'static str {
         match self {

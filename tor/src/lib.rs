@@ -199,6 +199,19 @@ impl TorError {
         }
     }
 
+    /// Its code in kite's catalogue, which never changes.
+    pub fn kite_code(&self) -> &'static str {
+        match self {
+            Self::Local { .. } => "KITE-T12",
+            Self::Unreadable { .. } | Self::Config { .. } => "KITE-T13",
+            Self::InUse => "KITE-T14",
+            Self::Permissions { .. } => "KITE-T15",
+            Self::NotBootstrapped => "KITE-T16",
+            Self::Onion { .. } => "KITE-T17",
+            Self::Obsolete => Trouble::Obsolete.kite_code(),
+        }
+    }
+
     /// What an error of Arti's means when something is being started.
     fn sort(error: &arti_client::Error) -> Self {
         match error.kind() {

@@ -152,7 +152,11 @@ impl OnionService {
                 Err(e) => {
                     tries = tries.saturating_add(1);
                     if tries == LAUNCHES_TOLD {
-                        tracing::warn!("{e}; {}; kite goes on trying", e.hint());
+                        tracing::warn!(
+                            "[{}] {e}; {}; kite goes on trying",
+                            e.kite_code(),
+                            e.hint()
+                        );
                     }
                 }
             }

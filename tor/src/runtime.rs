@@ -221,7 +221,7 @@ impl Ledger {
         let mut report = self.dials();
         if report.total_refused() == 0 {
             tracing::warn!(
-                "kept Arti from opening a connection that is none of Tor's ({what}); kite stays safe, please report it"
+                "[KITE-T19] kept Arti from opening a connection that is none of Tor's ({what}); kite stays safe, please report it"
             );
         }
         *report.refused.entry(what).or_default() += 1;

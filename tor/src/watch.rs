@@ -215,7 +215,10 @@ impl Client {
                     Err(e) => {
                         let why = format!("{e}; {}", e.hint());
                         if in_the_way.as_ref() != Some(&why) {
-                            tracing::warn!("Tor: tor-local: {why}; kite tries again");
+                            tracing::warn!(
+                                "[{}] Tor: tor-local: {why}; kite tries again",
+                                e.kite_code()
+                            );
                         }
                         in_the_way = Some(why);
                     }
@@ -279,7 +282,12 @@ impl Client {
 
     fn tell(&self, trouble: Option<Trouble>) {
         if let Some(trouble) = trouble {
-            tracing::warn!("Tor: {}: {trouble}; {}", trouble.name(), trouble.remedy());
+            tracing::warn!(
+                "[{}] Tor: {}: {trouble}; {}",
+                trouble.kite_code(),
+                trouble.name(),
+                trouble.remedy()
+            );
         }
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
