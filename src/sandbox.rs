@@ -1,7 +1,7 @@
 //! What the kernel takes away from a backend in Tor mode, so that it could not leak if it tried.
 //!
-//! Two layers, for what one cannot express. Landlock ([`landlock`]): which files, by path. seccomp
-//! ([`seccomp`]): which system calls, by number and plain arguments. Neither can tell a relay's
+//! Two layers, for what one cannot express. Landlock (`landlock.rs`): which files, by path. seccomp
+//! (`seccomp.rs`): which system calls, by number and plain arguments. Neither can tell a relay's
 //! address from a frontend's: TCP to anybody stays possible here, and is the guarded runtime's business.
 //!
 //! A denied call fails like one without permission. An error in the log is mended sooner than a dead node.

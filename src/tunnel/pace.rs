@@ -23,7 +23,7 @@ pub const MIN_WINDOW: u64 = 128 * 1024;
 const LONG: Duration = Duration::from_millis(150);
 /// The least window there.
 const MIN_LONG_WINDOW: u64 = 512 * 1024;
-/// The least payload of one frame, where there is as much; else what passes in [`CHUNK_TIME`].
+/// The least payload of one frame, where there is as much; else what passes in `CHUNK_TIME`.
 pub const MIN_CHUNK: usize = 16 * 1024;
 /// Before anything is known of the path.
 const FIRST_CHUNK: usize = 64 * 1024;
