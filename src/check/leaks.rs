@@ -164,6 +164,8 @@ fn watch(args: &CheckArgs, trace: &Path) -> Result<ExitStatus, LeaksError> {
         .arg(own)
         .args(["backend", "--config"])
         .args(&args.config)
+        // What it is ready for is no service manager's business.
+        .env_remove("NOTIFY_SOCKET")
         .status()
         .map_err(LeaksError::NoStrace)
 }
