@@ -46,6 +46,8 @@ pub enum Command {
     Backend(BackendArgs),
     /// Say how a running kite is
     Status(StatusArgs),
+    /// Print the way to a running kite's status page: an address that works once
+    Web(WebArgs),
     /// Give a running backend its configuration anew: other frontends and kites, without a restart
     Reload(ReloadArgs),
     /// Say what a code in a message means, and what to do about it
@@ -118,6 +120,15 @@ pub struct FrontendArgs {
     /// Put the addresses of backends and visitors into the log
     #[arg(long)]
     pub log_peers: bool,
+
+    /// Where to offer metrics to Prometheus: a loopback address, or unix:PATH
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<String>,
+
+    /// Where to offer the status page: a loopback address, or unix:PATH. `kite web` gives the
+    /// way in
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub web_listen: Option<String>,
 }
 
 /// What can be done about a frontend besides running it.
@@ -265,6 +276,15 @@ pub struct BackendArgs {
     #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
+    /// Where to offer metrics to Prometheus: a loopback address, or unix:PATH
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<String>,
+
+    /// Where to offer the status page: a loopback address, or unix:PATH. `kite web` gives the
+    /// way in
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub web_listen: Option<String>,
+
     /// What to serve: PROTOCOL[-PORT]:KITENAME:ORIGIN, as in
     /// foolscap:tahoebob.alice.example:127.0.0.1:49293 or ssh:bob.alice.example:127.0.0.1:22
     #[arg(value_name = "SERVICE")]
@@ -281,6 +301,14 @@ pub struct StatusArgs {
     /// Print JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `kite web`.
+#[derive(Debug, Default, Args)]
+pub struct WebArgs {
+    /// The state directory of the kite to ask
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Flags of `kite reload`: those that the backend was started with.

@@ -24,6 +24,7 @@ use crate::frontend::balancer::Balancers;
 use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
 use crate::kite::{KiteName, Ported, Protocol, Secret};
+use crate::listen::LocalAddr;
 use crate::proxy_header::Version;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
@@ -124,6 +125,44 @@ pub struct FrontendConfig {
     pub certificates: Vec<CertificateFiles>,
     /// Certificates to be got from an authority.
     pub acme: Option<Acme>,
+    /// What is offered to this machine alone.
+    pub local: LocalPlaces,
+    /// The page at the frontend's own name.
+    pub page: OwnPage,
+}
+
+/// Where a running kite shows itself to this machine, if it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalPlaces {
+    /// Metrics, for Prometheus.
+    pub metrics: Option<LocalAddr>,
+    /// The status page, for people.
+    pub web: Option<LocalAddr>,
+}
+
+impl LocalPlaces {
+    /// Is it one of these?
+    pub fn has(&self, place: &LocalAddr) -> bool {
+        [&self.metrics, &self.web].contains(&&Some(place.clone()))
+    }
+}
+
+/// What visitors of a frontend's own name see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPage {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// How to reach the operator, as it is shown.
+    pub contact: Option<String>,
+}
+
+impl Default for OwnPage {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            contact: None,
+        }
+    }
 }
 
 /// Which certificates to get, and from whom (RFC 8555). Who writes this has accepted the authority's terms.
@@ -232,6 +271,8 @@ pub struct BackendConfig {
     pub ca_file: Option<PathBuf>,
     /// Where Tor's state is kept.
     pub state_dir: PathBuf,
+    /// What is offered to this machine alone.
+    pub local: LocalPlaces,
 }
 
 /// Whether to use Tor, and how.
@@ -333,6 +374,26 @@ struct FrontendFile {
     acme: Option<AcmeTable>,
     #[serde(default)]
     authorities: Vec<AuthorityEntry>,
+    #[serde(default)]
+    metrics: LocalTable,
+    #[serde(default)]
+    web: LocalTable,
+    #[serde(default)]
+    page: PageTable,
+}
+
+/// Something that this machine alone may see.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct LocalTable {
+    listen: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct PageTable {
+    enabled: Option<bool>,
+    contact: Option<String>,
 }
 
 /// One of `program` and `dns`.
@@ -434,6 +495,10 @@ struct BackendFile {
     #[serde(default)]
     allow_origin: Vec<String>,
     state_dir: Option<PathBuf>,
+    #[serde(default)]
+    metrics: LocalTable,
+    #[serde(default)]
+    web: LocalTable,
 }
 
 #[derive(Deserialize, Default)]
@@ -956,8 +1021,70 @@ impl FrontendConfig {
             },
             state_dir,
             log_peers: args.log_peers || file.log_peers.unwrap_or(false),
+            local: local_places(
+                &source,
+                (&args.metrics_listen, &file.metrics),
+                (&args.web_listen, &file.web),
+            )?,
+            page: own_page(&source, file.page)?,
         })
     }
+}
+
+/// Largest `page.contact`, in bytes.
+const MAX_CONTACT: usize = 200;
+
+fn own_page(source: &Source, table: PageTable) -> Result<OwnPage> {
+    let strange = |text: &String| text.len() > MAX_CONTACT || text.chars().any(char::is_control);
+    if table.contact.as_ref().is_some_and(strange) {
+        return Err(ConfigError::new(
+            Code::BadValue,
+            source.at("page.contact"),
+            format!("it is longer than {MAX_CONTACT} bytes, or has line breaks"),
+            "write a mail address, or a web address, in one line",
+        ));
+    }
+    Ok(OwnPage {
+        enabled: table.enabled.unwrap_or(true),
+        contact: table.contact.filter(|contact| !contact.trim().is_empty()),
+    })
+}
+
+type LocalWish<'a> = (&'a Option<String>, &'a LocalTable);
+
+fn local_places(source: &Source, metrics: LocalWish, web: LocalWish) -> Result<LocalPlaces> {
+    let place = |(flag, table): LocalWish, flag_name: &str, key: &str, usual: &str| {
+        let (place, text) = match (flag, &table.listen) {
+            (Some(text), _) => (flag_name.to_owned(), text),
+            (None, Some(text)) => (source.at(key), text),
+            (None, None) => return Ok(None),
+        };
+        let remedy = format!(
+            "write a loopback address with a port, such as {usual}, or unix:/absolute/PATH"
+        );
+        let parsed = text.parse::<LocalAddr>();
+        parsed
+            .map(Some)
+            .map_err(|e| ConfigError::new(Code::BadLocalPlace, place, e, remedy))
+    };
+    let places = LocalPlaces {
+        metrics: place(
+            metrics,
+            "--metrics-listen",
+            "metrics.listen",
+            "127.0.0.1:9464",
+        )?,
+        web: place(web, "--web-listen", "web.listen", "127.0.0.1:7465")?,
+    };
+    if places.metrics.is_some() && places.metrics == places.web {
+        return Err(ConfigError::new(
+            Code::Contradiction,
+            source.at("web.listen"),
+            "metrics are offered at the same place",
+            "choose another port for one of them",
+        ));
+    }
+    Ok(places)
 }
 
 fn certificates(source: &Source, entries: Vec<CertificateEntry>) -> Result<Vec<CertificateFiles>> {
@@ -1408,6 +1535,11 @@ impl BackendConfig {
                 &source,
                 args.state_dir.as_deref(),
                 file.state_dir.as_deref(),
+            )?,
+            local: local_places(
+                &source,
+                (&args.metrics_listen, &file.metrics),
+                (&args.web_listen, &file.web),
             )?,
         })
     }

@@ -21,6 +21,7 @@ use crate::frontend::kites;
 use crate::listen::{self, UnixListener, UnixStream};
 use crate::observe::status::Status;
 use crate::reload::{Answer, Order};
+use crate::web::Invitation;
 
 /// How long one who asks may take to speak, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 const STATUS: &str = "status\n";
 /// What comes before an [`Order`].
 const RELOAD: &str = "reload\n";
+/// Asks for the way to the status page.
+const WEB: &str = "web\n";
 /// What comes before an [`kites::Order`].
 const KITES: &str = "kites\n";
 /// What one who does not understand says.
@@ -50,6 +53,10 @@ pub trait Desk: Send + Sync + 'static {
     /// To take another configuration.
     async fn reload(&self, order: Order) -> Answer;
 
+    /// For the way to its status page.
+    fn web(&self) -> Invitation {
+        Invitation::Off
+    }
     /// To add, remove or name kites that may fly.
     async fn kites(&self, _: kites::Order) -> kites::Answer {
         kites::Answer::Refused("a backend keeps no kites of others".to_owned())
@@ -120,6 +127,8 @@ async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
     };
     let text = if asked.as_slice() == STATUS.as_bytes() {
         serde_json::to_vec(&desk.status())
+    } else if asked.as_slice() == WEB.as_bytes() {
+        serde_json::to_vec(&desk.web())
     } else if let Some(order) = asked.strip_prefix(RELOAD.as_bytes()) {
         let answer = match serde_json::from_slice(order) {
             Ok(order) => desk.reload(order).await,
@@ -148,6 +157,11 @@ async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
 /// Asks a running kite how it is.
 pub async fn status(socket: &Path) -> Result<Status, AskError> {
     ask(socket, STATUS.as_bytes()).await
+}
+
+/// Asks a running kite for the way to its status page.
+pub async fn web(socket: &Path) -> Result<Invitation, AskError> {
+    ask(socket, WEB.as_bytes()).await
 }
 
 /// Gives a running kite another configuration.

@@ -164,6 +164,8 @@ async fn perform(
         log_peers: true,
         certificates: Vec::new(),
         acme: None,
+        local: config::LocalPlaces::default(),
+        page: config::OwnPage::default(),
     })
     .map_err(|e| start("frontend")(e.to_string()))?;
     let handle = frontend.handle();

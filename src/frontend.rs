@@ -23,6 +23,7 @@ pub mod kites;
 pub mod limits;
 mod motd;
 pub mod onion;
+mod own_page;
 mod register;
 pub mod registry;
 mod visitor;
@@ -138,6 +139,8 @@ struct Shared {
     certificates: Arc<Certificates>,
     challenges: Arc<Challenges>,
     name: Option<String>,
+    /// For visitors of that name.
+    own_page: Option<own_page::Ready>,
     log_peers: bool,
     uuid: String,
     pool: Pool,
@@ -192,6 +195,7 @@ impl Frontend {
             tls,
             certificates,
             challenges,
+            own_page: own_page::Ready::new(&config.page, config.name.as_deref()),
             name: config.name,
             log_peers: config.log_peers,
             uuid: crate::random::random_hex(40),

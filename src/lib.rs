@@ -12,6 +12,7 @@
 //! * [`sandbox`]: what the kernel takes away in Tor mode.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
+//! * [`web`]: what a running kite shows to its machine's browsers and to Prometheus.
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
 //! * [`rc`]: what pagekite.py's files mean here.
 //! * [`code`]: a number for all that can go wrong. [`explain`]: what it means.
@@ -49,6 +50,7 @@ pub mod socks;
 pub mod tahoe;
 pub mod tls;
 pub mod tunnel;
+pub mod web;
 pub mod wire;
 
 pub use kite_tor as tor;

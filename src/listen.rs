@@ -1,10 +1,12 @@
 //! The way in: listening sockets, and an accept loop that nothing stops.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::code::Code;
-use crate::dial::tune_tunnel;
+use crate::dial::{BoxConn, tune_tunnel};
 use crate::tunnel::splice::Local;
 
 /// Connections that the kernel holds for us until they are accepted.
@@ -70,15 +72,17 @@ fn bind_socket(socket: &Socket, address: SocketAddr) -> io::Result<()> {
 pub struct PrivatePort(std::os::unix::net::UnixListener, u32);
 
 impl PrivatePort {
-    /// Listens at a path, unless somebody does so already. What an earlier run has left goes.
+    /// Listens at a path, unless somebody does so already. A socket that an earlier run has left goes; another file stays.
     #[expect(
         clippy::disallowed_methods,
-        reason = "the one place that binds a Unix socket: in the state directory, for `kite status`"
+        reason = "the one place that binds a Unix socket: in the state directory for `kite status`, or where the operator wants metrics or the status page"
     )]
     pub fn open(path: &Path) -> io::Result<Self> {
         let (address, asking) = (SockAddr::unix(path)?, unix_socket()?);
+        let is_socket = || std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
         if let Err(e) = asking.connect(&address)
             && e.kind() == io::ErrorKind::ConnectionRefused
+            && is_socket()
         {
             std::fs::remove_file(path)?;
         }
@@ -99,6 +103,109 @@ fn unix_socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// A place that only this machine can reach: a loopback address, or a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalAddr {
+    /// `127.0.0.1:7465`.
+    Tcp(SocketAddr),
+    /// `unix:/run/kite/page.sock`.
+    Unix(PathBuf),
+}
+
+impl FromStr for LocalAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return match path.is_absolute() {
+                true => Ok(Self::Unix(path)),
+                false => Err(format!("{} is no absolute path", path.display())),
+            };
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("'{text}' is no address with a port"))?;
+        match address.ip().is_loopback() {
+            true => Ok(Self::Tcp(address)),
+            false => Err(format!("{address} can be reached from other machines")),
+        }
+    }
+}
+
+impl fmt::Display for LocalAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// An open port at a [`LocalAddr`], from which nobody accepts yet.
+#[derive(Debug)]
+pub struct LocalPort(LocalAddr, Opened);
+
+#[derive(Debug)]
+enum Opened {
+    Tcp(Port),
+    Unix(PrivatePort),
+}
+
+impl LocalPort {
+    /// Listens there. A Unix socket is for its owner alone.
+    pub fn open(address: &LocalAddr) -> io::Result<Self> {
+        let opened = match address {
+            LocalAddr::Tcp(address) => Opened::Tcp(Port::open(*address)?),
+            LocalAddr::Unix(path) => Opened::Unix(PrivatePort::open(path)?),
+        };
+        Ok(Self(address.clone(), opened))
+    }
+
+    /// Hands it to Tokio. Must be called within a runtime.
+    pub fn listener(self) -> io::Result<LocalListener> {
+        Ok(match self.1 {
+            Opened::Tcp(port) => {
+                let listener = port.listener()?;
+                // Port 0 has become another.
+                let address = LocalAddr::Tcp(listener.local_addr()?);
+                LocalListener(address, Listening::Tcp(listener))
+            }
+            Opened::Unix(port) => LocalListener(self.0, Listening::Unix(port.listener()?.0)),
+        })
+    }
+}
+
+/// A [`LocalPort`] in a runtime.
+#[derive(Debug)]
+pub struct LocalListener(LocalAddr, Listening);
+
+#[derive(Debug)]
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl LocalListener {
+    /// Where it is.
+    pub fn address(&self) -> &LocalAddr {
+        &self.0
+    }
+
+    /// The next connection. Trouble is waited out.
+    pub async fn accept(&self) -> BoxConn {
+        match &self.1 {
+            Listening::Tcp(listener) => Box::new(accept(listener).await.0),
+            Listening::Unix(listener) => loop {
+                match listener.accept().await {
+                    Ok((conn, _)) => return Box::new(conn),
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+            },
+        }
+    }
 }
 
 /// The next connection. Failures are logged and waited out, never passed on: one

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs};
+use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs, WebArgs};
 use kite::code::{Code, Coded};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
 use kite::control;
@@ -16,6 +16,7 @@ use kite::observe::{log, progress};
 use kite::rc::import;
 use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
+use kite::web::{Invitation, USUAL_PORT};
 use kite::{check, demo, explain, shutdown, tahoe};
 
 /// Wrong usage or configuration.
@@ -85,6 +86,7 @@ enum Job {
     Backend(Box<run::Backend>),
     Demo(DemoArgs),
     Status(StatusArgs),
+    Web(WebArgs),
     Reload(Box<BackendConfig>),
     Kites(KitesArgs),
 }
@@ -95,7 +97,7 @@ impl Job {
             Self::Frontend(config) => config.onion.enabled,
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
-            Self::Status(_) | Self::Reload(_) | Self::Kites(_) => false,
+            Self::Status(_) | Self::Web(_) | Self::Reload(_) | Self::Kites(_) => false,
         }
     }
 
@@ -116,6 +118,7 @@ impl Job {
             }
             Command::Demo(args) => Self::Demo(args),
             Command::Status(args) => Self::Status(args),
+            Command::Web(args) => Self::Web(args),
             Command::Reload(args) => Self::Reload(Box::new(
                 BackendConfig::load(&args.backend).map_err(|e| wrong(&e))?,
             )),
@@ -154,6 +157,7 @@ async fn dispatch(job: Job) -> ExitCode {
             backend.run(move |p| display.show(p), order).await
         }
         Job::Status(args) => return tell(&args).await,
+        Job::Web(args) => return invite(&args).await,
         Job::Kites(args) => {
             let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
             return match kites::run(&args, &mut out, &mut aside).await {
@@ -223,6 +227,56 @@ async fn tell(args: &StatusArgs) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(FAILED)
+    }
+}
+
+/// Prints the way to the status page of each kite that runs with this state directory.
+async fn invite(args: &WebArgs) -> ExitCode {
+    let state_dir = match args
+        .state_dir
+        .clone()
+        .map_or_else(config::default_state_dir, Ok)
+    {
+        Ok(dir) => dir,
+        Err(e) => return wrong(&e),
+    };
+    let sockets = [Role::Backend, Role::Frontend].map(|role| role.socket(&state_dir));
+    let (mut asked, mut shown) = (false, false);
+    for socket in sockets.into_iter().filter(|socket| socket.exists()) {
+        asked = true;
+        match control::web(&socket).await {
+            Ok(Invitation::Open { at, url, minutes }) => {
+                shown = true;
+                eprintln!(
+                    "The status page is at {at}. This address works once, for {minutes} minutes:"
+                );
+                if let Some(path) = at.strip_prefix("unix:") {
+                    eprintln!(
+                        "(first bring it to your browser: ssh -N -L {USUAL_PORT}:{path} THIS-MACHINE)"
+                    );
+                }
+                println!("{url}");
+            }
+            Ok(Invitation::Off) => eprintln!(
+                "kite: [{}] it has no status page; give it one with --web-listen 127.0.0.1:{USUAL_PORT}, or listen under [web], and start it again",
+                Code::NoPage
+            ),
+            Err(e) => eprintln!("kite: [{}] {e}", e.code()),
+        }
+    }
+    match (asked, shown) {
+        (_, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(FAILED),
+        (false, false) => {
+            let dir = state_dir.display();
+            say(
+                FAILED,
+                Code::NobodyThere,
+                &format!(
+                    "no kite runs with the state directory {dir}; name another with --state-dir"
+                ),
+            )
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod board;
 pub mod hush;
 pub mod log;
+pub mod metrics;
 pub mod progress;
 pub mod status;
 pub mod traffic;

@@ -45,6 +45,8 @@ pub struct Fixed {
     tor_config: Option<PathBuf>,
     socks_listen: Option<SocketAddr>,
     ca_file: Option<PathBuf>,
+    metrics_listen: Option<String>,
+    web_listen: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +88,8 @@ impl Fixed {
             tor_config: place(&config.tor.config),
             socks_listen: config.socks,
             ca_file: place(&config.ca_file),
+            metrics_listen: config.local.metrics.as_ref().map(ToString::to_string),
+            web_listen: config.local.web.as_ref().map(ToString::to_string),
         }
     }
 
@@ -96,6 +100,11 @@ impl Fixed {
             (self.tor_config != other.tor_config, "tor.config"),
             (self.socks_listen != other.socks_listen, "tor.socks_listen"),
             (self.ca_file != other.ca_file, "ca_file"),
+            (
+                self.metrics_listen != other.metrics_listen,
+                "metrics.listen",
+            ),
+            (self.web_listen != other.web_listen, "web.listen"),
         ]
         .into_iter()
         .find_map(|(differs, key)| differs.then_some(key))
@@ -340,6 +349,7 @@ mod tests {
             services: services.to_vec(),
             ca_file: None,
             state_dir: "/unused".into(),
+            local: Default::default(),
         }
     }
 

@@ -32,6 +32,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
 use crate::tor::{self, Progress, TorError, TorSettings};
+use crate::web::{DoorError, Doors, Invitation, Reception};
 
 /// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -63,6 +64,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Metrics or the status page cannot be offered.
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// A program that we start would know the secret.
     #[error(
         "{SECRET_VARIABLE} is set, and {} would inherit it; put the secret into a file (--secret-file, secret_file)",
@@ -94,6 +98,7 @@ impl Coded for RunError {
             Self::File(_) => Code::CaFile,
             Self::Tor(e) => e.code(),
             Self::Socks { source, .. } => cannot_listen(source),
+            Self::Door(e) => e.code(),
             Self::SecretInherited { .. } => Code::SecretInherited,
             Self::WebOrigin { .. } => Code::OriginIsWeb,
         }
@@ -109,7 +114,9 @@ impl RunError {
     /// True if the configuration is to be mended, false if the world is.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Frontend(FrontendError::Bind { .. }) | Self::Socks { .. } => false,
+            Self::Frontend(FrontendError::Bind { .. }) | Self::Socks { .. } | Self::Door(_) => {
+                false
+            }
             Self::Frontend(_)
             | Self::Egress(_)
             | Self::File(_)
@@ -131,8 +138,9 @@ pub async fn frontend(
         state_dir: config.state_dir.clone(),
         config: config.onion.config.clone(),
     });
-    let state_dir = config.state_dir.clone();
+    let (state_dir, local) = (config.state_dir.clone(), config.local.clone());
     let frontend = Frontend::new(config)?;
+    let doors = Doors::open(&local, &state_dir, Role::Frontend)?;
     let onion: Arc<OnceLock<String>> = Arc::default();
     let handle = frontend.handle();
     let published = onion.clone();
@@ -148,11 +156,15 @@ pub async fn frontend(
         handle,
         began,
         speed: speed.clone(),
+        reception: doors.reception(),
     };
     // Dropped, it looks no more.
     let mut looks = JoinSet::new();
     looks.spawn(speed.watch(frontend.handle().ledger()));
-    control::offer(socket, Arc::new(desk));
+    let desk: Arc<dyn Desk> = Arc::new(desk);
+    control::offer(socket, desk.clone());
+    // Dropped, it closes them.
+    let _doors = doors.offer(&desk);
     let supervisor = Supervisor::find();
     supervisor.ready("the ports are open");
     tokio::spawn(tell_end(supervisor, shutdown.clone()));
@@ -185,6 +197,7 @@ struct FrontendDesk {
     handle: Handle,
     began: Instant,
     speed: Speed,
+    reception: Arc<Reception>,
 }
 
 #[async_trait]
@@ -204,6 +217,10 @@ impl Desk for FrontendDesk {
                 &self.speed,
             )
         }
+    }
+
+    fn web(&self) -> Invitation {
+        self.reception.invite()
     }
 
     async fn reload(&self, _: Order) -> Answer {
@@ -239,6 +256,7 @@ pub struct Backend {
     socks: Option<(Port, SocketAddr)>,
     control: Option<control::Socket>,
     supervisor: Supervisor,
+    doors: Doors,
     sandbox: sandbox::Report,
 }
 
@@ -265,6 +283,7 @@ impl Backend {
         };
         let socks = config.socks.map(open).transpose()?;
         let control = control::Socket::open(&Role::Backend.socket(&config.state_dir));
+        let doors = Doors::open(&config.local, &config.state_dir, Role::Backend)?;
         Ok(Self {
             config,
             egress,
@@ -272,6 +291,7 @@ impl Backend {
             socks,
             control,
             supervisor: Supervisor::find(),
+            doors,
             sandbox: sandbox::Report::default(),
         })
     }
@@ -344,7 +364,10 @@ impl Backend {
             began: Instant::now(),
             speed: speed.clone(),
             reloader,
+            reception: self.doors.reception(),
         });
+        let seen: Arc<dyn Desk> = desk.clone();
+        let _doors = self.doors.offer(&seen);
         // Dropped, it closes the port and all that came in there.
         let mut ports = JoinSet::new();
         ports.spawn(speed.watch(board.ledger().clone()));
@@ -440,6 +463,7 @@ struct BackendDesk {
     began: Instant,
     speed: Speed,
     reloader: Reloader,
+    reception: Arc<Reception>,
 }
 
 #[async_trait]
@@ -456,6 +480,10 @@ impl Desk for BackendDesk {
             status.tunnels = status.tunnels.into_iter().map(|t| t.in_tor()).collect();
         }
         status
+    }
+
+    fn web(&self) -> Invitation {
+        self.reception.invite()
     }
 
     async fn reload(&self, order: Order) -> Answer {

@@ -15,8 +15,9 @@ mod trace;
 use super::CheckError;
 use crate::cli::{BackendArgs, CheckArgs};
 use crate::code::{Code, Coded};
-use crate::config::BackendConfig;
+use crate::config::{BackendConfig, LocalPlaces};
 use crate::dial::OriginAddr;
+use crate::listen::LocalAddr;
 use crate::observe::log;
 use crate::observe::status::Role;
 use crate::tor::{FirstHops, TorError, TorSettings};
@@ -179,6 +180,8 @@ struct Known {
     relays: HashSet<SocketAddr>,
     origins: Vec<OriginAddr>,
     socks: Option<SocketAddr>,
+    /// Where it shows itself to this machine; a Unix socket is looked at like that of `kite status`.
+    local: LocalPlaces,
     /// Where a backend answers `kite status`; at its start it looks whether another one does.
     status: PathBuf,
     /// Frontends that are given by number.
@@ -203,6 +206,7 @@ impl Known {
             relays: HashSet::new(),
             origins: config.services.iter().map(|s| s.origin.clone()).collect(),
             socks: config.socks,
+            local: config.local.clone(),
             status: Role::Backend.socket(&config.state_dir),
             frontends: frontends.collect(),
         };
@@ -285,11 +289,12 @@ enum Party {
     Proxy,
     Origin,
     SocksPort,
+    LocalPort,
 }
 
 impl Party {
     fn is_tor(self) -> bool {
-        !matches!(self, Self::Origin | Self::SocksPort)
+        !matches!(self, Self::Origin | Self::SocksPort | Self::LocalPort)
     }
 }
 
@@ -304,6 +309,7 @@ impl fmt::Display for Party {
             Self::Proxy => "the configured proxy",
             Self::Origin => "the origin",
             Self::SocksPort => "the SOCKS port, opened",
+            Self::LocalPort => "metrics or page, opened",
         })
     }
 }
@@ -327,7 +333,10 @@ impl Tally {
                     .origins
                     .contains(&OriginAddr::Unix(path.clone().into()));
                 // At nscd users are looked up, too; what it is asked for is judged. The journal gets log lines.
-                let own = Path::new(&path) == known.status || path == log::JOURNAL;
+                let local = LocalAddr::Unix(PathBuf::from(&path));
+                let own = Path::new(&path) == known.status
+                    || path == log::JOURNAL
+                    || known.local.has(&local);
                 if own || path.ends_with("/nscd/socket") {
                     return;
                 }
@@ -342,6 +351,8 @@ impl Tally {
             Call::Bound(at) => {
                 let party = if known.socks == Some(at) {
                     Ok(Party::SocksPort)
+                } else if known.local.has(&LocalAddr::Tcp(at)) {
+                    Ok(Party::LocalPort)
                 } else if known.managed && at.ip().is_loopback() {
                     Ok(Party::Transport)
                 } else {
@@ -433,6 +444,10 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
                 OriginAddr::Unix("/run/origin".into()),
             ],
             socks: Some(addr("127.0.0.1:9150")),
+            local: LocalPlaces {
+                metrics: Some("127.0.0.1:9464".parse().expect("an address")),
+                web: Some("unix:/run/page".parse().expect("an address")),
+            },
             frontends: [addr("198.51.100.1:443")].into(),
             status: "/var/lib/kite/backend.sock".into(),
             ..Known::default()
@@ -491,6 +506,8 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
             Call::To(addr("192.0.2.1:9001")),
             Call::To(addr("192.0.2.2:443")),
             Call::Bound(addr("127.0.0.1:9150")),
+            Call::Bound(addr("127.0.0.1:9464")),
+            Call::ToUnix("/run/page".into()),
             Call::ToUnix("/run/origin".into()),
             Call::ToUnix("/var/run/nscd/socket".into()),
             Call::ToUnix("/var/lib/kite/backend.sock".into()),
@@ -508,6 +525,7 @@ r relay1 BBBB 2038-01-01 00:00:00 192.0.2.2 443 80
             "Tor relays                 addresses    2, calls     3\n\
              the origin                 addresses    1, calls     1\n\
              the SOCKS port, opened     addresses    1, calls     1\n\
+             metrics or page, opened    addresses    1, calls     1\n\
              no leak\n"
         );
         assert!(shown(&tally, true).contains("\n    192.0.2.1:9001 2\n"));

@@ -967,4 +967,28 @@ catalogue! {
         then: GoesOn,
         example: "NOTIFY_SOCKET is set to /run/systemd/notify, but nobody hears there that kite is ready: …; with systemd, use Type=exec",
     }
+    BadLocalPlace = "KITE-C48" {
+        title: "metrics or the status page cannot be there",
+        cause: "Both are for this machine alone, and the place is no loopback address with a port, and no Unix socket by its absolute path.",
+        subject: "`[metrics] listen` or `[web] listen`, or their flags",
+        remedy: "Write 127.0.0.1 and a port, or unix: and an absolute path. To see the page from another machine, forward it with ssh -L.",
+        then: Ends,
+        example: "--web-listen: 0.0.0.0:7465 can be reached from other machines",
+    }
+    NoPage = "KITE-C49" {
+        title: "this kite has no status page",
+        cause: "It was started without one, which is the default.",
+        subject: "the kite with this state directory",
+        remedy: "Add --web-listen 127.0.0.1:7465, or listen under [web], and start it again.",
+        then: Ends,
+        example: "it has no status page; give it one with --web-listen 127.0.0.1:7465, or listen under [web], and start it again",
+    }
+    PlotsLost = "KITE-C50" {
+        title: "the traffic of the last day cannot be kept",
+        cause: "The file that the status page's plots are kept in is damaged, or cannot be read or written: a full disk, wrong permissions, a crash of the machine.",
+        subject: "`backend-traffic` or `frontend-traffic` in the state directory",
+        remedy: "Nothing, if it was damaged: it begins anew. Else check the disk's free space and the directory's permissions.",
+        then: GoesOn,
+        example: "/var/lib/kite/backend-traffic: it is torn, damaged, or of another version; the plots of the status page begin anew",
+    }
 }

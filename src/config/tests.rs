@@ -674,3 +674,30 @@ fn how_many_backends_has_bounds() {
         assert!(error.contains("kites[0].backends"), "{error}");
     }
 }
+
+#[test]
+fn metrics_and_the_page_are_for_this_machine_alone() {
+    let dir = place();
+    let with = |text: &str| backend(&dir, &format!("{BACKEND}\n{text}\n"));
+    let both = with("[metrics]\nlisten = \"[::1]:9464\"\n[web]\nlisten = \"unix:/run/x\"").unwrap();
+    assert_eq!(both.local.metrics.unwrap().to_string(), "[::1]:9464");
+    assert_eq!(both.local.web.unwrap().to_string(), "unix:/run/x");
+    assert_eq!(with("").unwrap().local, LocalPlaces::default());
+    for (text, place) in [
+        ("[web]\nlisten = \"0.0.0.0:7465\"", "web.listen"),
+        ("[web]\nlisten = \"unix:x\"", "web.listen"),
+        ("[metrics]\nlisten = \"localhost:1\"", "metrics.listen"),
+        (
+            "[metrics]\nlisten = \"127.0.0.1:1\"\n[web]\nlisten = \"127.0.0.1:1\"",
+            "web.listen",
+        ),
+    ] {
+        let error = with(text).unwrap_err().to_string();
+        assert!(error.contains(place), "{error}");
+    }
+    let page = |text: &str| frontend(&dir, &format!("{FRONTEND}\n[page]\n{text}\n"));
+    assert_eq!(page("").unwrap().page, OwnPage::default());
+    assert!(!page("enabled = false").unwrap().page.enabled);
+    let error = page("contact = \"a\\nb\"").unwrap_err().to_string();
+    assert!(error.contains("page.contact"), "{error}");
+}

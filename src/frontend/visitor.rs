@@ -181,6 +181,10 @@ async fn arrive(
                     refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
                     return None;
                 }
+                if let Some(page) = own_page(shared, &head, &first, door.port) {
+                    refusal::say(&mut conn, &page).await;
+                    return None;
+                }
                 route_http(shared, &head, door.port, first.len() == head.len)
                     .map_err(No::from)
                     .and_then(|route| route.let_in(door, OFFLINE))
@@ -269,10 +273,17 @@ async fn arrive_by_tls(
         }
     };
     let binding = tls::binding(conn.get_ref().1);
-    let (conn, first, head) = match arrive_inner(shared, conn, binding).await? {
+    let (mut conn, first, head) = match arrive_inner(shared, conn, binding).await? {
         Inner::Backend(backend) => return Some(Comer::Backend(backend)),
         Inner::Request(conn, first, head) => (conn, first, head),
     };
+    let held = ending.as_ref().filter(|_| !hello.alpn_kite);
+    if held.is_some_and(|held| is_for(&head, hello.sni.as_ref(), held))
+        && let Some(page) = own_page(shared, &head, &first, door.port)
+    {
+        refusal::say(&mut conn, &page).await;
+        return None;
+    }
     // Visitors are for certificates of names, never for the tunnels' own key or protocol.
     let route = match ending.filter(|_| !hello.alpn_kite) {
         Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port)
@@ -679,7 +690,7 @@ fn route_ended(
     port: u16,
 ) -> Result<Route, Voice> {
     let host = head.host.as_ref().ok_or(Voice::Http(400))?;
-    if sni.is_some_and(|sni| sni != host) || !held.certificate.covers(host) {
+    if !is_for(head, sni, held) {
         return Err(Voice::Http(421));
     }
     if head.path_is_pagekite_magic {
@@ -691,6 +702,27 @@ fn route_ended(
     }
     route.ended = true;
     Ok(route)
+}
+
+/// Is a request that came out of TLS for the name that the TLS was for?
+fn is_for(head: &HttpHead, sni: Option<&KiteName>, held: &Held) -> bool {
+    let host = head.host.as_ref();
+    host.is_some_and(|host| sni.is_none_or(|sni| sni == host) && held.certificate.covers(host))
+}
+
+/// The page for who asks for the frontend itself, by its name, unless a kite has that.
+fn own_page(shared: &Shared, head: &HttpHead, first: &[u8], port: u16) -> Option<Vec<u8>> {
+    let page = shared.own_page.as_ref()?;
+    let host = head.host.as_ref().filter(|host| shared.is_called(host))?;
+    let asks = head.kind == HttpKind::Request && head.bare && !head.upgrades_to_tls;
+    let is_flown = || {
+        let found = WEB.find(shared, host, port);
+        found.is_some_and(|found| !found.is_catch_all)
+    };
+    if !asks || sniff::http::path(first.get(..head.len)?)? != "/" || is_flown() {
+        return None;
+    }
+    Some(page.answer(first.starts_with(b"HEAD ")))
 }
 
 /// Where a visitor in the clear is to come again, by TLS, if its kite's TLS is ended here. Foolscap

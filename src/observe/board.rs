@@ -66,6 +66,7 @@ struct Entry {
     since: Instant,
     last_error: Option<String>,
     kites: Vec<String>,
+    connects: u64,
 }
 
 /// What a tunnel's keeper is at.
@@ -107,6 +108,8 @@ pub struct View {
     pub last_error: Option<String>,
     /// The kites that it flies.
     pub kites: Vec<String>,
+    /// How often it has come to stand.
+    pub connects: u64,
 }
 
 impl Board {
@@ -122,6 +125,7 @@ impl Board {
             since: Instant::now(),
             last_error: None,
             kites: Vec::new(),
+            connects: 0,
         });
         Slot {
             board: self.clone(),
@@ -228,8 +232,9 @@ impl Slot {
     /// It is at something else now.
     pub fn set(&self, stage: Stage) {
         self.change(|entry| {
-            if !matches!(stage, Stage::Up(_)) {
-                entry.kites.clear();
+            match stage {
+                Stage::Up(_) => entry.connects += 1,
+                _ => entry.kites.clear(),
             }
             entry.stage = stage;
             entry.since = Instant::now();
@@ -325,6 +330,7 @@ impl Entry {
             },
             last_error: self.last_error.clone(),
             kites: self.kites.clone(),
+            connects: self.connects,
         }
     }
 }

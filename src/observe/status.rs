@@ -239,6 +239,9 @@ pub struct Tunnel {
     /// Its visitors, and those of the tunnels before it.
     #[serde(default)]
     pub traffic: Traffic,
+    /// How often it has come to stand.
+    #[serde(default)]
+    pub connects: u64,
 }
 
 /// One of a frontend's tunnels.
@@ -474,6 +477,7 @@ impl From<View> for Tunnel {
             last_error: view.last_error,
             kites: view.kites,
             traffic: Traffic::default(),
+            connects: view.connects,
         }
     }
 }

@@ -131,6 +131,8 @@ pub fn config_of(state: &Path, listen: Vec<Listen>, kites: Vec<Grant>) -> Fronte
         log_peers: true,
         certificates: Vec::new(),
         acme: None,
+        local: Default::default(),
+        page: Default::default(),
     }
 }
 

@@ -54,6 +54,21 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::NoNetwork,
+        Self::TorUnreachable,
+        Self::TorBlocked,
+        Self::GuardsDown,
+        Self::BridgeDown,
+        Self::TransportFailed,
+        Self::ClockWrong,
+        Self::DirectoryExpired,
+        Self::DirectoryUnavailable,
+        Self::CircuitsFailing,
+        Self::Obsolete,
+    ];
+
     /// The state's name, for logs, status and documents.
     pub fn name(self) -> &'static str {
         match self {

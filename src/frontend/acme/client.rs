@@ -1,10 +1,8 @@
 //! HTTP to a certificate authority: one request on one connection, through the dial room.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +10,11 @@ use http_body_util::{BodyExt, Limited};
 use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::{Request, Uri};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::dial::{AuthorityDialer, BoxConn};
+use crate::dial::AuthorityDialer;
+use crate::web::io::Io;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -71,40 +69,4 @@ async fn exchange(
         parts,
         body: Box::new(body),
     })
-}
-
-/// A connection as hyper wants it.
-struct Io(BoxConn);
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut space = [0; 4096];
-        let room = buf.remaining().min(space.len());
-        let mut read = ReadBuf::new(space.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        buf.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

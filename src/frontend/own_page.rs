@@ -1,0 +1,139 @@
+//! What a browser sees at the frontend's own name: what this is, and whom to ask. Nothing of which kites there are.
+
+use std::fmt::Write;
+
+use data_encoding::BASE64;
+use sha2::{Digest, Sha256};
+
+use crate::config::OwnPage;
+
+const STYLE: &str = include_str!("own_page.css");
+
+/// The page, ready to be sent.
+pub struct Ready(String);
+
+impl Ready {
+    /// For the frontend of this name, if it is to have a page.
+    pub fn new(page: &OwnPage, name: Option<&str>) -> Option<Self> {
+        let name = name.filter(|_| page.enabled)?;
+        Some(Self(html(&escaped(name), page.contact.as_deref())))
+    }
+
+    /// The whole answer; to a HEAD its head alone.
+    pub fn answer(&self, head_only: bool) -> Vec<u8> {
+        let style = BASE64.encode(&Sha256::digest(STYLE));
+        let mut answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
+             Content-Security-Policy: default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; \
+             form-action 'none'; frame-ancestors 'none'\r\n\
+             X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
+             Cross-Origin-Opener-Policy: same-origin\r\nCross-Origin-Resource-Policy: same-origin\r\n\
+             Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+            self.0.len()
+        );
+        if !head_only {
+            answer.push_str(&self.0);
+        }
+        answer.into_bytes()
+    }
+}
+
+fn html(name: &str, contact: Option<&str>) -> String {
+    let contact = contact.map(|contact| {
+        let shown = escaped(contact);
+        let link = match contact {
+            web if web.starts_with("https://") || web.starts_with("http://") => Some(shown.clone()),
+            mail if is_mail(mail) => Some(format!("mailto:{shown}")),
+            _ => None,
+        };
+        let shown = match link {
+            Some(link) => format!("<a href=\"{link}\" rel=\"noreferrer\">{shown}</a>"),
+            None => shown,
+        };
+        format!("<p class=\"contact\">Its operator: {shown}</p>\n")
+    });
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{name}: a kite frontend</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
+         <h1>{name}</h1>\n\
+         <p>This is a kite frontend: it gives computers at home a public name, without telling visitors where they are.</p>\n\
+         <p>Most of them are storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
+         this server passes them on and keeps none.</p>\n\
+         <p>There is nothing more for a browser to see, and this page sets no cookies and asks nobody else for anything.</p>\n\
+         {}</main>\n</body>\n</html>\n",
+        contact.unwrap_or_default()
+    )
+}
+
+/// A plain mail address, without anything that an address in a link could mean more by.
+fn is_mail(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@.-_+".contains(c);
+    text.chars().all(plain) && text.matches('@').count() == 1
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' | '<' | '>' | '"' | '\'' => {
+                let _ = write!(out, "&#{};", u32::from(c));
+            }
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(contact: &str) -> String {
+        let page = OwnPage {
+            contact: Some(contact.to_owned()),
+            ..OwnPage::default()
+        };
+        let ready = Ready::new(&page, Some("alice.example")).expect("a page");
+        String::from_utf8(ready.answer(false)).expect("text")
+    }
+
+    #[test]
+    fn a_contact_is_shown_and_is_never_more_than_text() {
+        assert!(page("al@a.example").contains("<a href=\"mailto:al@a.example\" rel"));
+        assert!(page("https://a.example/?a=1&b").contains("href=\"https://a.example/?a=1&#38;b\""));
+        for bad in [
+            "<script>x</script>",
+            "\" onclick=\"x",
+            "javascript:x@y",
+            "a@b?subject=x",
+        ] {
+            let text = page(bad);
+            assert!(
+                text.contains(&escaped(bad)) && !text.contains("<a "),
+                "{bad}"
+            );
+            assert!(
+                !text.contains("<script") && !text.contains("\" onclick"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_head_has_the_length_of_what_it_leaves_out() {
+        let ready = Ready::new(&OwnPage::default(), Some("alice.example")).expect("a page");
+        let head = String::from_utf8(ready.answer(true)).expect("text");
+        let whole = String::from_utf8(ready.answer(false)).expect("text");
+        let (whole_head, body) = whole.split_once("\r\n\r\n").expect("a blank line");
+        assert_eq!(head.trim_end(), whole_head);
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+        let off = OwnPage {
+            enabled: false,
+            contact: None,
+        };
+        assert!(Ready::new(&off, Some("alice.example")).is_none());
+        assert!(Ready::new(&OwnPage::default(), None).is_none());
+    }
+}
