@@ -426,4 +426,32 @@ fn the_dockerfile_copies_all_that_cargo_wants() {
         let top = path.split('/').next().unwrap();
         assert!(dockerfile.contains(&format!("COPY {top} {top}\n")), "{top}");
     }
+    let mut rooms = vec![root().join("src"), root().join("tor/src")];
+    while let Some(room) = rooms.pop() {
+        for entry in fs::read_dir(&room).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                rooms.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let code = text.split("\n#[cfg(test)]").next().unwrap();
+            for included in code.split("include_").skip(1) {
+                let Some((_, rest)) = included.split_once("!(\"") else {
+                    continue;
+                };
+                let file = room.join(rest.split('"').next().unwrap());
+                let file = file
+                    .canonicalize()
+                    .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+                let inside = file.strip_prefix(root()).unwrap();
+                let top = inside.iter().next().unwrap().to_str().unwrap();
+                assert!(
+                    dockerfile.contains(&format!("COPY {top} ")),
+                    "{} is compiled into kite, and not copied by the Dockerfile",
+                    inside.display()
+                );
+            }
+        }
+    }
 }
