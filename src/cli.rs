@@ -1,12 +1,13 @@
 //! The command line: definitions only. What the words mean is decided in [`crate::config`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 pub use clap_complete::Shell;
 
 use crate::frontend::limits::{Rate, Size};
-use crate::observe::log;
+use crate::observe::{log, progress};
 
 /// Gives a Tahoe-LAFS storage node behind NAT a public name, without telling
 /// anyone its address.
@@ -32,6 +33,12 @@ pub struct Cli {
     )]
     pub log_format: Option<log::Format>,
 
+    /// How to show how far a start has come: auto (bars on a terminal, log lines elsewhere), lines, or json, an
+    /// object a line on standard output
+    #[arg(long, global = true, env = "KITE_PROGRESS", value_name = "FORM", value_enum,
+          hide_possible_values = true, default_value_t = progress::Mode::Auto, hide_default_value = true)]
+    pub progress: progress::Mode,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -50,7 +57,7 @@ pub enum Command {
     Web(WebArgs),
     /// Give a running backend its configuration anew: other frontends and kites, without a restart
     Reload(ReloadArgs),
-    /// Say what a code in a message means, and what to do about it
+    /// Say what a code in a message means, and what to do; or, with a configuration, who can see what
     Explain(ExplainArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
@@ -322,12 +329,25 @@ pub struct ReloadArgs {
 /// Flags of `kite explain`.
 #[derive(Debug, Default, Args)]
 pub struct ExplainArgs {
-    /// A code as messages show it, such as KITE-C04; c04 will do
-    #[arg(value_name = "CODE")]
-    pub code: Option<String>,
+    /// A code as messages show it, such as KITE-C04 (c04 will do); or `backend` or `frontend`, for who
+    /// sees what of one with the flags behind it
+    #[arg(value_name = "CODE|ROLE")]
+    pub what: Option<String>,
+
+    /// The flags that the backend or frontend is started with
+    #[arg(
+        value_name = "FLAGS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub flags: Vec<OsString>,
+
+    /// Say who can see what with this configuration. No secret is read
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Show all codes, each on a line
-    #[arg(long, conflicts_with = "code")]
+    #[arg(long, conflicts_with_all = ["what", "flags"])]
     pub list: bool,
 
     /// Print JSON, for programs

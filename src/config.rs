@@ -1447,43 +1447,7 @@ impl BackendConfig {
         file: BackendFile,
     ) -> Result<Self> {
         let (tor, socks) = tor_choice(&source, args, &file.tor)?;
-        let usual = if tor.enabled { TUNNELS_VIA_TOR } else { 1 };
-        let tunnels = args.tunnels.unwrap_or(usual);
-        let frontends = if args.frontend.is_empty() {
-            let entry = |(i, entry): (usize, FrontendEntry)| {
-                let place = source.at(format_args!("frontends[{i}]"));
-                parse_frontend(
-                    &place,
-                    &entry.address,
-                    entry.kites,
-                    args.tunnels.or(entry.tunnels).unwrap_or(usual),
-                )
-            };
-            file.frontends
-                .into_iter()
-                .enumerate()
-                .map(entry)
-                .collect::<Result<Vec<_>>>()?
-        } else {
-            let flag = |text: &String| match text.split_once('=') {
-                Some((address, kites)) => parse_frontend(
-                    "--frontend",
-                    address,
-                    Some(kites.split(',').map(str::to_owned).collect()),
-                    tunnels,
-                ),
-                None => parse_frontend("--frontend", text, None, tunnels),
-            };
-            args.frontend.iter().map(flag).collect::<Result<Vec<_>>>()?
-        };
-        if frontends.is_empty() {
-            return Err(ConfigError::new(
-                Code::NothingToDo,
-                source.at("frontends"),
-                "there is no frontend to dial",
-                "add --frontend ADDRESS with the address that `kite frontend` printed, or a [[frontends]] table",
-            ));
-        }
+        let frontends = frontends(&source, args, file.frontends, tor.enabled)?;
 
         let services = services(
             &source,
@@ -1511,15 +1475,6 @@ impl BackendConfig {
                     ));
                 }
             }
-        }
-
-        if !tor.enabled && frontends.iter().any(|f| f.address.is_onion()) {
-            return Err(ConfigError::new(
-                Code::TorOff,
-                source.at("frontends"),
-                "an onion frontend can be reached through Tor only",
-                "add --via-tor, or enabled = true under [tor]",
-            ));
         }
 
         Ok(Self {
@@ -1557,6 +1512,63 @@ impl NodeSide {
             kites,
         })
     }
+}
+
+/// The frontends of flags, or else of the file.
+fn frontends(
+    source: &Source,
+    args: &BackendArgs,
+    entries: Vec<FrontendEntry>,
+    via_tor: bool,
+) -> Result<Vec<Frontend>> {
+    let usual = if via_tor { TUNNELS_VIA_TOR } else { 1 };
+    let tunnels = args.tunnels.unwrap_or(usual);
+    let frontends = if args.frontend.is_empty() {
+        let entry = |(i, entry): (usize, FrontendEntry)| {
+            let place = source.at(format_args!("frontends[{i}]"));
+            parse_frontend(
+                &place,
+                &entry.address,
+                entry.kites,
+                args.tunnels.or(entry.tunnels).unwrap_or(usual),
+            )
+        };
+        entries
+            .into_iter()
+            .enumerate()
+            .map(entry)
+            .collect::<Result<Vec<_>>>()?
+    } else {
+        let flag = |text: &String| match text.split_once('=') {
+            Some((address, kites)) => parse_frontend(
+                "--frontend",
+                address,
+                Some(kites.split(',').map(str::to_owned).collect()),
+                tunnels,
+            ),
+            None => parse_frontend("--frontend", text, None, tunnels),
+        };
+        args.frontend.iter().map(flag).collect::<Result<Vec<_>>>()?
+    };
+    if frontends.is_empty() {
+        return Err(ConfigError::new(
+            Code::NothingToDo,
+            source.at("frontends"),
+            "there is no frontend to dial",
+            "add --frontend ADDRESS with the address that `kite frontend` printed, or a [[frontends]] table",
+        ));
+    }
+
+    if !via_tor && frontends.iter().any(|f| f.address.is_onion()) {
+        return Err(ConfigError::new(
+            Code::TorOff,
+            source.at("frontends"),
+            "an onion frontend can be reached through Tor only",
+            "add --via-tor, or enabled = true under [tor]",
+        ));
+    }
+
+    Ok(frontends)
 }
 
 /// The kites of flags, or else of the file. `secret` is asked for each table's secret, with the table's
@@ -1873,5 +1885,6 @@ fn parse_origin(place: &str, text: &str, allowed: &[IpAddr]) -> Result<OriginAdd
     })
 }
 
+pub mod outline;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, Handle};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::observe::board::Board;
-use crate::observe::progress::Display;
+use crate::observe::progress::{Display, Event};
 use crate::random::random_hex;
 use crate::shutdown::{self, Shutdown};
 use crate::tls::TlsClient;
@@ -287,7 +287,7 @@ async fn bring_up_tor(args: &DemoArgs, scratch: &Scratch) -> Result<Arc<Client>,
     let client = Client::start(settings).map_err(|e| start("Tor")(e.to_string()))?;
     let mut display = Display::new();
     client
-        .bootstrap(&mut |p| display.show(&p))
+        .bootstrap(&mut |p| display.show(&Event::Tor(&p)))
         .await
         .map_err(|e| start("Tor")(e.to_string()))?;
     Ok(Arc::new(client))

@@ -1,9 +1,20 @@
-//! `kite explain`: what a code means.
+//! `kite explain`: what a code means, and who can see what of a configuration.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 
-use crate::cli::ExplainArgs;
+use clap::Parser;
+
+use crate::cli::{Cli, Command, ExplainArgs};
 use crate::code::{Code, Coded, Entry, Unknown};
+use crate::config::ConfigError;
+use crate::config::outline::{BackendOutline, FrontendOutline, role_of};
+use crate::rc::Role;
+
+pub mod sight;
+
+use sight::Sight;
 
 /// Why nothing was explained.
 #[derive(Debug, thiserror::Error)]
@@ -11,8 +22,17 @@ pub enum ExplainError {
     /// No such code.
     #[error(transparent)]
     Unknown(#[from] Unknown),
+    /// The configuration is of no use.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The flags are none of the role's.
+    #[error("{}", .0.to_string().trim_end())]
+    Flags(#[from] clap::Error),
     /// Nothing was asked.
-    #[error("there is nothing to explain; give a code such as KITE-C04, or --list for all codes")]
+    #[error(
+        "there is nothing to explain; give a code such as KITE-C04, --list for all codes, or, for who can see what, \
+         --config FILE or `backend` and its flags"
+    )]
     Nothing,
     /// Nobody reads the answer.
     #[error("cannot write: {0}; see where the output goes")]
@@ -23,7 +43,8 @@ impl Coded for ExplainError {
     fn code(&self) -> Code {
         match self {
             Self::Unknown(e) => e.code(),
-            Self::Nothing => Code::Usage,
+            Self::Config(e) => e.code(),
+            Self::Flags(_) | Self::Nothing => Code::Usage,
             Self::Output(_) => Code::OutputFailed,
         }
     }
@@ -31,20 +52,59 @@ impl Coded for ExplainError {
 
 /// Writes what the flags ask for.
 pub fn run(args: &ExplainArgs, out: &mut impl Write) -> Result<(), ExplainError> {
-    let wanted = match (&args.code, args.list) {
-        (Some(text), _) => vec![text.parse::<Code>()?.entry()],
-        (None, true) => Code::ALL.iter().map(|code| code.entry()).collect(),
-        (None, false) => return Err(ExplainError::Nothing),
+    if args.list {
+        return Ok(list(args.json, out)?);
+    }
+    let config = args.config.as_deref();
+    let sight = match (args.what.as_deref(), config) {
+        (Some(role @ ("backend" | "frontend")), _) => sight_of(role, &args.flags, config)?,
+        (Some(code), _) if args.flags.is_empty() => {
+            let entry = code.parse::<Code>()?.entry();
+            return Ok(write(&entry, args.json, out)?);
+        }
+        (None, Some(config)) => {
+            let role = match role_of(config)? {
+                Role::Backend => "backend",
+                Role::Frontend => "frontend",
+            };
+            sight_of(role, &[], Some(config))?
+        }
+        _ => return Err(ExplainError::Nothing),
     };
-    match (args.json, args.list) {
-        (true, true) => json(&wanted, out),
-        (true, false) => wanted.iter().try_for_each(|entry| json(entry, out)),
-        (false, true) => wanted
-            .iter()
-            .try_for_each(|entry| writeln!(out, "{}  {}", entry.code, entry.title)),
-        (false, false) => wanted.iter().try_for_each(|entry| write!(out, "{entry}")),
-    }?;
-    Ok(())
+    Ok(write(&sight, args.json, out)?)
+}
+
+fn list(as_json: bool, out: &mut impl Write) -> io::Result<()> {
+    let mut entries = Code::ALL.iter().map(|code| code.entry());
+    match as_json {
+        true => json(&entries.collect::<Vec<_>>(), out),
+        false => entries.try_for_each(|entry| writeln!(out, "{}  {}", entry.code, entry.title)),
+    }
+}
+
+fn write(
+    what: &(impl serde::Serialize + std::fmt::Display),
+    as_json: bool,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    match as_json {
+        true => json(what, out),
+        false => write!(out, "{what}"),
+    }
+}
+
+/// Who sees what of a role that is started with these flags: they are read as they would be then.
+fn sight_of(role: &str, flags: &[OsString], config: Option<&Path>) -> Result<Sight, ExplainError> {
+    let words = [OsString::from("kite"), role.into()].into_iter();
+    let file = config.map(|file| [OsString::from("--config"), file.into()]);
+    let words = words.chain(file.into_iter().flatten());
+    match Cli::try_parse_from(words.chain(flags.iter().cloned()))?.command {
+        Command::Backend(args) => Ok(sight::of_backend(&BackendOutline::load(&args)?)),
+        Command::Frontend(args) if args.command.is_none() => {
+            Ok(sight::of_public_side(&FrontendOutline::load(&args)?))
+        }
+        _ => Err(ExplainError::Nothing),
+    }
 }
 
 fn json(what: &(impl serde::Serialize + ?Sized), out: &mut impl Write) -> io::Result<()> {
@@ -108,7 +168,7 @@ mod tests {
     #[test]
     fn a_code_is_explained_in_words_and_for_programs() {
         let args = |json| ExplainArgs {
-            code: Some("f04".into()),
+            what: Some("f04".into()),
             json,
             ..ExplainArgs::default()
         };
@@ -141,7 +201,7 @@ mod tests {
     #[test]
     fn what_cannot_be_explained_says_what_can() {
         let unknown = ExplainArgs {
-            code: Some("KITE-C99".into()),
+            what: Some("KITE-C99".into()),
             ..ExplainArgs::default()
         };
         let error = said(unknown).expect_err("there is none");

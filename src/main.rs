@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs, WebArgs};
 use kite::code::{Code, Coded};
@@ -27,7 +28,11 @@ const FAILED: u8 = 1;
 const OBSOLETE: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => return misused(&answer),
+    };
+    progress::choose(cli.progress);
     let usual = if matches!(cli.command, Command::Demo(_)) {
         "warn"
     } else {
@@ -335,6 +340,18 @@ fn wrong(error: &ConfigError) -> ExitCode {
     fail(USAGE, error)
 }
 
+/// What clap has to say: help that was asked for, or what is wrong with the words.
+fn misused(answer: &clap::Error) -> ExitCode {
+    // Nobody is left to be told.
+    let _ = answer.print();
+    let help = answer.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    match u8::try_from(answer.exit_code()) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(status) if help => ExitCode::from(status),
+        _ => say(USAGE, Code::Usage, &Code::Usage.entry().title),
+    }
+}
+
 /// The last word of a command: what is the matter, and where there is more of it.
 fn fail(status: u8, error: &(impl Coded + Display)) -> ExitCode {
     say(status, error.code(), error)
@@ -342,5 +359,6 @@ fn fail(status: u8, error: &(impl Coded + Display)) -> ExitCode {
 
 fn say(status: u8, code: Code, message: &impl Display) -> ExitCode {
     eprintln!("kite: [{code}] {message}\n  more: kite explain {code}");
+    progress::end(code, message.to_string());
     ExitCode::from(status)
 }

@@ -1,6 +1,7 @@
 //! From a validated configuration to a running role. Here the way out is chosen,
 //! once, before anything is dialled.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -24,6 +25,7 @@ use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
+use crate::observe::progress::Event;
 use crate::observe::status::{self, Role, Status};
 use crate::observe::traffic::Speed;
 use crate::reload::{Answer, Order, Reloader};
@@ -31,7 +33,7 @@ use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
-use crate::tor::{self, Progress, TorError, TorSettings};
+use crate::tor::{self, TorError, TorSettings};
 use crate::web::{DoorError, Doors, Invitation, Reception};
 
 /// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
@@ -127,11 +129,11 @@ impl RunError {
     }
 }
 
-/// Runs a frontend until `shutdown`. `progress` hears of Tor's start, if it is an onion
+/// Runs a frontend until `shutdown`. `progress` hears of Tor's start and of the onion service, if it is an onion
 /// frontend; visitors, and backends on other ports, are served meanwhile.
 pub async fn frontend(
     config: FrontendConfig,
-    progress: impl FnMut(&Progress) + Send,
+    progress: impl FnMut(&Event<'_>) + Send,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let settings = config.onion.enabled.then(|| TorSettings {
@@ -237,12 +239,14 @@ async fn open_door(
     client: &Arc<tor::Client>,
     frontend: Handle,
     address: &OnceLock<String>,
-    mut progress: impl FnMut(&Progress) + Send,
+    mut progress: impl FnMut(&Event<'_>) + Send,
 ) -> Result<OnionDoor, RunError> {
-    client.bootstrap(&mut |p| progress(&p)).await?;
+    client.bootstrap(&mut |p| progress(&Event::Tor(&p))).await?;
     tracing::info!("Tor ready; publishing the onion service, which can take a minute");
     let door = OnionDoor::open(client.clone(), frontend)?;
+    progress(&Event::Onion(None));
     door.published().await;
+    progress(&Event::Onion(Some(&door.address())));
     tracing::info!("backends dial {}", door.address());
     let _ = address.set(door.address());
     Ok(door)
@@ -336,10 +340,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Runs until `shutdown`. `progress` hears of Tor's start.
+    /// Runs until `shutdown`. `progress` hears of Tor's start, and of the way to each frontend.
     pub async fn run(
         self,
-        mut progress: impl FnMut(&Progress) + Send,
+        mut progress: impl FnMut(&Event<'_>) + Send,
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
         let board = Board::default();
@@ -387,7 +391,7 @@ impl Backend {
                 let watched = client.clone();
                 obsolete = Box::pin(async move { watched.watch().await });
                 let mut show = |p| {
-                    progress(&p);
+                    progress(&Event::Tor(&p));
                     self.supervisor.status(&format!("Tor: {}", p.text));
                 };
                 tokio::select! {
@@ -413,9 +417,11 @@ impl Backend {
             board.clone(),
             shutdown.clone(),
         ));
+        let mut telling = pin!(tell_tunnels(board.clone(), progress));
         let mut serving = pin!(backend::run(plans, dialer, board, order));
         tokio::select! {
             () = &mut serving => Ok(()),
+            never = &mut telling => match never {},
             () = shutdown.requested() => {
                 stop.stop();
                 serving.await;
@@ -427,6 +433,17 @@ impl Backend {
                 Err(end.into())
             }
         }
+    }
+}
+
+/// Tells of each tunnel's way to its frontend, for ever.
+async fn tell_tunnels(board: Board, mut progress: impl FnMut(&Event<'_>) + Send) -> Infallible {
+    loop {
+        let tunnels = board.view();
+        tunnels
+            .iter()
+            .for_each(|view| progress(&Event::Tunnel(view)));
+        board.news().await;
     }
 }
 

@@ -345,7 +345,7 @@ impl Link {
         }
         let lost = format!("lost after {} s: {why}", flight.since.elapsed().as_secs());
         let code = Code::TunnelLost;
-        tracing::warn!("[{code}] frontend {}: {lost}", self.shown);
+        tracing::warn!("[{code}] frontend {}: {lost}; kite dials again", self.shown);
         self.slot.failed(&format!("[{code}] {lost}"));
     }
 

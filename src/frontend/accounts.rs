@@ -132,7 +132,7 @@ impl Accounts {
             }
             Err(e) if !std::mem::replace(&mut sources.complained, true) => {
                 tracing::warn!(
-                    "[{}] what kites have used cannot be written down: {e}",
+                    "[{}] what kites have used cannot be written down: {e}; look at the free space and the permissions there",
                     Code::BookUnwritten
                 );
             }

@@ -213,7 +213,10 @@ impl Judge {
             } => (account, secret, protocols),
             Ruling::Refused(why) => return Judgement::Refused(why.into()),
             Ruling::Unanswered(silence) => {
-                tracing::warn!("[{}] {name} does not fly: {silence}", Code::AuthoritySilent);
+                tracing::warn!(
+                    "[{}] {name} does not fly: {silence}; see to whom [[authorities]] names",
+                    Code::AuthoritySilent
+                );
                 return Judgement::Refused(OVERLOAD.into());
             }
         };

@@ -303,7 +303,11 @@ impl Authorities {
             Err(silence) => {
                 entry.unanswered += 1;
                 entry.next = now + SOON;
-                tracing::warn!("[{}] {}: {silence}", Code::AuthoritySilent, key.1);
+                tracing::warn!(
+                    "[{}] {}: {silence}; see to whom [[authorities]] names",
+                    Code::AuthoritySilent,
+                    key.1
+                );
                 if entry.unanswered >= MOST_UNANSWERED {
                     account.end(End::Unanswered);
                 }

@@ -51,7 +51,10 @@ impl Shared {
     pub(super) fn revoke(&self) {
         for Revoked { key, end, tunnels } in self.registry.revoke(now_unix()) {
             let (proto, name) = &*key;
-            tracing::warn!("[{}] kite down: {proto}:{name}: {end}", Code::KiteTakenDown);
+            tracing::warn!(
+                "[{}] kite down: {proto}:{name}: {end}; `kite frontend kites list` shows what each has used",
+                Code::KiteTakenDown
+            );
             for grounded in tunnels {
                 let last = grounded.other.is_none();
                 grounded.tunnel.send_kites(Lines {

@@ -70,7 +70,7 @@ impl Motd {
             }
             Err(e) if !std::mem::replace(&mut place.complained, true) => {
                 tracing::warn!(
-                    "[{}] the message of the day stays as it was: {}: {e}",
+                    "[{}] the message of the day stays as it was: {}: {e}; write it there, or remove motd_file",
                     Code::MotdUnreadable,
                     path.display()
                 );

@@ -328,10 +328,11 @@ impl Registration<'_> {
             code => code,
         };
         tracing::warn!(
-            "[{code}] kite refused: {}:{} from {}: {why}",
+            "[{code}] kite refused: {}:{} from {}: {why}; {}",
             id.proto,
             id.name,
-            self.peer
+            self.peer,
+            remedy(code)
         );
         push(id);
     }
@@ -410,6 +411,20 @@ impl Registration<'_> {
                 n => tracing::info!("kite up: {proto}:{name}, by {n} tunnels now"),
             }
         }
+    }
+}
+
+/// What this frontend's operator can do about a kite that was refused.
+fn remedy(code: Code) -> &'static str {
+    match code {
+        Code::WrongSecret => "its backend must have the secret that is kept here",
+        Code::NameUnknown => "if it may fly: kite frontend kites add NAME",
+        Code::ProtocolNotCarried => "if it may carry this: add it to the `protocols` of the name",
+        Code::PortNotServed => "if it may have this port: let the frontend listen there",
+        Code::QuotaUsed | Code::KiteExpired => "if it may have more: give it more, as it was added",
+        Code::ProofRequired => "its backend must be kite, and dial the pinned address",
+        Code::KiteTaken => "if its backends shall share it: set `backends` in its [[kites]] table",
+        _ => "its backend tries again",
     }
 }
 

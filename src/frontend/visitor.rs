@@ -848,7 +848,7 @@ async fn join<L: Local + Speaks>(
         }
         Err(e) => {
             tracing::warn!(
-                "[{}] no stream for a visitor of {}: {e}",
+                "[{}] no stream for a visitor of {}: {e}; let its backend keep more tunnels if this is often",
                 Code::NoStream,
                 route.host
             );

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::traffic::{Count, Ledger, Of};
 use crate::config::Service;
 use crate::dial::Lane;
@@ -18,6 +20,7 @@ pub const MAX_TROUBLES: usize = 32;
 pub struct Board {
     pinned: Arc<Mutex<Pinned>>,
     ledger: Ledger,
+    news: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -138,6 +141,11 @@ impl Board {
         let now = Instant::now();
         let pinned = self.lock();
         pinned.entries.iter().map(|entry| entry.view(now)).collect()
+    }
+
+    /// Waits until a tunnel's keeper has written something since the last call. For one reader.
+    pub async fn news(&self) {
+        self.news.notified().await;
     }
 
     /// The counts of what passes.
@@ -273,6 +281,8 @@ impl Slot {
         if let Some(entry) = pinned.entries.iter_mut().find(|e| e.id == self.id) {
             act(entry);
         }
+        drop(pinned);
+        self.board.news.notify_one();
     }
 }
 

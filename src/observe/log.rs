@@ -13,6 +13,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
+use super::progress::Beside;
+
 /// Levels that apply to kite's own lines; from the libraries only warnings are of use.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Where journald listens. The one Unix socket besides origins that a kite in Tor mode speaks to.
@@ -74,7 +76,7 @@ type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 fn text() -> BoxLayer {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(Beside::default)
         .with_target(false)
         .with_ansi(colours)
         .boxed()

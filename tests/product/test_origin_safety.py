@@ -84,7 +84,7 @@ def test_the_web_interface_is_refused_at_the_start(kite, sup, node):
     backend = Backend(sup, "backend", ["plain://10.77.1.254:1"], [service]).start()
     assert backend.proc.wait(20) == 2, backend.proc.tail()
     said = backend.proc.text()
-    assert "web server" in said and "tub.port" in said and NAME in said
+    assert "[KITE-B04]" in said and "web server" in said and "tub.port" in said and NAME in said
 
 
 def test_the_web_interface_in_a_nodes_place(kite, sup, node, tap):

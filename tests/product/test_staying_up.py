@@ -27,6 +27,8 @@ PASS_S = 150           # the trouble has passed, and Arti's waits are over
 HASTY = 20             # seconds between its votes
 ALICE, CAROL, DAVE = "alice.example", "carol.example", "dave.example"     # exits remember a name's address
 TOLD = r"WARN \[KITE-T\d\d\] Tor: ([a-z-]+): .+; .+"
+CODES = {"no-network": "T01", "tor-unreachable": "T02", "tor-blocked": "T03", "guards-down": "T04", "bridge-down": "T05",
+         "transport-failed": "T06", "clock-wrong": "T07", "directory-expired": "T08"}
 AGAIN = r"INFO Tor: working again, after \d+ s of {via}"
 
 
@@ -48,7 +50,8 @@ class Case:
         return re.findall(TOLD, self.backend.proc.text(self.since))
 
     def wait_told(self):
-        self.backend.wait_line(TOLD.replace("([a-z-]+)", self.state), since=self.since, timeout=NOTICE_S)
+        told = TOLD.replace(r"T\d\d", CODES[self.state]).replace("([a-z-]+)", self.state)
+        self.backend.wait_line(told, since=self.since, timeout=NOTICE_S)
         assert self.status() == self.state
 
     def wait_passed(self, since):

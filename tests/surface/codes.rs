@@ -156,3 +156,315 @@ fn every_code_is_used() {
         );
     }
 }
+
+// ------------------------------------------------------ what errors say
+
+/// An error as a user meets it: its code, what it must name, and how what is to be done begins.
+fn met() -> Vec<(Code, String, &'static str, &'static str)> {
+    use kite::check::CheckError;
+    use kite::check::leaks::LeaksError;
+    use kite::code::Coded;
+    use kite::control::AskError;
+    use kite::demo::DemoError;
+    use kite::dial::{EgressError, OriginAddr, OriginError};
+    use kite::explain::ExplainError;
+    use kite::frontend::FrontendError;
+    use kite::frontend::book::BookError;
+    use kite::frontend::kites::KitesError;
+    use kite::rc::import::ImportError;
+    use kite::run::RunError;
+    use kite::tahoe::KiteError;
+    use kite::tahoe::TahoeError;
+    use kite::tahoe::dir::DirError;
+    use kite::tls::{FileError, FileProblem};
+    use kite::tor::TorError;
+    use std::io::{Error, ErrorKind};
+
+    fn shown<E: Coded + ToString>(
+        error: E,
+        subject: &'static str,
+        remedy: &'static str,
+    ) -> (Code, String, &'static str, &'static str) {
+        (error.code(), error.to_string(), subject, remedy)
+    }
+    let io = |kind| Error::from(kind);
+    let bind = |kind| FrontendError::Bind {
+        address: "192.0.2.1:80".parse().unwrap(),
+        source: io(kind),
+    };
+    let file = |name: &str, problem| FileError {
+        path: name.into(),
+        problem,
+    };
+    let origin: OriginAddr = OriginAddr::parse("unix:/run/x", false).unwrap();
+    let path = || std::path::PathBuf::from("/x/y");
+    let name = || "bob.alice.example".parse().unwrap();
+    vec![
+        shown(
+            bind(ErrorKind::AddrInUse),
+            "192.0.2.1:80",
+            "stop it, or choose",
+        ),
+        shown(
+            bind(ErrorKind::PermissionDenied),
+            "192.0.2.1:80",
+            "grant CAP_NET",
+        ),
+        shown(
+            bind(ErrorKind::AddrNotAvailable),
+            "192.0.2.1:80",
+            "use 0.0.0.0",
+        ),
+        shown(
+            bind(ErrorKind::OutOfMemory),
+            "192.0.2.1:80",
+            "choose another",
+        ),
+        shown(
+            FrontendError::StateDir {
+                path: path(),
+                source: io(ErrorKind::PermissionDenied),
+            },
+            "/x/y",
+            "give --state-dir",
+        ),
+        shown(
+            RunError::from(EgressError::TorConfiguredButOff),
+            "Tor",
+            "add --via-tor",
+        ),
+        shown(
+            RunError::from(EgressError::NoStateDir),
+            "state directory",
+            "set state_dir",
+        ),
+        shown(
+            RunError::from(TorError::InUse),
+            "state directory",
+            "stop the other",
+        ),
+        shown(
+            RunError::from(TorError::Config {
+                path: path(),
+                reason: "bad".into(),
+            }),
+            "/x/y",
+            "see Arti's",
+        ),
+        shown(
+            RunError::Socks {
+                address: "127.0.0.1:9150".parse().unwrap(),
+                source: io(ErrorKind::AddrInUse),
+            },
+            "127.0.0.1:9150",
+            "choose another port with --socks-listen",
+        ),
+        shown(
+            RunError::SecretInherited { program: path() },
+            "/x/y",
+            "put the secret into a file",
+        ),
+        shown(
+            RunError::WebOrigin {
+                kite: "bob".into(),
+                origin: "127.0.0.1:3456".into(),
+            },
+            "127.0.0.1:3456",
+            "Give the port from tub.port",
+        ),
+        shown(
+            file("ca.pem", FileProblem::NoChain),
+            "ca.pem",
+            "give a PEM file",
+        ),
+        shown(
+            file("a.pem", FileProblem::NoKey),
+            "a.pem",
+            "give the PEM file",
+        ),
+        shown(
+            file("a.pem", FileProblem::OtherKey),
+            "a.pem",
+            "give the two",
+        ),
+        shown(
+            file("a.pem", FileProblem::Nameless),
+            "a.pem",
+            "have one issued",
+        ),
+        shown(
+            file("a.pem", FileProblem::NotAFile),
+            "a.pem",
+            "give the path",
+        ),
+        shown(file("a.pem", FileProblem::TooLarge), "a.pem", "give a PEM"),
+        shown(
+            file("a.pem", FileProblem::Io(io(ErrorKind::NotFound))),
+            "a.pem",
+            "check the path",
+        ),
+        shown(
+            file(
+                "frontend-key.pem",
+                FileProblem::Permissions {
+                    mode: 0o644,
+                    wanted: "600",
+                },
+            ),
+            "frontend-key.pem",
+            "run chmod 600",
+        ),
+        shown(
+            file(
+                "frontend-key.pem",
+                FileProblem::Corrupt {
+                    what: "private key",
+                },
+            ),
+            "frontend-key.pem",
+            "restore it from a backup",
+        ),
+        shown(AskError::Nobody("/x/y".into()), "/x/y", "(--state-dir)"),
+        shown(AskError::Silent("/x/y".into()), "/x/y", "ask as the user"),
+        shown(AskError::Strange("/x/y".into()), "/x/y", "restart it"),
+        shown(AskError::TooLong, "configuration", "restart kite"),
+        shown(BookError::Busy(path()), "/x/y", "ask as the user"),
+        shown(BookError::Readable("/x/y".into()), "/x/y", "run: chmod 600"),
+        shown(
+            BookError::Exists(name()),
+            "bob.alice.example",
+            "remove it first",
+        ),
+        shown(
+            BookError::Configured(name()),
+            "bob.alice.example",
+            "change it there",
+        ),
+        shown(
+            BookError::Unknown(name()),
+            "bob.alice.example",
+            "kites list",
+        ),
+        shown(BookError::Full, "book", "remove one"),
+        shown(
+            BookError::Broken {
+                path: "/x/y".into(),
+                problem: "bad".into(),
+            },
+            "/x/y",
+            "put a copy from a backup",
+        ),
+        shown(
+            BookError::File {
+                path: path(),
+                source: io(ErrorKind::PermissionDenied),
+            },
+            "/x/y",
+            "run this as the user",
+        ),
+        shown(
+            KitesError::Output(io(ErrorKind::BrokenPipe)),
+            "write",
+            "see where",
+        ),
+        shown(CheckError::Nothing, "check", "add --node"),
+        shown(
+            CheckError::from(LeaksError::Direct),
+            "backend",
+            "add enabled = true",
+        ),
+        shown(
+            LeaksError::NoStrace(io(ErrorKind::NotFound)),
+            "strace",
+            "apt-get install strace",
+        ),
+        shown(LeaksError::Silent, "Tor", "give it more --seconds"),
+        shown(LeaksError::TooLong, "trace", "give fewer --seconds"),
+        shown(
+            LeaksError::File {
+                path: path(),
+                source: io(ErrorKind::NotFound),
+            },
+            "/x/y",
+            "check the path",
+        ),
+        shown(DirError::NoNode(path()), "/x/y", "give the directory"),
+        shown(DirError::Odd(path()), "/x/y", "Put them in by hand"),
+        shown(
+            DirError::Unreadable {
+                path: path(),
+                problem: "no".into(),
+            },
+            "/x/y",
+            "give the directory",
+        ),
+        shown(
+            DirError::Write {
+                path: path(),
+                problem: io(ErrorKind::PermissionDenied),
+            },
+            "/x/y",
+            "Run kite as",
+        ),
+        shown(KiteError::NoNode, "kite", "add a kite"),
+        shown(
+            KiteError::Nodes("a, b".into()),
+            "a, b",
+            "give a configuration",
+        ),
+        shown(
+            KiteError::Unix(origin.clone()),
+            "unix:/run/x",
+            "use a port on loopback",
+        ),
+        shown(
+            KiteError::Name(name()),
+            "bob.alice.example",
+            "name one host",
+        ),
+        shown(
+            KiteError::Port(name()),
+            "bob.alice.example",
+            "add --public-port",
+        ),
+        shown(KiteError::Socks, "SOCKS port", "add --via-tor"),
+        shown(TahoeError::Port("x".into()), "--public-port x", "write 80"),
+        shown(ImportError::InTheWay(path()), "/x/y", "move it away"),
+        shown(
+            ImportError::Write {
+                path: path(),
+                source: io(ErrorKind::PermissionDenied),
+            },
+            "/x/y",
+            "Give --to",
+        ),
+        shown(
+            DemoError::Visit("no".into()),
+            "visit",
+            "run it again with --log debug",
+        ),
+        shown(DemoError::Broken("no"), "happen", "please report it"),
+        shown(ExplainError::Nothing, "explain", "give a code"),
+        (
+            OriginError::Refused(origin.clone()).code(),
+            format!(
+                "{0}; {1}",
+                OriginError::Refused(origin.clone()),
+                OriginError::Refused(origin).hint()
+            ),
+            "unix:/run/x",
+            "check that the server runs",
+        ),
+    ]
+}
+
+#[test]
+fn every_error_names_what_it_is_about_and_what_to_do() {
+    for (code, text, subject, remedy) in met() {
+        assert!(
+            text.contains(subject),
+            "{code} does not name {subject}: {text}"
+        );
+        assert!(text.contains(remedy), "{code} has no '{remedy}': {text}");
+    }
+}
