@@ -59,8 +59,8 @@ fn html(name: &str, contact: Option<&str>) -> String {
          <title>{name}: a kite frontend</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <h1>{name}</h1>\n\
          <p>This is a kite frontend: it gives computers at home a public name, without telling visitors where they are.</p>\n\
-         <p>Most of them are storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
-         this server passes them on and keeps none.</p>\n\
+         <p>It is made for storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
+         this server passes on what comes, and keeps none of it.</p>\n\
          <p>There is nothing more for a browser to see, and this page sets no cookies and asks nobody else for anything.</p>\n\
          {}</main>\n</body>\n</html>\n",
         contact.unwrap_or_default()

@@ -67,7 +67,7 @@ const STATES = {
   up: ["good", "up"], suspect: ["warn", "silent"], dialling: ["warn", "connecting"], waiting: ["bad", "down, waiting"],
   idle: ["warn", "not needed now"],
 };
-const MARKS = { good: "● ", warn: "◐ ", bad: "○ " };
+const MARKS = { good: "● ", warn: "◐ ", bad: "○ ", none: "– " };
 
 function mark(kind, words) {
   return element("span", MARKS[kind] + words, "mark " + kind);
@@ -103,20 +103,20 @@ function stations(status) {
         many(flying, "kite flies", "kites fly")],
     ];
   }
+  const tor = status.tor;
   const all = status.frontends.length, up = status.frontends.filter((f) => f.up > 0).length;
   const origins = status.kites.map((k) => k.origin).filter(Boolean);
   const broken = origins.find((o) => o.state !== "unknown" && !o.state.startsWith("speaks"));
   const known = origins.find((o) => o.state.startsWith("speaks"));
-  const tor = status.tor;
   return [
     visitors,
     ["frontend", all === 1 ? "Frontend" : "Frontends", up === all ? "good" : up ? "warn" : "bad",
       all === 1 ? (up ? "connected" : "not connected") : up + " of " + all + " connected",
-      up ? "each sees visitors, never this machine" : nextTry(status)],
+      !up ? nextTry(status) : tor ? "each sees visitors, never this machine" : "each sees visitors, and this machine"],
     tor ? ["tor", "Tor", tor.ready ? "good" : "bad", tor.ready ? "working" : tor.state,
         tor.ready ? "hides this machine's address" : tor.text]
       : ["direct", "No Tor", "warn", "direct", "frontends see this machine's address"],
-    ["node", origins.length > 1 ? "Nodes" : "Node", broken ? "bad" : "good",
+    ["node", origins.length > 1 ? "Nodes" : "Node", broken ? "bad" : known ? "good" : "none",
       broken ? broken.state : known ? known.state : "not looked at yet",
       broken ? broken.address : many(status.kites.length, "kite", "kites")],
   ];

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +24,8 @@ const LOOKS_A_WRITE: u32 = 5;
 /// The ring, and its file.
 pub struct Recorder {
     ring: Mutex<Ring>,
+    /// Visitors up to the last look.
+    visitors: AtomicU64,
     file: PathBuf,
 }
 
@@ -55,6 +58,7 @@ impl Recorder {
         };
         Self {
             ring: Mutex::new(ring),
+            visitors: AtomicU64::new(0),
             file,
         }
     }
@@ -70,10 +74,13 @@ impl Recorder {
 
     fn take(&self, status: &Status) {
         let traffic = &status.traffic;
+        // One who has left again by now was there, too.
+        let before = self.visitors.swap(traffic.visitors, Ordering::Relaxed);
+        let passing = usize::from(traffic.visitors > before);
         let counters = Counters {
             from_visitors: traffic.from_visitors,
             to_visitors: traffic.to_visitors,
-            streams: traffic.open.try_into().unwrap_or(u32::MAX),
+            streams: traffic.open.max(passing).try_into().unwrap_or(u32::MAX),
         };
         self.lock().take(now(), counters);
     }
@@ -153,7 +160,9 @@ mod tests {
         let recorder = open();
         let mut status = Status::new(Role::Backend, Instant::now());
         status.traffic.from_visitors = 77;
+        status.traffic.visitors = 1;
         recorder.take(&status);
+        assert_eq!(recorder.plots().hour.streams.iter().max(), Some(&1));
         let bytes = recorder.lock().to_bytes();
         recorder.write(&bytes).expect("a file");
         assert_eq!(sum(&open()), 77);

@@ -60,6 +60,7 @@ def backend(kite, sup, tornet):
         numbered = Frontend(sup, "numbered", new_address(), [service]).start()
         made = Backend(sup, "backend", [named.pinned(NAME), numbered.pinned()], [service],
                        via_tor=tornet.arti_toml(sup.directory / "tor"), socks="127.0.0.1:9157")
+        made.file.write_text(made.file.read_text() + f'\n[metrics]\nlisten = "127.0.0.1:9464"\n[web]\nlisten = "unix:{made.dir}/page"\n')
         made.to = [named, numbered]
         yield made
 
@@ -83,6 +84,7 @@ def test_a_backend_leaks_nothing(kite, backend, tornet):
     dialled = re.search(r"^Tor relays +addresses +(\d+), calls +(\d+)$", done.stdout, re.M)
     assert dialled and 1 <= int(dialled[1]) <= int(dialled[2])
     assert re.search(r"^the SOCKS port, opened +addresses +1, calls +1$", done.stdout, re.M)
+    assert re.search(r"^metrics or page, opened +addresses +1, calls +1$", done.stdout, re.M)
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", done.stdout), "an address, which may be a guard's"
     for frontend in backend.to:
         assert frontend.tunnel_peers() and set(frontend.tunnel_peers()) <= tornet.exits

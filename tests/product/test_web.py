@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import http.server
+import json
 import socket
 import ssl
 import subprocess
@@ -126,6 +127,22 @@ print(s.recv(4096).decode())"""], capture_output=True, text=True, timeout=10)
     assert said.stdout.startswith("HTTP/1.1 303"), said
 
 
+def test_behind_the_walls_of_tor_mode_it_answers(kite, sup, tmp_path):
+    """There is no Tor network here, and the page says so; metrics do, too."""
+    arti = tmp_path / "arti.toml"
+    arti.write_text("")
+    backend = Backend(sup, "backend", ["alice.example:443"], [Kite("http", "web.bob.example", "127.0.0.1:1")], via_tor=arti)
+    backend.file.write_text(backend.file.read_text() + WEB % 7465 + '\n[metrics]\nlisten = "127.0.0.1:9464"\n')
+    backend.start().wait_line("sandbox: seccomp: no datagram")
+    backend.wait_line("status page at 127.0.0.1:7465")
+    cookie = get(web(backend).removeprefix(HOME.rstrip("/")))[1]["set-cookie"].split(";")[0]
+    status, _, text = get("/status.json", Cookie=cookie)
+    assert status == 200 and json.loads(text)["tor"]["ready"] is False and json.loads(text)["sandbox"]
+    assert get("/traffic.json", Cookie=cookie)[0] == 200
+    status, _, text = get("/metrics", ("127.0.0.1", 9464))
+    assert status == 200 and 'kite_tor_state{state="working"} 0' in text and "kite_hidden 1" in text
+
+
 def test_the_page_shows_what_is_and_what_changes(kite, sup, browser):
     with flying(sup) as (frontend, backend, service):
         visit(frontend, service)
@@ -134,10 +151,12 @@ def test_the_page_shows_what_is_and_what_changes(kite, sup, browser):
         browser.wait_text("#verdict", "1 frontend is not connected")
         browser.wait_text("#way", "1 of 2 connected")
         browser.wait_text("#way", "frontends see this machine's address")
+        browser.wait_text("#way", "each sees visitors, and this machine")
         browser.wait_text("#peers", "down, waiting")
         browser.wait_text("#kites", "http:web.bob.example")
         browser.wait_text("#kites", "1 in all")
         browser.wait_text("#sum", "kB to visitors")
+        browser.wait_text("#sum", "at most 1 stream at a time")
         for scheme in ("light", "dark"):
             for width in (1280, 360):
                 browser.window(width, scheme)
