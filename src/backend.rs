@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 mod flight;
 pub mod introduce;
+pub mod join;
 mod link;
 pub mod policy;
 pub mod probe;

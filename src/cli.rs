@@ -50,7 +50,7 @@ pub enum Command {
     /// Be the public side: take visitors and backends, and bring them together
     Frontend(FrontendArgs),
     /// Be the hidden side: dial frontends, and pass visitors on to the origin
-    Backend(BackendArgs),
+    Backend(BackendCommandArgs),
     /// Say how a running kite is
     Status(StatusArgs),
     /// Print the way to a running kite's status page: an address that works once
@@ -143,6 +143,11 @@ pub struct FrontendArgs {
 pub enum FrontendCommand {
     /// Add, list and remove the kites that may fly, whether the frontend runs or not
     Kites(KitesArgs),
+    /// Let someone fly a kite, by one line to hand to them. The secret is made at their side, and
+    /// never seen here. The line goes to standard output
+    Invite(Box<InviteArgs>),
+    /// Show invitations, and take them back
+    Invitations(InvitationsArgs),
 }
 
 /// Flags of `kite frontend kites`.
@@ -185,21 +190,92 @@ pub struct AddArgs {
     /// The name that may fly: bob.alice.example, or *.bob.alice.example for all below
     pub name: String,
 
-    /// What it may carry: foolscap, tahoe-https, https, http, websocket, raw [default: foolscap]
-    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
-    pub protocols: Vec<String>,
-
     /// File with its secret, readable by its owner alone, instead of a new one
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
 
-    /// Take KiteProof1 and nothing else: its backend must be kite, and dial the pinned address
-    #[arg(long)]
-    pub require_proof: bool,
-
     /// The last day on which it flies, in UTC: 2027-01-31, or 30d for so many days from now
     #[arg(long, value_name = "DATE")]
     pub expires: Option<String>,
+
+    /// What it may do, and how much.
+    #[command(flatten)]
+    pub terms: TermsArgs,
+}
+
+/// Flags of `kite frontend invite`.
+#[derive(Debug, Default, Args)]
+pub struct InviteArgs {
+    /// The name that whoever holds the invitation may fly: bob.alice.example
+    pub name: String,
+
+    /// The frontend's TOML file, for its state directory, and for its address if it does not run
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The frontend's state directory, where the kites are kept
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// How long the invitation is good: 7d, or 12h
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    pub expires: String,
+
+    /// The last day on which the kite flies, in UTC: 2027-01-31, or 30d for so many days from now
+    #[arg(long, value_name = "DATE")]
+    pub last_day: Option<String>,
+
+    /// Invite to the frontend's onion address, not to its public one
+    #[arg(long)]
+    pub onion: bool,
+
+    /// What it may do, and how much.
+    #[command(flatten)]
+    pub terms: TermsArgs,
+}
+
+/// Flags of `kite frontend invitations`.
+#[derive(Debug, Args)]
+pub struct InvitationsArgs {
+    /// The frontend's TOML file, for its state directory
+    #[arg(long, global = true, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The frontend's state directory, where the kites are kept
+    #[arg(long, global = true, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: InvitationsCommand,
+}
+
+/// What to do with the invitations of a frontend.
+#[derive(Debug, Subcommand)]
+pub enum InvitationsCommand {
+    /// Show whom was invited to fly what, and what became of it
+    List {
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take back an invitation that nobody has used yet
+    Revoke {
+        /// The kite's name
+        name: String,
+    },
+}
+
+/// What a kite may do, and how much: flags of `add` and of `invite`.
+#[derive(Debug, Default, Args)]
+pub struct TermsArgs {
+    /// What it may carry: foolscap, tahoe-https, https, http, websocket, raw [default: foolscap]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    pub protocols: Vec<String>,
+
+    /// Take KiteProof1 and nothing else: its backend must be kite, and dial the pinned address
+    #[arg(long)]
+    pub require_proof: bool,
 
     /// Bytes that its visitors may move in a period: 500MB, 10GB
     #[arg(long, value_name = "SIZE")]
@@ -232,6 +308,67 @@ pub struct AddArgs {
     /// Different visitors' addresses within so many seconds
     #[arg(long, value_name = "N/SECONDS")]
     pub visitors: Option<Rate>,
+}
+
+/// `kite backend`, and what can be done about one besides running it.
+#[derive(Debug, Default, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BackendCommandArgs {
+    /// Without one, run a backend.
+    #[command(subcommand)]
+    pub command: Option<BackendCommand>,
+
+    /// The flags for that.
+    #[command(flatten)]
+    pub run: BackendArgs,
+}
+
+/// What can be done about a backend besides running it.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// Take up an invitation: make a secret, tell it to the frontend, and write both down
+    Join(Box<JoinArgs>),
+}
+
+/// Flags of `kite backend join`.
+#[derive(Debug, Default, Args)]
+pub struct JoinArgs {
+    /// An invitation is a secret, and an argument is none: it is refused.
+    #[arg(value_name = "INVITATION", hide = true)]
+    pub misplaced: Vec<String>,
+
+    /// File with the invitation [default: asked for on a terminal, else standard input]
+    #[arg(long, value_name = "FILE")]
+    pub invitation_file: Option<PathBuf>,
+
+    /// Reach the frontend through Tor and in no other way, now and later
+    #[arg(long, conflicts_with = "direct")]
+    pub via_tor: bool,
+
+    /// Reach the frontend without Tor: it sees this machine's address
+    #[arg(long)]
+    pub direct: bool,
+
+    /// TOML file with Arti's own settings, merged over kite's
+    #[arg(long, value_name = "FILE", conflicts_with = "direct")]
+    pub tor_config: Option<PathBuf>,
+
+    /// The server behind the kite: an address such as 127.0.0.1:49293, or unix:/path
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "node")]
+    pub origin: Option<String>,
+
+    /// A Tahoe-LAFS node's directory, whose tahoe.cfg tells the origin
+    #[arg(long, value_name = "DIR")]
+    pub node: Option<PathBuf>,
+
+    /// The directory for backend.toml and the secret
+    /// [default: ~/.config/kite, for root /etc/kite]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+
+    /// Where Tor's state is kept
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Flags of `kite backend`. Each has a key in the file, which README.md lists.

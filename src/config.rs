@@ -5,6 +5,9 @@
 //! Paths in a file are relative to that file. pagekite.py's rc files are translated to the
 //! same keys first ([`crate::rc`]).
 
+pub mod draft;
+pub mod places;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -848,6 +851,36 @@ pub fn frontend_state_dir(config: Option<&Path>, flag: Option<&Path>) -> Result<
     state_dir(&source, None, file.state_dir.as_deref())
 }
 
+/// What backends are to be told of a frontend, as its file has it.
+#[derive(Debug)]
+pub struct PublicSide {
+    /// Where it listens; may be empty.
+    pub listen: Vec<Listen>,
+    /// Its public host name.
+    pub name: Option<String>,
+}
+
+impl PublicSide {
+    /// Reads that much of a frontend's file; nothing else of it need be right.
+    pub fn load(config: Option<&Path>) -> Result<Self> {
+        let (source, file): (Source, FrontendFile) = Source::read(config)?;
+        Ok(Self {
+            listen: parse_listens(&source, file.listen)?,
+            name: file.name,
+        })
+    }
+}
+
+fn parse_listens(source: &Source, entries: Vec<ListenEntry>) -> Result<Vec<Listen>> {
+    let entry = |(i, entry): (usize, ListenEntry)| match entry {
+        ListenEntry::Address(text) => {
+            parse_listen(&source.at(format_args!("listen[{i}]")), &text, None)
+        }
+        ListenEntry::Port(t) => parse_listen_table(source, i, &t),
+    };
+    entries.into_iter().enumerate().map(entry).collect()
+}
+
 impl FrontendConfig {
     /// Reads file, flags and environment.
     pub fn load(args: &FrontendArgs) -> Result<Self> {
@@ -872,17 +905,7 @@ impl FrontendConfig {
         file: FrontendFile,
     ) -> Result<Self> {
         let listen = if args.listen.is_empty() {
-            let entry = |(i, entry): (usize, ListenEntry)| match entry {
-                ListenEntry::Address(text) => {
-                    parse_listen(&source.at(format_args!("listen[{i}]")), &text, None)
-                }
-                ListenEntry::Port(t) => parse_listen_table(&source, i, &t),
-            };
-            file.listen
-                .into_iter()
-                .enumerate()
-                .map(entry)
-                .collect::<Result<Vec<_>>>()?
+            parse_listens(&source, file.listen)?
         } else {
             let flag = |text: &String| match text.split_once('=') {
                 Some((address, kite)) => parse_listen("--listen", address, Some(kite)),
@@ -963,7 +986,7 @@ impl FrontendConfig {
                 Code::NothingToDo,
                 source.at("kites"),
                 "no kite may fly here",
-                "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table; or first, with this state directory: kite frontend kites add NAME",
+                "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table; or first, with this state directory: kite frontend kites add NAME, or kite frontend invite NAME",
             ));
         }
         for listen in &listen {

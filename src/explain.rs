@@ -99,7 +99,9 @@ fn sight_of(role: &str, flags: &[OsString], config: Option<&Path>) -> Result<Sig
     let file = config.map(|file| [OsString::from("--config"), file.into()]);
     let words = words.chain(file.into_iter().flatten());
     match Cli::try_parse_from(words.chain(flags.iter().cloned()))?.command {
-        Command::Backend(args) => Ok(sight::of_backend(&BackendOutline::load(&args)?)),
+        Command::Backend(args) if args.command.is_none() => {
+            Ok(sight::of_backend(&BackendOutline::load(&args.run)?))
+        }
         Command::Frontend(args) if args.command.is_none() => {
             Ok(sight::of_public_side(&FrontendOutline::load(&args)?))
         }

@@ -18,6 +18,9 @@ pub mod authority;
 pub mod balancer;
 pub mod book;
 mod certificates;
+pub mod invitations;
+pub mod invited;
+mod join;
 mod keeper;
 pub mod kites;
 pub mod limits;
@@ -36,7 +39,7 @@ use crate::listen::{self, TcpListener, TcpStream};
 use crate::observe::hush::Hush;
 use crate::observe::traffic::{Count, Ledger, Of};
 use crate::shutdown::Shutdown;
-use crate::tls::{FileError, TlsServer};
+use crate::tls::{FileError, Pin, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
 use accounts::Accounts;
@@ -100,7 +103,7 @@ pub(crate) fn cannot_listen(error: &std::io::Error) -> Code {
     }
 }
 
-fn bind_problem(error: &std::io::Error) -> String {
+pub(crate) fn bind_problem(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             "another program uses this port; stop it, or choose another port with --listen".into()
@@ -222,19 +225,14 @@ impl Frontend {
     /// belongs to no kite. Behind a load balancer it is the balancer's name that counts.
     pub fn pinned_addresses(&self) -> Vec<String> {
         let pin = self.shared.tls.pin();
-        let host = |address: SocketAddr| match (&self.shared.name, address.ip()) {
-            (Some(name), _) => name.clone(),
-            (None, ip) if ip.is_unspecified() => "YOUR-PUBLIC-NAME".into(),
-            (None, std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
-            (None, ip) => ip.to_string(),
-        };
+        let name = self.shared.name.as_deref();
         let shared_ports = self
             .listeners
             .iter()
             .filter(|(_, listen)| listen.kite.is_none());
         shared_ports
             .filter_map(|(l, listen)| Some((l.local_addr().ok()?, public_port(l, listen))))
-            .map(|(address, port)| format!("{}:{port}#{pin}", host(address)))
+            .map(|(address, port)| pinned_address(name, address, port, &pin))
             .collect()
     }
 
@@ -281,6 +279,20 @@ impl Frontend {
         }
         keeper::save(&self.shared).await;
     }
+}
+
+/// Stands in a printed address where only the operator knows what belongs there.
+const UNKNOWN_NAME: &str = "YOUR-PUBLIC-NAME";
+
+/// What backends are given for one port.
+fn pinned_address(name: Option<&str>, address: SocketAddr, port: u16, pin: &Pin) -> String {
+    let host = match (name, address.ip()) {
+        (Some(name), _) => name.to_owned(),
+        (None, ip) if ip.is_unspecified() => UNKNOWN_NAME.into(),
+        (None, std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
+        (None, ip) => ip.to_string(),
+    };
+    format!("{host}:{port}#{pin}")
 }
 
 /// Looks at a running frontend, and brings it an [onion service's](onion) connections.

@@ -14,6 +14,7 @@
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`web`]: what a running kite shows to its machine's browsers and to Prometheus.
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
+//! * [`wizard`]: the questions of a first run. [`invitation`]: the line that answers most of them.
 //! * [`rc`]: what pagekite.py's files mean here.
 //! * [`code`]: a number for all that can go wrong. [`explain`]: what it means.
 //! * [`cli`], [`config`], [`run`], [`observe`], [`shutdown`]: the surface.
@@ -34,6 +35,7 @@ pub mod demo;
 pub mod dial;
 pub mod explain;
 pub mod frontend;
+pub mod invitation;
 pub mod kite;
 pub mod listen;
 pub mod observe;
@@ -52,5 +54,6 @@ pub mod tls;
 pub mod tunnel;
 pub mod web;
 pub mod wire;
+pub mod wizard;
 
 pub use kite_tor as tor;

@@ -3,14 +3,20 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use kite::cli::{Cli, Command, DemoArgs, FrontendCommand, KitesArgs, Shell, StatusArgs, WebArgs};
+use kite::backend::join::{self, Join, JoinError};
+use kite::cli::{
+    BackendCommand, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs, InviteArgs,
+    KitesArgs, Shell, StatusArgs, WebArgs,
+};
 use kite::code::{Code, Coded};
-use kite::config::{self, BackendConfig, ConfigError, FrontendConfig};
+use kite::config::{self, BackendConfig, ConfigError, FrontendConfig, places};
 use kite::control;
+use kite::frontend::invitations;
 use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
 use kite::observe::{log, progress};
@@ -18,6 +24,8 @@ use kite::rc::import;
 use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
 use kite::web::{Invitation, USUAL_PORT};
+use kite::wizard::ask::{self, Asker};
+use kite::wizard::{self, FirstRun, FirstRunError};
 use kite::{check, demo, explain, shutdown, tahoe};
 
 /// Wrong usage or configuration.
@@ -94,6 +102,9 @@ enum Job {
     Web(WebArgs),
     Reload(Box<BackendConfig>),
     Kites(KitesArgs),
+    Invite(Box<InviteArgs>),
+    Invitations(InvitationsArgs),
+    Join(Box<Join>),
 }
 
 impl Job {
@@ -102,20 +113,58 @@ impl Job {
             Self::Frontend(config) => config.onion.enabled,
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
-            Self::Status(_) | Self::Web(_) | Self::Reload(_) | Self::Kites(_) => false,
+            Self::Join(join) => join.uses_tor(),
+            Self::Status(_)
+            | Self::Web(_)
+            | Self::Reload(_)
+            | Self::Kites(_)
+            | Self::Invite(_)
+            | Self::Invitations(_) => false,
         }
     }
 
     /// Or how it ended already.
     fn prepare(command: Command) -> Result<Self, ExitCode> {
         Ok(match command {
-            Command::Frontend(args) => match args.command {
-                Some(FrontendCommand::Kites(kites)) => Self::Kites(kites),
-                None => Self::Frontend(Box::new(
-                    FrontendConfig::load(&args).map_err(|e| wrong(&e))?,
-                )),
+            Command::Frontend(mut args) => match args.command.take() {
+                Some(FrontendCommand::Kites(mut args)) => {
+                    places::settle_kites(&mut args.config, args.state_dir.as_deref());
+                    Self::Kites(args)
+                }
+                Some(FrontendCommand::Invite(mut args)) => {
+                    places::settle_kites(&mut args.config, args.state_dir.as_deref());
+                    Self::Invite(args)
+                }
+                Some(FrontendCommand::Invitations(mut args)) => {
+                    places::settle_kites(&mut args.config, args.state_dir.as_deref());
+                    Self::Invitations(args)
+                }
+                None => {
+                    if !places::settle_frontend(&mut args) {
+                        args.config = Some(first_run(
+                            "frontend",
+                            places::FRONTEND,
+                            wizard::run_frontend,
+                        )?);
+                    }
+                    tell_file(args.config.as_deref());
+                    Self::Frontend(Box::new(
+                        FrontendConfig::load(&args).map_err(|e| wrong(&e))?,
+                    ))
+                }
             },
             Command::Backend(args) => {
+                if let Some(BackendCommand::Join(join)) = args.command {
+                    let mut terminal = ask::terminal();
+                    let asker = terminal.as_mut().map(|t| t as &mut dyn Asker);
+                    let join = Join::prepare(&join, asker).map_err(|e| not_joined(&e))?;
+                    return Ok(Self::Join(Box::new(join)));
+                }
+                let mut args = args.run;
+                if !places::settle_backend(&mut args) {
+                    args.config = Some(first_run("backend", places::BACKEND, wizard::run_backend)?);
+                }
+                tell_file(args.config.as_deref());
                 let config = BackendConfig::load(&args).map_err(|e| wrong(&e))?;
                 let mut backend = run::Backend::prepare(config).map_err(|e| failed(&e))?;
                 backend.confine().map_err(|e| failed(&e))?;
@@ -124,12 +173,18 @@ impl Job {
             Command::Demo(args) => Self::Demo(args),
             Command::Status(args) => Self::Status(args),
             Command::Web(args) => Self::Web(args),
-            Command::Reload(args) => Self::Reload(Box::new(
-                BackendConfig::load(&args.backend).map_err(|e| wrong(&e))?,
-            )),
+            Command::Reload(mut args) => {
+                places::settle_backend(&mut args.backend);
+                Self::Reload(Box::new(
+                    BackendConfig::load(&args.backend).map_err(|e| wrong(&e))?,
+                ))
+            }
             // These need no runtime.
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
-            Command::Tahoe(args) => return Err(verdict(tahoe::run(&args, &mut std::io::stdout()))),
+            Command::Tahoe(mut args) => {
+                places::settle_backend(&mut args.backend);
+                return Err(verdict(tahoe::run(&args, &mut std::io::stdout())));
+            }
             Command::Completions { shell } => return Err(complete(shell)),
             Command::Explain(args) => {
                 let done = explain::run(&args, &mut std::io::stdout());
@@ -140,6 +195,32 @@ impl Job {
                 return Err(verdict(done.map(|()| true)));
             }
         })
+    }
+}
+
+/// Asks for what is not written yet, if somebody is there to answer; the file to start with.
+fn first_run(
+    role: &str,
+    name: &str,
+    run: fn(&mut dyn Asker) -> Result<FirstRun, FirstRunError>,
+) -> Result<PathBuf, ExitCode> {
+    let Some(mut terminal) = ask::terminal() else {
+        return Err(wrong(&places::nowhere(role, name)));
+    };
+    match run(&mut terminal) {
+        Ok(FirstRun::Start(file)) => Ok(file),
+        Ok(FirstRun::Done) => Err(ExitCode::SUCCESS),
+        Err(e) => {
+            let code = if e.is_usage() { USAGE } else { FAILED };
+            Err(fail(code, &e))
+        }
+    }
+}
+
+/// Says which file is read.
+fn tell_file(file: Option<&Path>) {
+    if let Some(file) = file {
+        tracing::info!("the configuration is {}", file.display());
     }
 }
 
@@ -165,10 +246,25 @@ async fn dispatch(job: Job) -> ExitCode {
         Job::Web(args) => return invite(&args).await,
         Job::Kites(args) => {
             let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
-            return match kites::run(&args, &mut out, &mut aside).await {
+            return managed(kites::run(&args, &mut out, &mut aside).await);
+        }
+        Job::Invite(args) => {
+            let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
+            return managed(invitations::invite(&args, &mut out, &mut aside).await);
+        }
+        Job::Invitations(args) => {
+            let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
+            return managed(invitations::run(&args, &mut out, &mut aside).await);
+        }
+        Job::Join(join) => {
+            let mut display = progress::Display::new();
+            let done = join.run(move |p| display.show(p), order).await;
+            let told = done.and_then(|config| {
+                join::report(&join, &config, &mut std::io::stdout()).map_err(JoinError::Output)
+            });
+            return match told {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(e @ (KitesError::Output(_) | KitesError::Ask(_))) => fail(FAILED, &e),
-                Err(e) => fail(USAGE, &e),
+                Err(e) => not_joined(&e),
             };
         }
         Job::Reload(config) => return reload(&config).await,
@@ -183,6 +279,15 @@ async fn dispatch(job: Job) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failed(&e),
+    }
+}
+
+/// The end of a command that manages a frontend's kites.
+fn managed(outcome: Result<(), KitesError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e @ (KitesError::Output(_) | KitesError::Ask(_))) => fail(FAILED, &e),
+        Err(e) => fail(USAGE, &e),
     }
 }
 
@@ -334,6 +439,11 @@ fn failed(error: &RunError) -> ExitCode {
         () => FAILED,
     };
     fail(status, error)
+}
+
+fn not_joined(error: &JoinError) -> ExitCode {
+    let code = if error.is_usage() { USAGE } else { FAILED };
+    fail(code, error)
 }
 
 fn wrong(error: &ConfigError) -> ExitCode {

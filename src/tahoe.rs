@@ -49,6 +49,14 @@ pub struct Node {
     pub tub: Option<TubId>,
 }
 
+impl Node {
+    /// Where its tub listens, if this machine reaches it there.
+    pub fn tub_address(&self) -> Option<SocketAddr> {
+        let endpoint = Endpoint::parse(self.cfg.value("node", "tub.port")?);
+        endpoint.from_here()
+    }
+}
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {

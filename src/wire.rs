@@ -16,6 +16,7 @@ pub mod chunk;
 pub mod frame;
 pub mod handshake;
 mod heads;
+pub mod join;
 pub mod lines;
 pub mod proof;
 mod service;

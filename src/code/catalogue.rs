@@ -531,6 +531,22 @@ catalogue! {
         then: Ends,
         example: "/var/lib/kite/frontend-key.pem: others may read or change it (mode 644); run chmod 600 on it",
     }
+    InvitationRefused = "KITE-F42" {
+        title: "a frontend did not take an invitation",
+        cause: "It has expired, was taken back or used already, its kite was given away or removed, or the frontend knows nothing of it.",
+        subject: "the kite and the frontend that the message names",
+        remedy: "Ask the frontend's operator for another invitation (`kite frontend invite NAME`).",
+        then: Ends,
+        example: "bob.alice.example at alice.example:443#sha256:…: the invitation has expired; ask the frontend's operator for another",
+    }
+    InvitationReadTwice = "KITE-F43" {
+        title: "two have read one invitation",
+        cause: "An invitation that was used already was brought again, with another secret: by somebody who read the line, or by its holder, who was too late.",
+        subject: "the kite that the message names",
+        remedy: "Ask its holder which of the two they are; `kite frontend kites remove NAME` takes the kite from both. Then invite again, in a way that others cannot read.",
+        then: GoesOn,
+        example: "the invitation to fly bob.alice.example was used already, and [scrubbed] came with it and another secret: two have read it. …",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {
@@ -990,5 +1006,21 @@ catalogue! {
         remedy: "Nothing, if it was damaged: it begins anew. Else check the disk's free space and the directory's permissions.",
         then: GoesOn,
         example: "/var/lib/kite/backend-traffic: it is torn, damaged, or of another version; the plots of the status page begin anew",
+    }
+    InvitationUnusable = "KITE-C51" {
+        title: "this is no invitation that can be used",
+        cause: "The line is damaged or of another version, was given as an argument, which others can read, or it is not said how to go on from it.",
+        subject: "the invitation, which the message never repeats, or the flag that it names",
+        remedy: "Run `kite backend join` and paste the whole line, or give it by --invitation-file; say --via-tor or --direct, and --origin or --node.",
+        then: Ends,
+        example: "this is no invitation that can be used: it is damaged; copy the whole line anew, from kite-invite1: to its last letter",
+    }
+    NotWritten = "KITE-C52" {
+        title: "a configuration was not written",
+        cause: "The questions were not answered to their end, or the directory cannot be written to.",
+        subject: "the terminal, or the file that the message names",
+        remedy: "Run the command again, as a user who may write there; what was there already is as it was.",
+        then: Ends,
+        example: "the input ended before all was answered; nothing was written",
     }
 }

@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, End, last_day, now_unix};
 use super::book::{Book, BookError, Entry};
+use super::invited::{self, Invited, Redeemed};
 use super::limits::{Limits, Used};
 use crate::code::Code;
 use crate::config::Grant;
-use crate::kite::{KiteName, Protocol};
+use crate::invitation::Token;
+use crate::kite::{KiteName, Protocol, Secret};
+use crate::wire::join::Refusal;
 
 /// A grant, and what is charged for it.
 #[derive(Clone)]
@@ -113,6 +116,68 @@ impl Accounts {
         sources.added.remove(name);
         self.rebuild(&sources);
         Ok(())
+    }
+
+    /// Invites somebody to fly a kite.
+    pub fn invite(&self, id: &str, name: &KiteName, invited: &Invited) -> Result<(), BookError> {
+        let mut sources = self.sources();
+        if sources.configured.iter().any(|g| g.pattern == *name) {
+            return Err(BookError::Configured(name.clone()));
+        }
+        sources.open()?.invite(id, name, invited, now_unix())
+    }
+
+    /// Takes an invitation back.
+    pub fn revoke(&self, name: &KiteName) -> Result<(), BookError> {
+        self.sources().open()?.revoke(name, now_unix())
+    }
+
+    /// Every invitation that is remembered.
+    pub fn invitations(&self) -> Result<Vec<invited::Listed>, BookError> {
+        let mut sources = self.sources();
+        match sources.book.is_some() || Book::exists(&sources.state_dir) {
+            true => sources.open()?.invitations(now_unix()),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Spends a token. The kite may fly once this has returned.
+    pub fn redeem(
+        &self,
+        token: &Token,
+        kite: &str,
+        secret: &Secret,
+    ) -> Result<Redeemed, BookError> {
+        let refused = |why| Ok(Redeemed::Refused { why, name: None });
+        let mut sources = self.sources();
+        // Nobody makes a book by asking.
+        if sources.book.is_none() && !Book::exists(&sources.state_dir) {
+            return refused(Refusal::Unknown);
+        }
+        // The operator may have written it into the file since.
+        let named = |g: &Grant| g.pattern.as_str() == kite;
+        let configured = sources.configured.iter().any(named);
+        let book = sources.open()?;
+        if configured {
+            return refused(match book.is_genuine(token, kite)? {
+                true => Refusal::Taken,
+                false => Refusal::Unknown,
+            });
+        }
+        let redeemed = book.redeem(token, kite, secret, now_unix())?;
+        if let Redeemed::Kite {
+            name,
+            entry,
+            again: false,
+        } = &redeemed
+        {
+            sources.used.remove(name.as_str());
+            if let Some(grant) = entry.grant(name.as_str()) {
+                sources.added.insert(name.clone(), grant);
+            }
+            self.rebuild(&sources);
+        }
+        Ok(redeemed)
     }
 
     /// Writes down what has been used since the last time. Trouble is logged, once.

@@ -26,6 +26,9 @@ const OVERLOAD: &str = "overload";
 /// Tells a backend that its secret is not looked at, for too many wrong ones have come of late.
 const TOO_MANY: &str = "too many wrong secrets";
 
+/// What guesses at invitations are counted under: no kite is called so.
+const INVITATIONS: &str = "(invitations)";
+
 /// The judge of service lines: the operator's grants, and this process's own secret
 /// for challenges.
 pub struct Judge {
@@ -239,6 +242,16 @@ impl Judge {
     /// Asks authorities again about kites that fly by their word, where it is time.
     pub async fn review(&self) {
         self.authorities.review(Instant::now(), now_unix()).await;
+    }
+
+    /// May this peer try an invitation now?
+    pub fn may_try_invitation(&self, peer: Option<Visitor>) -> bool {
+        self.guesses().may_try(peer, INVITATIONS, Instant::now())
+    }
+
+    /// It was none of ours. True if that is worth a line in the log.
+    pub fn wrong_invitation(&self, peer: Option<Visitor>) -> bool {
+        self.guesses().wrong(peer, INVITATIONS, Instant::now())
     }
 
     /// Must one of these show a signature, since whoever can check it knows nothing of proofs?

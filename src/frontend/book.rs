@@ -1,5 +1,5 @@
-//! The book: kites that the operator adds and removes while the frontend runs, and what all kites
-//! have used. A small database in the state directory; whatever was acknowledged survives a crash.
+//! The book: kites that the operator adds and removes while the frontend runs, what all kites
+//! have used, and who is invited. A small database in the state directory; whatever was acknowledged survives a crash.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -12,6 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::invited::Invited;
 use super::limits::{Limits, Used};
 use crate::code::{Code, Coded};
 use crate::config::{Grant, ProofRule};
@@ -28,6 +29,8 @@ const CACHE: usize = 1024 * 1024;
 const KITES: TableDefinition<&str, &[u8]> = TableDefinition::new("kites");
 /// An account's key, and what it has [`Used`] as JSON.
 const USED: TableDefinition<&str, &[u8]> = TableDefinition::new("used");
+/// An invitation's number, and its [`Invited`] as JSON.
+const INVITED: TableDefinition<&str, &[u8]> = TableDefinition::new("invited");
 
 /// The book, open. Nobody else can open it as long as it is.
 pub struct Book {
@@ -97,6 +100,17 @@ pub enum BookError {
         "the book is full: it holds {MAX_KITES} kites; remove one, or let a wildcard stand for several"
     )]
     Full,
+    /// [`MAX_INVITED`](super::invited::MAX_INVITED).
+    #[error("the book is full: it holds {max} invitations; some were made in vain? `kite frontend invitations list` shows them", max = super::invited::MAX_INVITED)]
+    FullOfInvitations,
+    /// One at a time.
+    #[error(
+        "somebody is invited to fly {0} already; take that back first: kite frontend invitations revoke {0}"
+    )]
+    Invited(KiteName),
+    /// Nobody to disappoint.
+    #[error("nobody is invited to fly {0}; `kite frontend invitations list` shows who is")]
+    NotInvited(KiteName),
 }
 
 impl Coded for BookError {
@@ -105,9 +119,13 @@ impl Coded for BookError {
             Self::Busy(_) | Self::File { .. } | Self::Readable(_) | Self::Broken { .. } => {
                 Code::BookUnusable
             }
-            Self::Exists(_) | Self::Configured(_) | Self::Unknown(_) | Self::Full => {
-                Code::BookDisagrees
-            }
+            Self::Exists(_)
+            | Self::Configured(_)
+            | Self::Unknown(_)
+            | Self::Full
+            | Self::FullOfInvitations
+            | Self::Invited(_)
+            | Self::NotInvited(_) => Code::BookDisagrees,
         }
     }
 }
@@ -128,6 +146,20 @@ impl Entry {
             expires: grant.expires,
             limits: grant.limits.clone(),
         }
+    }
+
+    /// The same for a kite whose secret is made later.
+    pub fn without_secret(mut self) -> Self {
+        self.secret.zeroize();
+        self.secret.clear();
+        self
+    }
+
+    /// The same, with this secret.
+    pub fn with_secret(mut self, secret: &Secret) -> Self {
+        self.secret.zeroize();
+        self.secret = BASE64.encode(secret.expose());
+        self
     }
 
     /// From the book; none if a newer kite wrote it.
@@ -176,7 +208,7 @@ impl Book {
         })?;
         let book = Self { path, database };
         // So that they are there to be read.
-        book.write(|_, _| Ok(()))?;
+        book.write(|_| Ok(()))?;
         Ok(book)
     }
 
@@ -210,27 +242,16 @@ impl Book {
     /// Adds a kite. It is on the disk when this returns.
     pub fn add(&self, name: &KiteName, entry: &Entry) -> Result<(), BookError> {
         let text = Zeroizing::new(serde_json::to_vec(entry).map_err(|e| broken(&self.path, e))?);
-        self.write(|kites, used| {
-            if kites.get(name.as_str())?.is_some() {
-                return Ok(Err(BookError::Exists(name.clone())));
-            }
-            if redb::ReadableTableMetadata::len(kites)? >= MAX_KITES {
-                return Ok(Err(BookError::Full));
-            }
-            kites.insert(name.as_str(), text.as_slice())?;
-            // One of this name that was there before is another's.
-            used.remove(name.as_str())?;
-            Ok(Ok(()))
-        })?
+        self.write(|tables| tables.add(name, &text))?
     }
 
     /// Removes a kite, and what it has used. It is gone from the disk's tables when this returns.
     pub fn remove(&self, name: &KiteName) -> Result<(), BookError> {
-        self.write(|kites, used| {
-            if kites.remove(name.as_str())?.is_none() {
+        self.write(|tables| {
+            if tables.kites.remove(name.as_str())?.is_none() {
                 return Ok(Err(BookError::Unknown(name.clone())));
             }
-            used.remove(name.as_str())?;
+            tables.used.remove(name.as_str())?;
             Ok(Ok(()))
         })?
     }
@@ -240,13 +261,19 @@ impl Book {
         &self,
         all: impl IntoIterator<Item = (&'a str, Used)>,
     ) -> Result<(), BookError> {
-        self.write(|_, used| {
+        self.write(|tables| {
             for (key, value) in all {
                 let text = serde_json::to_vec(&value).unwrap_or_default();
-                used.insert(key, text.as_slice())?;
+                tables.used.insert(key, text.as_slice())?;
             }
             Ok(())
         })
+    }
+
+    /// Every invitation, by its number. What a newer kite wrote is left out.
+    pub(super) fn invited(&self) -> Result<Vec<(String, Invited)>, BookError> {
+        let read = |(id, text): (String, Vec<u8>)| Some((id, serde_json::from_slice(&text).ok()?));
+        Ok(self.read(INVITED)?.into_iter().filter_map(read).collect())
     }
 
     fn read(
@@ -266,17 +293,17 @@ impl Book {
     }
 
     /// One transaction: all of it is on the disk when this returns, or nothing is.
-    fn write<T>(
+    pub(super) fn write<T>(
         &self,
-        act: impl FnOnce(&mut Rows<'_>, &mut Rows<'_>) -> Result<T, redb::Error>,
+        act: impl FnOnce(&mut Tables<'_>) -> Result<T, redb::Error>,
     ) -> Result<T, BookError> {
         let writing = || -> Result<T, redb::Error> {
             let transaction = self.database.begin_write()?;
-            let done = {
-                let mut kites = transaction.open_table(KITES)?;
-                let mut used = transaction.open_table(USED)?;
-                act(&mut kites, &mut used)?
-            };
+            let done = act(&mut Tables {
+                kites: transaction.open_table(KITES)?,
+                used: transaction.open_table(USED)?,
+                invited: transaction.open_table(INVITED)?,
+            })?;
             transaction.commit()?;
             Ok(done)
         };
@@ -284,7 +311,34 @@ impl Book {
     }
 }
 
-type Rows<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+pub(super) type Rows<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
+/// What a transaction sees.
+pub(super) struct Tables<'a> {
+    pub(super) kites: Rows<'a>,
+    used: Rows<'a>,
+    pub(super) invited: Rows<'a>,
+}
+
+impl Tables<'_> {
+    /// Adds a kite, whose [`Entry`] is this text.
+    pub(super) fn add(
+        &mut self,
+        name: &KiteName,
+        text: &[u8],
+    ) -> Result<Result<(), BookError>, redb::Error> {
+        if self.kites.get(name.as_str())?.is_some() {
+            return Ok(Err(BookError::Exists(name.clone())));
+        }
+        if redb::ReadableTableMetadata::len(&self.kites)? >= MAX_KITES {
+            return Ok(Err(BookError::Full));
+        }
+        self.kites.insert(name.as_str(), text)?;
+        // One of this name that was there before is another's.
+        self.used.remove(name.as_str())?;
+        Ok(Ok(()))
+    }
+}
 
 fn private(dir: &Path, path: &Path) -> std::io::Result<File> {
     std::fs::create_dir_all(dir)?;

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::account::{end_of_day, now_unix};
 use super::accounts::{Accounts, Listed};
 use super::book::{Book, BookError, Entry};
+use super::invited::{self, Invited};
 use super::limits::{DAY, Limits, Used};
-use crate::cli::{AddArgs, KitesArgs, KitesCommand};
+use crate::cli::{AddArgs, KitesArgs, KitesCommand, TermsArgs};
 use crate::code::{Code, Coded};
 use crate::config::{self, ConfigError, Grant, ProofRule};
 use crate::control::{self, AskError};
@@ -38,6 +39,20 @@ pub enum Order {
     },
     /// Name all.
     List,
+    /// Invite somebody to fly one.
+    Invite {
+        /// The invitation's number.
+        id: String,
+        /// The rest.
+        invited: Box<Invited>,
+    },
+    /// Take the invitation to fly this one back.
+    Revoke {
+        /// Its name or wildcard.
+        name: String,
+    },
+    /// Name all invitations.
+    Invitations,
 }
 
 /// What became of it.
@@ -48,6 +63,8 @@ pub enum Answer {
     Done,
     /// All kites.
     All(Vec<Listed>),
+    /// All invitations.
+    Invitations(Vec<invited::Listed>),
     /// Nothing has changed, for this reason.
     Refused(String),
 }
@@ -90,6 +107,26 @@ impl Order {
         let parse = |name: &str| name.parse::<KiteName>().map_err(|e| e.to_string());
         let done = match &self {
             Self::List => return Answer::All(accounts.list()),
+            Self::Invitations => {
+                return match accounts.invitations() {
+                    Ok(all) => Answer::Invitations(all),
+                    Err(e) => Answer::Refused(e.to_string()),
+                };
+            }
+            Self::Invite { id, invited } => parse(&invited.name).and_then(|name| {
+                let known = invited.is_understood().then_some(());
+                known.ok_or(control::OTHER_VERSION)?;
+                accounts
+                    .invite(id, &name, invited)
+                    .map_err(|e| e.to_string())?;
+                tracing::info!("somebody is invited to fly {name}");
+                Ok(())
+            }),
+            Self::Revoke { name } => parse(name).and_then(|name| {
+                accounts.revoke(&name).map_err(|e| e.to_string())?;
+                tracing::info!("nobody is invited to fly {name} any more");
+                Ok(())
+            }),
             Self::Add { name, entry } => parse(name).and_then(|name| {
                 let known = entry.grant(name.as_str()).is_some();
                 known.then_some(()).ok_or(control::OTHER_VERSION)?;
@@ -109,16 +146,39 @@ impl Order {
         }
     }
 
+    /// Has it done by the frontend with this state directory, or does it where none runs. What was refused is an error.
+    pub(super) async fn place(&self, state_dir: &Path) -> Result<Answer, KitesError> {
+        let socket = Role::Frontend.socket(state_dir);
+        let answer = match control::kites(&socket, self).await {
+            // A socket that nobody listens on is left over from a crash.
+            Err(AskError::Nobody(_)) => self.carry_out_alone(state_dir)?,
+            answer => answer?,
+        };
+        match answer {
+            Answer::Refused(why) => Err(KitesError::Refused(why)),
+            answer => Ok(answer),
+        }
+    }
+
     /// The same where no frontend runs.
     fn carry_out_alone(&self, state_dir: &Path) -> Result<Answer, KitesError> {
-        if matches!(self, Self::List) && !Book::exists(state_dir) {
-            return Ok(Answer::All(Vec::new()));
+        match self {
+            Self::List if !Book::exists(state_dir) => return Ok(Answer::All(Vec::new())),
+            Self::Invitations if !Book::exists(state_dir) => {
+                return Ok(Answer::Invitations(Vec::new()));
+            }
+            _ => {}
         }
         let book = Book::open(state_dir)?;
         let parse = |name: &str| config::parse_name("NAME", name);
         match self {
             Self::Add { name, entry } => book.add(&parse(name)?, entry)?,
             Self::Remove { name } => book.remove(&parse(name)?)?,
+            Self::Invite { id, invited } => {
+                book.invite(id, &parse(&invited.name)?, invited, now_unix())?;
+            }
+            Self::Revoke { name } => book.revoke(&parse(name)?, now_unix())?,
+            Self::Invitations => return Ok(Answer::Invitations(book.invitations(now_unix())?)),
             Self::List => {
                 let used = book.used()?;
                 let of = |grant: &Grant| used.get(grant.pattern.as_str()).copied();
@@ -148,16 +208,9 @@ pub async fn run(
         KitesCommand::Remove { name } => (Order::Remove { name: name.clone() }, None),
         KitesCommand::List { .. } => (Order::List, None),
     };
-    let socket = Role::Frontend.socket(&state_dir);
-    let answer = match control::kites(&socket, &order).await {
-        // A socket that nobody listens on is left over from a crash.
-        Err(AskError::Nobody(_)) => order.carry_out_alone(&state_dir)?,
-        answer => answer?,
-    };
-    let all = match answer {
-        Answer::Refused(why) => return Err(KitesError::Refused(why)),
+    let all = match order.place(&state_dir).await? {
         Answer::All(all) => all,
-        Answer::Done => Vec::new(),
+        Answer::Done | Answer::Invitations(_) | Answer::Refused(_) => Vec::new(),
     };
     match (&args.command, &order) {
         (KitesCommand::List { json: true }, _) => {
@@ -188,7 +241,7 @@ pub async fn run(
             None => writeln!(aside, "{name} may fly with that secret")?,
         },
         (_, Order::Remove { name }) => writeln!(aside, "{name} may not fly any more")?,
-        (_, Order::List) => {}
+        (_, _) => {}
     }
     out.flush()?;
     Ok(())
@@ -206,35 +259,49 @@ fn entry(add: &AddArgs) -> Result<(KiteName, Entry, Option<String>), ConfigError
             })?
         }
     };
-    let grant = Grant {
+    let expires = add.expires.as_deref();
+    let expires = expires
+        .map(|text| self::expires("--expires", text))
+        .transpose()?;
+    let entry = terms(&add.terms, &name, secret, expires)?;
+    Ok((name, entry, made))
+}
+
+/// A kite's entry, by the flags that `add` and `invite` have in common.
+pub(super) fn terms(
+    terms: &TermsArgs,
+    name: &KiteName,
+    secret: Secret,
+    expires: Option<u64>,
+) -> Result<Entry, ConfigError> {
+    Ok(Entry::new(&Grant {
         pattern: name.clone(),
         backends: 1,
-        protocols: config::parse_protocols("--protocols", &add.protocols)?,
+        protocols: config::parse_protocols("--protocols", &terms.protocols)?,
         secret,
-        proof: match add.require_proof {
+        proof: match terms.require_proof {
             true => ProofRule::Required,
             false => ProofRule::Optional,
         },
         limits: Limits {
-            quota: add.quota,
-            connections: add.connections,
-            period_days: add.period_days,
-            streams: add.streams,
-            streams_per_visitor: add.streams_per_visitor,
-            rate: add.rate,
-            rate_per_visitor: add.rate_per_visitor,
-            visitors: add.visitors,
+            quota: terms.quota,
+            connections: terms.connections,
+            period_days: terms.period_days,
+            streams: terms.streams,
+            streams_per_visitor: terms.streams_per_visitor,
+            rate: terms.rate,
+            rate_per_visitor: terms.rate_per_visitor,
+            visitors: terms.visitors,
         },
-        expires: add.expires.as_deref().map(expires).transpose()?,
-    };
-    Ok((name, Entry::new(&grant), made))
+        expires,
+    }))
 }
 
 /// Most days ahead that a kite may end: a century.
 const MAX_DAYS: u32 = 36_500;
 
 /// `30d`, or a date.
-fn expires(text: &str) -> Result<u64, ConfigError> {
+pub(super) fn expires(place: &str, text: &str) -> Result<u64, ConfigError> {
     let days = text
         .strip_suffix('d')
         .and_then(|n| n.parse::<u32>().ok().filter(|days| *days <= MAX_DAYS));
@@ -243,7 +310,7 @@ fn expires(text: &str) -> Result<u64, ConfigError> {
         None => end_of_day(text).map_err(|e| {
             config::problem(
                 Code::BadValue,
-                "--expires",
+                place,
                 e,
                 "write a date, or a number of days such as 30d",
             )

@@ -18,7 +18,7 @@ use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
-use super::{Arrival, MAX_CONNECTIONS, Shared, Socket};
+use super::{Arrival, MAX_CONNECTIONS, Shared, Socket, join};
 use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
@@ -277,7 +277,15 @@ async fn arrive_by_tls(
         Inner::Backend(backend) => return Some(Comer::Backend(backend)),
         Inner::Request(conn, first, head) => (conn, first, head),
     };
-    let held = ending.as_ref().filter(|_| !hello.alpn_kite);
+    if hello.alpn_kite {
+        let peer = Peer {
+            shown: peer,
+            known: Some(account::visitor(door.peer.ip())),
+        };
+        other_request(shared, conn, first, head.len, peer).await;
+        return None;
+    }
+    let held = ending.as_ref();
     if held.is_some_and(|held| is_for(&head, hello.sni.as_ref(), held))
         && let Some(page) = own_page(shared, &head, &first, door.port)
     {
@@ -285,7 +293,7 @@ async fn arrive_by_tls(
         return None;
     }
     // Visitors are for certificates of names, never for the tunnels' own key or protocol.
-    let route = match ending.filter(|_| !hello.alpn_kite) {
+    let route = match ending {
         Some(held) => route_ended(shared, &head, hello.sni.as_ref(), &held, door.port)
             .map_err(No::from)
             .and_then(|route| route.let_in(door, OFFLINE)),
@@ -397,8 +405,29 @@ pub(super) async fn serve_inner(
             };
             register::serve(shared, backend, peer).await;
         }
-        Some(Inner::Request(conn, ..)) => refuse(conn, OFFLINE).await,
+        Some(Inner::Request(conn, first, head)) => {
+            let peer = Peer {
+                shown: peer,
+                known: None,
+            };
+            other_request(shared, conn, first, head.len, peer).await;
+        }
         None => {}
+    }
+}
+
+/// A request where only backends come: an invitation is redeemed, and all else refused.
+async fn other_request<C: Conn>(
+    shared: &Shared,
+    conn: C,
+    mut first: BytesMut,
+    head_len: usize,
+    peer: Peer<'_>,
+) {
+    let head = first.split_to(head_len.min(first.len()));
+    match crate::wire::join::is_asked(&head) {
+        true => Box::pin(join::serve(shared, conn, &head, first, peer)).await,
+        false => refuse(conn, OFFLINE).await,
     }
 }
 

@@ -106,6 +106,40 @@ impl NodeDir {
     /// Puts the kite's lines into `tahoe.cfg`, and what mends every other leak in it. All other lines stay; time-outs
     /// that the operator has chosen, too.
     pub fn write(&mut self, kite: &Kite) -> Result<Written, DirError> {
+        let (text, changes) = self.changed(kite)?;
+        if text == self.text {
+            return Ok(Written {
+                changes: vec![],
+                backup: None,
+            });
+        }
+        let problem = |problem| DirError::Write {
+            path: self.path.clone(),
+            problem,
+        };
+        let backup = replace(&self.path, &text).map_err(problem)?;
+        self.text = text;
+        Ok(Written { changes, backup })
+    }
+
+    /// The lines that [`NodeDir::write`] would change.
+    pub fn plan(&self, kite: &Kite) -> Result<Vec<Change>, DirError> {
+        let mut draft = Self {
+            node: Node {
+                cfg: parse(&self.path, &self.text)?,
+                kind: self.node.kind,
+                introducers: self.node.introducers.clone(),
+                servers: self.node.servers.clone(),
+                tub: self.node.tub,
+            },
+            path: self.path.clone(),
+            text: self.text.clone(),
+        };
+        Ok(draft.changed(kite)?.1)
+    }
+
+    /// The text as it is to be, and the lines that are new in it. The node is what that text says.
+    fn changed(&mut self, kite: &Kite) -> Result<(String, Vec<Change>), DirError> {
         let mut wanted = kite.lines(self.node.kind)?;
         wanted.retain(|change| {
             let chosen = self.node.cfg.value(change.section, change.key);
@@ -123,22 +157,7 @@ impl NodeDir {
         wanted.extend(mends);
         let old = parse(&self.path, &self.text)?;
         wanted.retain(|c| old.value(c.section, c.key) != c.value.as_deref());
-        if text == self.text {
-            return Ok(Written {
-                changes: vec![],
-                backup: None,
-            });
-        }
-        let problem = |problem| DirError::Write {
-            path: self.path.clone(),
-            problem,
-        };
-        let backup = replace(&self.path, &text).map_err(problem)?;
-        self.text = text;
-        Ok(Written {
-            changes: wanted,
-            backup,
-        })
+        Ok((text, wanted))
     }
 
     /// The text with these changes, and seen to have them and no others.
@@ -202,7 +221,7 @@ fn parse(path: &Path, text: &str) -> Result<Cfg, DirError> {
 
 /// Puts `text` in the place of a file, at once or not at all, with the old one's mode and owner. Gives the name of
 /// the old file's copy.
-fn replace(path: &Path, text: &str) -> std::io::Result<Option<PathBuf>> {
+pub(crate) fn replace(path: &Path, text: &str) -> std::io::Result<Option<PathBuf>> {
     // What a link leads to is replaced, not the link.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let old = match fs::read(&path) {

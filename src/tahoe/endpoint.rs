@@ -86,6 +86,21 @@ impl Endpoint {
         }
     }
 
+    /// Where this machine reaches it: on loopback, if it is there at all.
+    pub fn from_here(&self) -> Option<SocketAddr> {
+        let port = self.port.filter(|port| *port != 0)?;
+        let loopback: IpAddr = match self.kind.as_str() {
+            "tcp" => Ipv4Addr::LOCALHOST.into(),
+            "tcp6" => Ipv6Addr::LOCALHOST.into(),
+            _ => return None,
+        };
+        match self.reach {
+            Reach::Local => Some((loopback, port).into()),
+            Reach::Address(ip) if ip.is_unspecified() => Some((loopback, port).into()),
+            Reach::Address(_) | Reach::Overlay | Reach::Unknown => None,
+        }
+    }
+
     /// Is it this origin?
     pub fn is(&self, origin: &SocketAddr) -> bool {
         let address = match self.reach {

@@ -15,6 +15,7 @@ mod attacks;
 mod balancer;
 mod hostile;
 mod introduce;
+mod invitations;
 mod lanes;
 mod old_peers;
 mod origins;

@@ -12,7 +12,7 @@ const NODE: &str = "foolscap:tahoebob.alice.example:127.0.0.1:49293";
 fn backend(flags: &[&str]) -> Sight {
     let words = ["kite", "backend"].iter().chain(flags);
     match Cli::try_parse_from(words).expect("flags").command {
-        Command::Backend(args) => of_backend(&BackendOutline::load(&args).expect("outline")),
+        Command::Backend(args) => of_backend(&BackendOutline::load(&args.run).expect("outline")),
         _ => unreachable!("a backend's flags"),
     }
 }
