@@ -75,7 +75,7 @@ pub enum Command {
     },
 }
 
-/// Flags of `kite frontend`. Each has a key in the file, which README.md lists.
+/// Flags of `kite frontend`. Each has a key in the file: [`crate::config::file`].
 #[derive(Debug, Default, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct FrontendArgs {
@@ -371,7 +371,7 @@ pub struct JoinArgs {
     pub state_dir: Option<PathBuf>,
 }
 
-/// Flags of `kite backend`. Each has a key in the file, which README.md lists.
+/// Flags of `kite backend`. Each has a key in the file: [`crate::config::file`].
 #[derive(Debug, Default, Args)]
 pub struct BackendArgs {
     /// TOML file to read, or pagekite.py's FILE.rc, or a directory of such; flags given here

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::backend::introduce::Tell;
@@ -28,11 +29,16 @@ use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
 use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::listen::LocalAddr;
-use crate::proxy_header::Version;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
 
+use file::{
+    AcmeTable, AuthorityEntry, BackendFile, CertificateEntry, FrontendEntry, FrontendFile,
+    GrantEntry, ListenEntry, ListenTable, LocalTable, PageTable, ServiceEntry, TlsEnd, TorTable,
+};
+
 mod credential;
+pub mod file;
 
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -249,7 +255,7 @@ pub struct Grant {
 }
 
 /// Which proof of the secret a grant takes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProofRule {
     /// KiteProof1 where it was agreed, else PageKite's signature.
@@ -332,17 +338,6 @@ pub struct Service<S = Secret> {
     pub tell: Tell,
 }
 
-/// Where the TLS of a kite's visitors ends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TlsEnd {
-    /// At the origin, if there is any.
-    #[default]
-    Origin,
-    /// At the frontend.
-    Frontend,
-}
-
 impl<S> Service<S> {
     /// Its protocol with its port.
     pub fn ported(&self) -> Ported {
@@ -354,189 +349,6 @@ impl<S> Service<S> {
 }
 
 // ------------------------------------------------------------------- files
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct FrontendFile {
-    #[serde(default)]
-    listen: Vec<ListenEntry>,
-    #[serde(default)]
-    kites: Vec<GrantEntry>,
-    name: Option<String>,
-    #[serde(default)]
-    onion: bool,
-    #[serde(default)]
-    tor: OnionTorTable,
-    state_dir: Option<PathBuf>,
-    log_peers: Option<bool>,
-    #[serde(default)]
-    certificates: Vec<CertificateEntry>,
-    #[serde(default)]
-    limits: Limits,
-    motd_file: Option<PathBuf>,
-    acme: Option<AcmeTable>,
-    #[serde(default)]
-    authorities: Vec<AuthorityEntry>,
-    #[serde(default)]
-    metrics: LocalTable,
-    #[serde(default)]
-    web: LocalTable,
-    #[serde(default)]
-    page: PageTable,
-}
-
-/// Something that this machine alone may see.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct LocalTable {
-    listen: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct PageTable {
-    enabled: Option<bool>,
-    contact: Option<String>,
-}
-
-/// One of `program` and `dns`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AuthorityEntry {
-    domain: Option<String>,
-    program: Option<PathBuf>,
-    dns: Option<String>,
-    resolver: Option<String>,
-    protocols: Option<Vec<String>>,
-    parallel: Option<usize>,
-    #[serde(default)]
-    limits: Limits,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AcmeTable {
-    names: Vec<String>,
-    #[serde(default)]
-    accept_terms: bool,
-    contact: Option<String>,
-    directory: Option<String>,
-    ca_file: Option<PathBuf>,
-    #[serde(default)]
-    endpoints: bool,
-    #[serde(default)]
-    redirect: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CertificateEntry {
-    cert: PathBuf,
-    key: Option<PathBuf>,
-    #[serde(default)]
-    default: bool,
-    #[serde(default)]
-    endpoints: bool,
-    #[serde(default)]
-    redirect: bool,
-}
-
-/// What a frontend may say of Tor: it is on if `onion` is.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct OnionTorTable {
-    config: Option<PathBuf>,
-}
-
-/// `listen = ["0.0.0.0:80"]`, or `[[listen]]` with `address` and what else is wanted.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected \"ADDR:PORT\", or a table with `address`, and as wanted, `port`, `kite`, `protocol`, `proxy_protocol` (true or false) and `proxy_from` (a list)"
-)]
-enum ListenEntry {
-    Address(String),
-    Port(ListenTable),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListenTable {
-    address: String,
-    port: Option<u16>,
-    kite: Option<String>,
-    protocol: Option<String>,
-    #[serde(default)]
-    proxy_protocol: bool,
-    proxy_from: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrantEntry {
-    name: String,
-    protocols: Option<Vec<String>>,
-    secret_file: Option<PathBuf>,
-    #[serde(default)]
-    proof: ProofRule,
-    expires: Option<String>,
-    #[serde(default)]
-    limits: Limits,
-    backends: Option<u8>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct BackendFile {
-    #[serde(default)]
-    tor: TorTable,
-    #[serde(default)]
-    frontends: Vec<FrontendEntry>,
-    #[serde(default)]
-    kites: Vec<ServiceEntry>,
-    ca_file: Option<PathBuf>,
-    #[serde(default)]
-    allow_origin: Vec<String>,
-    state_dir: Option<PathBuf>,
-    #[serde(default)]
-    metrics: LocalTable,
-    #[serde(default)]
-    web: LocalTable,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct TorTable {
-    #[serde(default)]
-    enabled: bool,
-    config: Option<PathBuf>,
-    socks_listen: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FrontendEntry {
-    address: String,
-    kites: Option<Vec<String>>,
-    tunnels: Option<u8>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServiceEntry {
-    name: String,
-    protocol: Option<String>,
-    port: Option<u16>,
-    origin: String,
-    secret_file: Option<PathBuf>,
-    tub_id: Option<String>,
-    #[serde(default)]
-    tls: TlsEnd,
-    proxy_protocol: Option<Version>,
-    #[serde(default)]
-    forwarded_headers: bool,
-    rewrite_host: Option<String>,
-}
 
 /// A file that one role reads.
 trait RoleFile: for<'de> Deserialize<'de> + Default {
@@ -603,7 +415,7 @@ impl Source {
                 Code::FileMalformed,
                 &shown,
                 e.trim_end(),
-                "README.md lists the keys, with examples",
+                "docs/reference.md lists the keys",
             )
         })?;
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();

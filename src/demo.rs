@@ -403,7 +403,7 @@ fn views(
             out,
             "address in real life). To see it vanish: kite demo --via-tor"
         )?;
-        writeln!(out, "For real: README.md, \"A storage node behind kite\".")?;
+        writeln!(out, "For real: README.md, \"Your first private node\".")?;
     }
     Ok(())
 }

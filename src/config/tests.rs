@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::proxy_header::Version;
 
 /// A directory with a secret that only its owner can read.
 fn place() -> tempfile::TempDir {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Visitors' addresses that are remembered for one kite. With a limit for each address, one more
@@ -15,8 +16,9 @@ pub const MAX_VISITORS: usize = 4096;
 pub const DAY: u64 = 24 * 60 * 60;
 
 /// So many of something within so many seconds; both are at least 1. Written `20/60`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = r"^\s*[0-9]+\s*/\s*[0-9]+\s*$"))]
 pub struct Rate {
     /// How many.
     pub count: u32,
@@ -61,8 +63,11 @@ impl fmt::Display for Rate {
 }
 
 /// An amount of bytes, written with its unit: `500MB`. A KB is 1024 bytes, as in PageKite's protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = r"^\s*[0-9]+\s*[KkMmGgTt][Bb]\s*$"))]
 pub struct Size(pub u64);
 
 const UNITS: [(&str, u32); 4] = [("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10)];
@@ -108,31 +113,31 @@ impl fmt::Display for Size {
 }
 
 /// What a kite may use up, and how fast. What is absent is not limited.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Bytes of its visitors' connections, both ways together, within a period.
+    /// Bytes of its visitors' connections, both ways together, within a period: `"500MB"`, `"10GB"`. 1 KB is 1,024 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<Size>,
     /// Visitors' connections within a period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
-    /// After so many days both begin anew. Without it they never do.
+    /// Days after which `quota` and `connections` begin anew. Without it they never do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_days: Option<u32>,
     /// Visitors' connections that are open at one time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<u32>,
-    /// The same, from one address.
+    /// Connections that are open at one time from one address. An IPv6 network (/64) counts as one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams_per_visitor: Option<u32>,
-    /// New connections.
+    /// New connections within so many seconds: `"20/60"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
-    /// The same, from one address.
+    /// New connections within so many seconds from one address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_per_visitor: Option<Rate>,
-    /// Different addresses.
+    /// Different visitors' addresses within so many seconds: `"50/3600"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub visitors: Option<Rate>,
 }

@@ -53,7 +53,7 @@ const ORDER: Meaning = Nothing("it is an order to pagekite.py, and no setting");
 const OVERLOAD: Meaning = Nothing("kite's frontends never call themselves overloaded");
 const SAVE: Meaning = Nothing("kite writes no configuration, except `kite import`");
 const SERVICE: Meaning =
-    Nothing("leave that to what starts kite; README.md has a unit for systemd");
+    Nothing("leave that to what starts kite; the Debian package has units for systemd");
 const TRACE: Meaning = Nothing("kite has --log debug, and `kite status`");
 const UPGRADE: Meaning = Nothing("kite recommends no versions to backends");
 const WEB: Meaning = Nothing("kite has no web server of its own");

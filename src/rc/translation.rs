@@ -1,4 +1,4 @@
-//! What rc files come to: TOML with the keys of README.md, and what TOML cannot hold.
+//! What rc files come to: TOML with the keys of [`crate::config::file`], and what TOML cannot hold.
 
 use std::collections::BTreeMap;
 use std::fmt;
