@@ -53,7 +53,7 @@ impl Node {
     /// Where its tub listens, if this machine reaches it there.
     pub fn tub_address(&self) -> Option<SocketAddr> {
         let endpoint = Endpoint::parse(self.cfg.value("node", "tub.port")?);
-        endpoint.from_here()
+        endpoint.reached_here()
     }
 }
 

@@ -87,7 +87,7 @@ impl Endpoint {
     }
 
     /// Where this machine reaches it: on loopback, if it is there at all.
-    pub fn from_here(&self) -> Option<SocketAddr> {
+    pub fn reached_here(&self) -> Option<SocketAddr> {
         let port = self.port.filter(|port| *port != 0)?;
         let loopback: IpAddr = match self.kind.as_str() {
             "tcp" => Ipv4Addr::LOCALHOST.into(),
