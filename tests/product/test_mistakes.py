@@ -218,7 +218,7 @@ def test_progress_for_programs(kite, sup):
                   "code": None, "error": None}
     said = run("backend", env={"KITE_PROGRESS": "json"}, status=2)
     last = json.loads(said.splitlines()[0])
-    assert last["event"] == "error" and last["code"] == "KITE-C11" and "frontends" in last["text"]
+    assert last["event"] == "error" and last["code"] == "KITE-C11" and "no configuration" in last["text"]
 
 
 def test_progress_on_a_terminal(kite, tmp_path):

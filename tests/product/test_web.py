@@ -96,7 +96,7 @@ def test_a_token_lets_one_browser_in_once(kite, sup):
         other = get(web(frontend).removeprefix("http://127.0.0.1:7466"), ("127.0.0.1", 7466))
         status, _, text = get("/status.json", ("127.0.0.1", 7466), Cookie=other[1]["set-cookie"].split(";")[0])
         assert status == 200 and '"peer":""' in text and "127.0.0.1:" not in text
-        assert path not in backend.proc.text() and "token" not in backend.proc.text()
+        assert path not in backend.proc.text() and "token=" not in backend.proc.text()
 
 
 def test_without_a_page_kite_web_says_what_to_do(kite, sup):
