@@ -6,3 +6,6 @@ pub mod frontend;
 mod run;
 
 pub use run::{FirstRun, FirstRunError, backend as run_backend, frontend as run_frontend};
+
+#[cfg(test)]
+mod script;

@@ -347,7 +347,7 @@ mod tests {
     use super::*;
     use crate::dial::OriginError;
     use crate::invitation::Token;
-    use crate::wizard::ask::script::Script;
+    use crate::wizard::script::Script;
 
     const PIN: &str = "sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
     const ONION: &str = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443";

@@ -172,7 +172,7 @@ pub fn first_kite(asker: &mut dyn Asker, name: &str) -> Result<Option<KiteName>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wizard::ask::script::Script;
+    use crate::wizard::script::Script;
 
     fn run(answers: &[&str]) -> (Script, Result<Answers, NoAnswer>) {
         let mut script = Script::new(answers);
