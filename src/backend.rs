@@ -27,7 +27,7 @@ use self::watch::Watch;
 use crate::code::Code;
 use crate::config::{Frontend, Service};
 use crate::dial::{Dialer, FrontendAddr, Lane, Trust};
-use crate::observe::board::Board;
+use crate::observe::board::{Board, kite_of};
 use crate::shutdown::{self, Shutdown, Trigger};
 use crate::tunnel::buffer::Pool;
 
@@ -60,6 +60,20 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The frontends where a kite is to fly, by their addresses.
+    pub fn places_of(&self, kite: &str) -> Vec<String> {
+        let service = self.services.iter().find(|s| kite_of(s) == kite);
+        let Some(service) = service else {
+            return Vec::new();
+        };
+        let is_for = |f: &&Frontend| {
+            let names = f.kites.as_ref();
+            names.is_none_or(|names| names.contains(&service.name))
+        };
+        let places = self.frontends.iter().filter(is_for);
+        places.map(|f| f.address.to_string()).collect()
+    }
+
     /// One that never changes.
     pub fn fixed(frontends: Vec<Frontend>, services: Vec<Service>) -> signal::Receiver<Self> {
         signal::channel(Self {

@@ -4,6 +4,7 @@ use std::io::Write;
 
 pub mod leaks;
 pub mod node;
+pub mod whole;
 
 use crate::cli::CheckArgs;
 use crate::code::{Code, Coded};
@@ -15,9 +16,7 @@ use crate::tahoe::dir::DirError;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// Nothing to look at.
-    #[error(
-        "there is nothing to check; add --node DIR with the directory of a Tahoe-LAFS node, or --leaks"
-    )]
+    #[error("there is no node to check; add --node DIR with the directory of a Tahoe-LAFS node")]
     Nothing,
     /// The backend's configuration is of no use.
     #[error(transparent)]

@@ -61,8 +61,9 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Show both sides at work, here and now, with nothing to set up
     Demo(DemoArgs),
-    /// Look for what shows the address of the machine. Exit status: 0 nothing, 1 a leak or
-    /// something broken, 2 it could not be checked
+    /// Look whether visitors come to the node, from its configuration to its public name; or, with --node or --leaks, for
+    /// what shows the address of the machine. Exit status: 0 all is well, 1 something failed or leaks, 2 something could
+    /// not be checked
     Check(CheckArgs),
     /// Write pagekite.py's rc files anew as TOML, with each secret in a file of its own
     Import(ImportArgs),
@@ -442,9 +443,13 @@ pub struct StatusArgs {
     #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// Print JSON, for programs
+    /// Print JSON, for programs; docs/status-schema.json says what is in it
     #[arg(long)]
     pub json: bool,
+
+    /// Show it on the whole terminal, and go on doing so until q
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
 }
 
 /// Flags of `kite web`.
@@ -512,9 +517,22 @@ pub struct CheckArgs {
     #[arg(long, value_name = "DIR")]
     pub node: Option<PathBuf>,
 
-    /// The backend's TOML file: to see whether the node goes with it, or to run it
-    #[arg(long, value_name = "FILE")]
+    /// The backend's TOML file: to check all that it leads to, to see whether the node goes with
+    /// it, or to run it
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Check all that the configuration leads to, and then the node of --node
+    #[arg(long, requires = "node", conflicts_with = "leaks")]
+    pub all: bool,
+
+    /// The state directory of the backend, if its file does not say
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Print JSON, for programs
+    #[arg(long, conflicts_with = "leaks")]
+    pub json: bool,
 
     /// Run the backend of --config under strace for a while, and name everything that is neither
     /// Tor nor the origin. Needs strace, and no other kite in the same state directory

@@ -11,6 +11,7 @@ pub mod places;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,7 @@ use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::listen::LocalAddr;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
+use crate::witness::Witnessing;
 
 use file::{
     AcmeTable, AuthorityEntry, BackendFile, CertificateEntry, FrontendEntry, FrontendFile,
@@ -282,6 +284,8 @@ pub struct BackendConfig {
     pub state_dir: PathBuf,
     /// What is offered to this machine alone.
     pub local: LocalPlaces,
+    /// Whether it visits its own kites.
+    pub witnessing: Witnessing,
 }
 
 /// Whether to use Tor, and how.
@@ -314,6 +318,8 @@ pub struct NodeSide {
     pub socks: Option<SocketAddr>,
     /// The kites. Never empty.
     pub kites: Vec<Service<()>>,
+    /// Where the backend answers, if that is known.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// One kite to fly.
@@ -1331,6 +1337,10 @@ impl BackendConfig {
                 (&args.metrics_listen, &file.metrics),
                 (&args.web_listen, &file.web),
             )?,
+            witnessing: Witnessing {
+                enabled: file.probe.enabled.unwrap_or(true),
+                public_port: file.probe.public_port.map(NonZeroU16::get),
+            },
         })
     }
 }
@@ -1345,6 +1355,12 @@ impl NodeSide {
             via_tor: tor.enabled,
             socks,
             kites,
+            state_dir: state_dir(
+                &source,
+                args.state_dir.as_deref(),
+                file.state_dir.as_deref(),
+            )
+            .ok(),
         })
     }
 }

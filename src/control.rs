@@ -35,6 +35,8 @@ const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 const ANSWER: Duration = Duration::from_secs(30);
 /// What asks for a [`Status`].
 const STATUS: &str = "status\n";
+/// What asks for a [`Status`] after visits to all kites.
+const PROBE: &str = "probe\n";
 /// What comes before an [`Order`].
 const RELOAD: &str = "reload\n";
 /// Asks for the way to the status page.
@@ -49,6 +51,11 @@ pub const OTHER_VERSION: &str = "it is of another version; restart it, or use it
 pub trait Desk: Send + Sync + 'static {
     /// How it is.
     fn status(&self) -> Status;
+
+    /// How it is, after visits to all its kites from outside.
+    async fn probe(&self) -> Status {
+        self.status()
+    }
 
     /// To take another configuration.
     async fn reload(&self, order: Order) -> Answer;
@@ -129,6 +136,8 @@ async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
         serde_json::to_vec(&desk.status())
     } else if asked.as_slice() == WEB.as_bytes() {
         serde_json::to_vec(&desk.web())
+    } else if asked.as_slice() == PROBE.as_bytes() {
+        serde_json::to_vec(&desk.probe().await)
     } else if let Some(order) = asked.strip_prefix(RELOAD.as_bytes()) {
         let answer = match serde_json::from_slice(order) {
             Ok(order) => desk.reload(order).await,
@@ -162,6 +171,11 @@ pub async fn status(socket: &Path) -> Result<Status, AskError> {
 /// Asks a running kite for the way to its status page.
 pub async fn web(socket: &Path) -> Result<Invitation, AskError> {
     ask(socket, WEB.as_bytes()).await
+}
+
+/// Has a running kite visit its own kites from outside, and asks it then how it is.
+pub async fn probe(socket: &Path) -> Result<Status, AskError> {
+    ask(socket, PROBE.as_bytes()).await
 }
 
 /// Gives a running kite another configuration.

@@ -34,6 +34,7 @@ pub use self::origin::{OriginConn, OriginDialer, OriginError};
 pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, Trust};
 pub use self::tor::TorDialer;
 use crate::code::{Code, Coded};
+use crate::kite::KiteName;
 use crate::tls::{self, TlsClient, TlsError};
 use crate::wire::Binding;
 
@@ -81,6 +82,19 @@ pub trait Dialer: Send + Sync + 'static {
     /// [`crate::tls::TLS_TIMEOUT`]. Each call tries once; trying again, and how
     /// soon, is the caller's affair. Dropping the future gives up.
     async fn dial(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError>;
+
+    /// Opens a connection as a visitor of this kite would who comes by this frontend: through Tor by the kite's name,
+    /// on a circuit that nothing else uses; else to the frontend's address. A dialer that knows no such way says so, and
+    /// then kites are not visited.
+    async fn visit(
+        &self,
+        frontend: &FrontendAddr,
+        kite: &KiteName,
+        port: u16,
+    ) -> Result<BoxConn, DialError> {
+        let _ = (frontend, kite, port);
+        Err(DialError::Socket(std::io::ErrorKind::Unsupported))
+    }
 
     /// The way that the lane went has failed: the next dial is to go another, if there is one.
     fn leave(&self, to: &FrontendAddr, lane: Lane) {

@@ -11,6 +11,7 @@
 //! * [`tls`]: trust in frontends.
 //! * [`sandbox`]: what the kernel takes away in Tor mode.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
+//! * [`visit`]: a visitor of foolscap's kind. [`witness`]: a backend's own, who comes from outside.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
 //! * [`web`]: what a running kite shows to its machine's browsers and to Prometheus.
 //! * [`control`]: a running kite and its owner. [`reload`]: what it can be told.
@@ -52,8 +53,10 @@ pub mod socks;
 pub mod tahoe;
 pub mod tls;
 pub mod tunnel;
+pub mod visit;
 pub mod web;
 pub mod wire;
+pub mod witness;
 pub mod wizard;
 
 pub use kite_tor as tor;

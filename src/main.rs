@@ -10,8 +10,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use kite::backend::join::{self, Join, JoinError};
 use kite::cli::{
-    BackendCommand, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs, InviteArgs,
-    KitesArgs, Shell, StatusArgs, WebArgs,
+    BackendCommand, CheckArgs, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs,
+    InviteArgs, KitesArgs, Shell, StatusArgs, TahoeArgs, WebArgs,
 };
 use kite::code::{Code, Coded};
 use kite::config::{self, BackendConfig, ConfigError, FrontendConfig, places};
@@ -19,6 +19,7 @@ use kite::control;
 use kite::frontend::invitations;
 use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
+use kite::observe::view::{self, ViewError};
 use kite::observe::{log, progress};
 use kite::rc::import;
 use kite::reload::{Answer, Order};
@@ -41,10 +42,11 @@ fn main() -> ExitCode {
         Err(answer) => return misused(&answer),
     };
     progress::choose(cli.progress);
-    let usual = if matches!(cli.command, Command::Demo(_)) {
-        "warn"
-    } else {
-        "info"
+    let usual = match &cli.command {
+        // Its findings are what is wanted.
+        Command::Check(args) if !args.leaks => "error",
+        Command::Demo(_) => "warn",
+        _ => "info",
     };
     if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual), cli.log_format) {
         return say(USAGE, Code::Usage, &problem);
@@ -100,6 +102,8 @@ enum Job {
     Demo(DemoArgs),
     Status(StatusArgs),
     Web(WebArgs),
+    Check(CheckArgs),
+    Tahoe(TahoeArgs),
     Reload(Box<BackendConfig>),
     Kites(KitesArgs),
     Invite(Box<InviteArgs>),
@@ -114,7 +118,10 @@ impl Job {
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
             Self::Join(join) => join.uses_tor(),
+            // Whether it will is seen when it has read its configuration.
+            Self::Check(_) => true,
             Self::Status(_)
+            | Self::Tahoe(_)
             | Self::Web(_)
             | Self::Reload(_)
             | Self::Kites(_)
@@ -179,12 +186,15 @@ impl Job {
                     BackendConfig::load(&args.backend).map_err(|e| wrong(&e))?,
                 ))
             }
-            // These need no runtime.
-            Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Tahoe(mut args) => {
                 places::settle_backend(&mut args.backend);
-                return Err(verdict(tahoe::run(&args, &mut std::io::stdout())));
+                Self::Tahoe(args)
             }
+            Command::Check(args) if !args.leaks && (args.node.is_none() || args.all) => {
+                Self::Check(args)
+            }
+            // These need no runtime.
+            Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
             Command::Completions { shell } => return Err(complete(shell)),
             Command::Explain(args) => {
                 let done = explain::run(&args, &mut std::io::stdout());
@@ -242,8 +252,31 @@ async fn dispatch(job: Job) -> ExitCode {
             let mut display = progress::Display::new();
             backend.run(move |p| display.show(p), order).await
         }
+        Job::Status(args) if args.watch => {
+            let dir = args.state_dir.map_or_else(config::default_state_dir, Ok);
+            let dir = match dir {
+                Ok(dir) => dir,
+                Err(e) => return wrong(&e),
+            };
+            return match view::watch(&dir, order).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e @ ViewError::NoTerminal) => fail(USAGE, &e),
+                Err(e) => fail(FAILED, &e),
+            };
+        }
         Job::Status(args) => return tell(&args).await,
         Job::Web(args) => return invite(&args).await,
+        Job::Check(args) => {
+            let mut out = std::io::stdout();
+            return match check::whole::run(&args, &mut out).await {
+                Ok(code) => ExitCode::from(code),
+                Err(e) => fail(USAGE, &e),
+            };
+        }
+        Job::Tahoe(args) => {
+            let running = tahoe::running(&args).await;
+            return verdict(tahoe::run(&args, running.as_ref(), &mut std::io::stdout()));
+        }
         Job::Kites(args) => {
             let (mut out, mut aside) = (std::io::stdout(), std::io::stderr());
             return managed(kites::run(&args, &mut out, &mut aside).await);

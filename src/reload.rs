@@ -207,6 +207,11 @@ impl Reloader {
         }
     }
 
+    /// The plan, now.
+    pub fn plan(&self) -> Plan {
+        self.plans.borrow().clone()
+    }
+
     /// The plan, now and later.
     pub fn plans(&self) -> watch::Receiver<Plan> {
         self.plans.subscribe()
@@ -350,6 +355,7 @@ mod tests {
             ca_file: None,
             state_dir: "/unused".into(),
             local: Default::default(),
+            witnessing: Default::default(),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
-use crate::observe::progress::Event;
+use crate::observe::progress::{self, Event};
 use crate::observe::status::{self, Role, Status};
 use crate::observe::traffic::Speed;
 use crate::reload::{Answer, Order, Reloader};
@@ -35,11 +35,19 @@ use crate::socks;
 use crate::tls::{FileError, TlsClient};
 use crate::tor::{self, TorError, TorSettings};
 use crate::web::{DoorError, Doors, Invitation, Reception};
+use crate::witness::Witness;
 
 /// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often it is looked, for a supervisor that waits, whether a kite flies.
 const READY_POLL: Duration = Duration::from_millis(250);
+
+/// How long one who asks for visits waits for them.
+const PROBE_NOW: Duration = Duration::from_secs(25);
+/// How long frontends may take until the start screen is shown without them.
+const SCREEN: Duration = Duration::from_secs(30);
+/// How long the first visits may take beyond that.
+const SCREEN_VISITS: Duration = Duration::from_secs(20);
 
 /// Why a role ended otherwise than as asked.
 #[derive(Debug, thiserror::Error)]
@@ -356,6 +364,7 @@ impl Backend {
         let reloader = Reloader::new(&self.config, self.config.tor.enabled);
         let plans = reloader.plans();
         let speed = Speed::default();
+        let witness: Arc<OnceLock<Arc<Witness>>> = Arc::default();
         let desk = Arc::new(BackendDesk {
             via: if self.config.tor.enabled {
                 "Tor"
@@ -367,6 +376,7 @@ impl Backend {
             board: board.clone(),
             began: Instant::now(),
             speed: speed.clone(),
+            witness: witness.clone(),
             reloader,
             reception: self.doors.reception(),
         });
@@ -381,13 +391,13 @@ impl Backend {
                 tracing::info!(
                     "Tor is off: frontends see this machine's address; --via-tor hides it"
                 );
-                control::offer(self.control, desk);
+                control::offer(self.control, desk.clone());
                 Arc::new(DirectDialer::new(allowed, self.tls))
             }
             Egress::Tor(settings) => {
                 let client = Arc::new(tor::Client::start(settings)?);
                 let _ = tor.set(client.clone());
-                control::offer(self.control, desk);
+                control::offer(self.control, desk.clone());
                 let watched = client.clone();
                 obsolete = Box::pin(async move { watched.watch().await });
                 let mut show = |p| {
@@ -411,6 +421,18 @@ impl Backend {
                 Arc::new(TorDialer::new(client, self.tls))
             }
         };
+        let own = Arc::new(Witness::new(
+            plans.clone(),
+            dialer.clone(),
+            board.clone(),
+            self.config.witnessing,
+        ));
+        let _ = witness.set(own.clone());
+        let visits = self.config.witnessing.enabled;
+        if visits {
+            ports.spawn(async move { own.watch().await });
+        }
+        ports.spawn(async move { desk.greet(visits).await });
         let (stop, order) = shutdown::channel();
         tokio::spawn(tell_flight(
             self.supervisor,
@@ -479,8 +501,36 @@ struct BackendDesk {
     board: Board,
     began: Instant,
     speed: Speed,
+    witness: Arc<OnceLock<Arc<Witness>>>,
     reloader: Reloader,
     reception: Arc<Reception>,
+}
+
+impl BackendDesk {
+    /// Shows the start screen, once each frontend is up and has been visited, or that took too long: in lines of the
+    /// log, or on standard output if that is a terminal.
+    async fn greet(&self, visits: bool) {
+        let began = Instant::now();
+        let is_done = |status: &Status| {
+            let all_up = !status.frontends.is_empty() && status.frontends.iter().all(|f| f.up > 0);
+            let visited = |k: &status::Kite| {
+                let seen = |at: &String| k.probes.iter().any(|p| p.frontend == *at);
+                !k.kite.starts_with("foolscap") || k.flies_at.iter().all(seen)
+            };
+            let seen = !visits || status.kites.iter().all(visited);
+            match (all_up, seen) {
+                (true, true) => true,
+                (_, true) => began.elapsed() >= SCREEN,
+                _ => began.elapsed() >= SCREEN + SCREEN_VISITS,
+            }
+        };
+        let mut status = self.status();
+        while !is_done(&status) {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            status = self.status();
+        }
+        progress::say(&status.screen());
+    }
 }
 
 #[async_trait]
@@ -491,7 +541,7 @@ impl Desk for BackendDesk {
             via: Some(self.via.to_owned()),
             tor: tor.map(|c| status::Tor::new(c.progress(), &c.dialled())),
             sandbox: self.sandbox.clone(),
-            ..Status::of_backend(self.began, &self.board, &self.speed)
+            ..Status::of_backend(self.began, &self.board, &self.speed, &self.reloader.plan())
         };
         if tor.is_some() {
             status.tunnels = status.tunnels.into_iter().map(|t| t.in_tor()).collect();
@@ -501,6 +551,14 @@ impl Desk for BackendDesk {
 
     fn web(&self) -> Invitation {
         self.reception.invite()
+    }
+
+    async fn probe(&self) -> Status {
+        if let Some(witness) = self.witness.get() {
+            // What is not over by then is not known, and the answer says how old the last visits are.
+            let _ = timeout(PROBE_NOW, witness.visit_all()).await;
+        }
+        self.status()
     }
 
     async fn reload(&self, order: Order) -> Answer {

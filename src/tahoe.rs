@@ -20,7 +20,7 @@ use crate::sniff::TubId;
 use cfg::{Cfg, Change};
 use endpoint::{Endpoint, Hint};
 pub use rules::check;
-pub use run::{TahoeError, run};
+pub use run::{TahoeError, run, running};
 
 /// The public port of foolscap visitors, unless said otherwise.
 pub const PUBLIC_PORT: u16 = 80;

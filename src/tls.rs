@@ -17,7 +17,7 @@
 mod certificate;
 mod challenge;
 mod files;
-mod x509;
+pub(crate) mod x509;
 
 use std::fmt;
 use std::fs;

@@ -439,6 +439,8 @@ impl Link {
                 refusal.why.code(),
                 self.shown_kite(&refusal.id)
             );
+            let kite = self.shown_kite(&refusal.id);
+            self.slot.trouble(&format!("{kite}: {why}; {remedy}"));
         }
         for id in &verdict.flying {
             let ended = verdict.tls_ended.contains(id);

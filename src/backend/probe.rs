@@ -47,9 +47,9 @@ impl Seen {
         }
     }
 
-    /// Writes on the board what was seen behind a kite.
-    pub fn note(&self, kite: &Service, board: &Board) {
-        let trouble = match self {
+    /// What is wrong, and what is to be done; `None` if nothing is.
+    pub fn trouble(&self, kite: &Service) -> Option<String> {
+        match self {
             Self::Foolscap => None,
             Self::Web => Some(format!(
                 "[{}] the origin {} is a web server; {WEB_REMEDY}",
@@ -62,8 +62,12 @@ impl Seen {
                 kite.origin
             )),
             Self::Down(e) => Some(format!("[{}] {e}; {}", e.code(), e.hint())),
-        };
-        board.saw(kite, self.name(), trouble);
+        }
+    }
+
+    /// Writes on the board what was seen behind a kite.
+    pub fn note(&self, kite: &Service, board: &Board) {
+        board.saw(kite, self.name(), self.trouble(kite));
     }
 
     /// Says what was seen behind a kite, and what is to be done.

@@ -547,6 +547,22 @@ catalogue! {
         then: GoesOn,
         example: "the invitation to fly bob.alice.example was used already, and [scrubbed] came with it and another secret: two have read it. …",
     }
+    OtherNode = "KITE-F44" {
+        title: "a visitor comes to another node than this one",
+        cause: "The backend went to its kite's public name as a visitor would, and a node with another key answered: the name leads elsewhere, somebody has taken it over, or tub_id is another node's.",
+        subject: "the kite, the frontend, and the tub that answered",
+        remedy: "Compare tub_id with the node's file my_nodeid; look where the name leads; ask the frontend's operator who flies it.",
+        then: TriesAgain,
+        example: "foolscap:bob.alice.example via alice.example:443: a visitor does not come to this node: another node answered, tub …",
+    }
+    VisitFailed = "KITE-F45" {
+        title: "a visitor does not come to the node",
+        cause: "The backend went to its kite's public name as a visitor would, and did not come to the node: the port is closed, the frontend does not know the kite, the origin is down, or something on the way changes what passes.",
+        subject: "the kite, the frontend, and what was answered",
+        remedy: "Do what the message says; `kite check` looks at all that lies between.",
+        then: TriesAgain,
+        example: "foolscap:bob.alice.example via alice.example:443: a visitor does not come to this node: the upgrade was refused: HTTP/1.1 503 Unavailable; …",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {

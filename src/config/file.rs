@@ -1,6 +1,7 @@
 //! Every key of both files, with its meaning. docs/reference.md and the JSON schemas are made of this, so a doc comment here is
 //! the documentation of a key: a test demands one for each. What the values must be is decided in [`crate::config`].
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, schema_for};
@@ -276,6 +277,20 @@ pub(super) struct BackendFile {
     #[serde(default)]
     #[schemars(extend("x-flag" = "--web-listen"))]
     pub web: LocalTable,
+    /// The backend's visits to its own kites.
+    #[serde(default)]
+    pub probe: ProbeTable,
+}
+
+/// A backend's visits to its own kites, from outside.
+#[derive(Deserialize, JsonSchema, Default)]
+#[schemars(title = "[probe]")]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProbeTable {
+    /// Whether it visits them, after a kite came up and rarely from then on. Without it: yes.
+    pub enabled: Option<bool>,
+    /// The frontends' port for visitors. Without it the one that is dialled, or 80 where that is 443 or an onion service's.
+    pub public_port: Option<NonZeroU16>,
 }
 
 /// Whether Tor is used, and how.

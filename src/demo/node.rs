@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
-use sha1::{Digest, Sha1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::visit::Counted;
 use crate::listen;
+use crate::visit::tub_of;
 
 /// What foolscap answers to an upgrade (measured on Tahoe 1.20).
 const SWITCHING: &[u8] =
@@ -38,13 +38,6 @@ pub struct Visited {
     pub peer: String,
     /// Bytes that it sent.
     pub received: u64,
-}
-
-/// The name of the tub with this certificate: base32 of its SHA-1, in lower case.
-pub fn tub_of(certificate: &[u8]) -> String {
-    data_encoding::BASE32_NOPAD
-        .encode(&Sha1::digest(certificate))
-        .to_ascii_lowercase()
 }
 
 impl Node {

@@ -5,22 +5,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio_rustls::TlsConnector;
 
-use super::node::tub_of;
 use crate::dial::{OriginAddr, OriginDialer};
 use crate::kite::KiteName;
+use crate::sniff::TubId;
+use crate::visit;
 
-/// The longest answer to the upgrade, in bytes, as foolscap's client has it.
-const MAX_ANSWER: usize = 4096;
 /// Bytes of the wire that are kept for the proof.
 const MAX_RECORD: usize = 64 * 1024;
 
@@ -53,29 +46,11 @@ pub async fn visit(public: SocketAddr, kite: &KiteName, tub: &str) -> Result<Vis
         .map_err(|e| e.to_string())?;
     let told = |e: io::Error| e.to_string();
     let mut conn = Counted::new(conn);
-    let request = format!(
-        "GET /id/{tub} HTTP/1.1\r\nHost: {kite}\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n"
-    );
-    conn.write_all(request.as_bytes()).await.map_err(told)?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        if answer.len() > MAX_ANSWER || conn.read_buf(&mut answer).await.map_err(told)? == 0 {
-            return Err("the upgrade was not answered".into());
-        }
-    }
-    if !answer.starts_with(b"HTTP/1.1 101 ") {
-        return Err(format!(
-            "the upgrade was refused: {}",
-            String::from_utf8_lossy(&answer)
-                .lines()
-                .next()
-                .unwrap_or("")
-        ));
-    }
-    let clear = (request.len() + answer.len()) as u64;
-    let connector = connector(tub).map_err(|e| e.to_string())?;
-    let name = ServerName::IpAddress(public.ip().into());
-    let mut tls = connector.connect(name, conn).await.map_err(told)?;
+    let tub: TubId = tub.parse().map_err(|_| "the node has no tub".to_owned())?;
+    let failed = |e: visit::VisitError| e.to_string();
+    visit::ask(&mut conn, kite, tub).await.map_err(failed)?;
+    let clear = conn.read + conn.written;
+    let mut tls = visit::secure(conn, tub).await.map_err(failed)?;
     tls.write_all(b"hello").await.map_err(told)?;
     let mut message = String::new();
     tls.read_to_string(&mut message).await.map_err(told)?;
@@ -83,8 +58,7 @@ pub async fn visit(public: SocketAddr, kite: &KiteName, tub: &str) -> Result<Vis
     let (conn, _) = tls.get_mut();
     let mut rest = Vec::new();
     let _ = conn.read_to_end(&mut rest).await;
-    let first_line =
-        request.lines().next().unwrap_or_default().to_owned() + ", Host: " + kite.as_str();
+    let first_line = format!("GET /id/{} HTTP/1.1, Host: {kite}", tub.as_str());
     Ok(Visit {
         message,
         first_line,
@@ -92,78 +66,6 @@ pub async fn visit(public: SocketAddr, kite: &KiteName, tub: &str) -> Result<Vis
         sent: conn.written,
         wire: std::mem::take(&mut conn.record),
     })
-}
-
-/// TLS that believes a tub's hash and nothing else, as foolscap's does. It sends no server name.
-fn connector(tub: &str) -> Result<TlsConnector, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = TubVerifier {
-        tub: tub.to_owned(),
-        provider: provider.clone(),
-    };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-#[derive(Debug)]
-struct TubVerifier {
-    tub: String,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for TubVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if tub_of(end_entity) == self.tub {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::General("another tub answered".into()))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 /// A connection that counts its bytes and keeps the first of them.

@@ -10,9 +10,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{
-    DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane, prove,
-    tune, tune_tunnel,
+    BoxConn, DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane,
+    prove, tune, tune_tunnel,
 };
+use crate::kite::KiteName;
 use crate::tls::TlsClient;
 
 /// Dials over the Internet: the frontend sees this machine's address, the resolver the frontend's name.
@@ -42,6 +43,19 @@ impl Dialer for DirectDialer {
         let conn = connect(&self.allowed, to.host(), to.port()).await?;
         tune_tunnel(&conn);
         prove(conn, to, &self.tls).await
+    }
+
+    async fn visit(
+        &self,
+        frontend: &FrontendAddr,
+        _: &KiteName,
+        port: u16,
+    ) -> Result<BoxConn, DialError> {
+        if frontend.is_onion() {
+            return Err(DialError::NeedsTor);
+        }
+        let conn = connect(&self.allowed, frontend.host(), port).await?;
+        Ok(Box::new(conn))
     }
 
     fn refusals_are_cheap(&self) -> bool {
@@ -112,7 +126,7 @@ fn sort(error: &io::Error) -> DialError {
 #[allow(clippy::disallowed_methods, reason = "tests listen on loopback")]
 mod tests {
     use super::*;
-    use crate::dial::{BoxConn, Egress, EgressArgs};
+    use crate::dial::{Egress, EgressArgs};
     use crate::tls::{TlsError, TlsServer};
     use crate::tor::TorSettings;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::{DialError, Dialer, Dialled, FrontendAddr, Lane, TOR_DIAL_TIMEOUT, prove};
+use super::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, TOR_DIAL_TIMEOUT, prove};
+use crate::kite::KiteName;
 use crate::tls::TlsClient;
 use crate::tor::{Client, ErrorKind, IsolationToken};
 
@@ -73,6 +74,22 @@ impl Dialer for TorDialer {
             self.leave(to, lane);
         }
         result
+    }
+
+    /// By the kite's name, as visitors come: which frontend it leads to is the name's affair.
+    async fn visit(
+        &self,
+        _: &FrontendAddr,
+        kite: &KiteName,
+        port: u16,
+    ) -> Result<BoxConn, DialError> {
+        let own = IsolationToken::new();
+        let dialling = self.client.connect(kite.as_str(), port, own);
+        let stream = timeout(TOR_DIAL_TIMEOUT, dialling)
+            .await
+            .map_err(|_| DialError::TimedOut)?
+            .map_err(sort)?;
+        Ok(Box::new(stream))
     }
 
     /// Leaves the tunnel's circuits behind: the next attempt goes another way, and not

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::status::Outcome;
 use super::traffic::{Count, Ledger, Of};
 use crate::config::Service;
 use crate::dial::Lane;
@@ -28,6 +29,7 @@ struct Pinned {
     entries: Vec<Entry>,
     origins: Vec<Origin>,
     troubles: VecDeque<Trouble>,
+    probes: Vec<Probed>,
 }
 
 /// What a kite's origin was last seen to be.
@@ -45,6 +47,27 @@ pub struct Origin {
     pub seen: Option<Instant>,
     /// What was wrong last.
     pub trouble: Option<String>,
+}
+
+/// A visit that a backend paid to a kite of its own.
+#[derive(Debug, Clone)]
+pub struct Probed {
+    /// The frontend.
+    pub frontend: String,
+    /// The kite, `protocol:name`.
+    pub kite: String,
+    /// Where it went: `name:port`.
+    pub to: String,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// In one word.
+    pub finding: &'static str,
+    /// In a sentence.
+    pub text: String,
+    /// When it was over.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// Something went wrong.
@@ -173,6 +196,8 @@ impl Board {
             }
         };
         pinned.origins = services.iter().map(place).collect();
+        let kites: Vec<_> = services.iter().map(kite_of).collect();
+        pinned.probes.retain(|p| kites.contains(&p.kite));
     }
 
     /// A kite's origin was looked at. `trouble` is what is wrong with it.
@@ -202,6 +227,21 @@ impl Board {
     /// The origins, in the order of the configuration.
     pub fn origins(&self) -> Vec<Origin> {
         self.lock().origins.clone()
+    }
+
+    /// A visit is over. It replaces the one before.
+    pub fn probed(&self, probed: Probed) {
+        let probes = &mut self.lock().probes;
+        let is_it = |p: &Probed| p.frontend == probed.frontend && p.kite == probed.kite;
+        match probes.iter_mut().find(|p| is_it(p)) {
+            Some(old) => *old = probed,
+            None => probes.push(probed),
+        }
+    }
+
+    /// The last visit to each kite through each frontend.
+    pub fn probes(&self) -> Vec<Probed> {
+        self.lock().probes.clone()
     }
 
     /// Something went wrong with a frontend, or a kite.
@@ -263,6 +303,15 @@ impl Slot {
         });
         if let Some(frontend) = with {
             self.board.trouble(&frontend, why);
+        }
+    }
+
+    /// Something went wrong that is no reason for it not to stand.
+    pub fn trouble(&self, what: &str) {
+        let mut with = None;
+        self.change(|entry| with = Some(entry.frontend.clone()));
+        if let Some(frontend) = with {
+            self.board.trouble(&frontend, what);
         }
     }
 

@@ -420,6 +420,7 @@ mod tests {
 
     fn kite(name: String) -> Kite {
         Kite {
+            wanted_at: Vec::new(),
             kite: name,
             flies_at: vec![],
             tunnels: 1,

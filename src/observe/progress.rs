@@ -17,6 +17,15 @@ use super::board::View;
 use crate::code::Code;
 use crate::tor::Progress;
 
+/// Says several lines: on standard output if that is a terminal, else in the log.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout();
+    if out.is_terminal() && mode() == Mode::Auto && out.write_all(text.as_bytes()).is_ok() {
+        return;
+    }
+    text.lines().for_each(|line| tracing::info!("{line}"));
+}
+
 /// Steps of the bar.
 const STEPS: u64 = 100;
 /// How often a bar moves by itself.

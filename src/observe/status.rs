@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod screen;
 mod text;
 
 pub use self::text::{Age, Size};
 use super::board::{self, Board, View};
 use super::traffic::{Ledger, Of, Speed, Sum};
+use crate::backend::Plan;
 use crate::frontend::registry::TunnelView;
 use crate::tor::{DialReport, Progress};
 
@@ -126,6 +128,9 @@ pub struct Kite {
     pub kite: String,
     /// Where it flies now: at a backend, the frontends' addresses.
     pub flies_at: Vec<String>,
+    /// Where it is to fly, likewise.
+    #[serde(default)]
+    pub wanted_at: Vec<String>,
     /// Tunnels that fly it now.
     pub tunnels: usize,
     /// What is behind it; at a backend.
@@ -157,6 +162,8 @@ pub struct Origin {
 pub enum Outcome {
     /// The kite's own node answered, and nothing was changed on the way.
     Proven,
+    /// A foolscap node answered. Whose it is cannot be told without `tub_id`.
+    Reached,
     /// Something is wrong.
     Failed,
     /// It was not tried, or could not be.
@@ -172,7 +179,8 @@ pub struct Probe {
     pub to: String,
     /// What became of it.
     pub outcome: Outcome,
-    /// In one word: `own-node`, `other-node`, `altered`, `not-up`, `refused`, `timed-out`, `unreachable`, or why not.
+    /// In one word: `own-node`, `some-node`, `other-node`, `altered`, `not-up`, `forbidden`, `limits`, `closed`,
+    /// `timed-out`, `unreachable`, `name-not-found`, `no-way-there` or `wildcard`.
     pub finding: String,
     /// In a sentence.
     pub text: String,
@@ -262,6 +270,15 @@ pub struct Backend {
     pub answers: bool,
 }
 
+/// The schema of what `kite status --json` prints, as docs/status-schema.json has it.
+pub fn schema() -> serde_json::Value {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+    settings
+        .into_generator()
+        .into_root_schema_for::<Vec<Status>>()
+        .to_value()
+}
+
 impl Status {
     /// One that says nothing yet.
     pub fn new(role: Role, began: Instant) -> Self {
@@ -284,7 +301,8 @@ impl Status {
     }
 
     /// A backend's, from its board.
-    pub fn of_backend(began: Instant, board: &Board, speed: &Speed) -> Self {
+    pub fn of_backend(began: Instant, board: &Board, speed: &Speed, plan: &Plan) -> Self {
+        let all_probes = board.probes();
         let sums = board.ledger().sums();
         let views = board.view();
         let kites = board.origins().into_iter().map(|origin| {
@@ -298,7 +316,11 @@ impl Status {
                 flies_at: at,
                 tunnels,
                 traffic: sum(&sums, |of| of.kite.as_ref() == Some(&origin.kite)),
-                probes: Vec::new(),
+                wanted_at: plan.places_of(&origin.kite),
+                probes: (all_probes.iter())
+                    .filter(|p| p.kite == origin.kite)
+                    .map(Into::into)
+                    .collect(),
                 kite: origin.kite.clone(),
                 origin: Some(origin.into()),
             }
@@ -342,6 +364,7 @@ impl Status {
             let kite = of.kite.clone()?;
             Some(Kite {
                 flies_at: Vec::new(),
+                wanted_at: Vec::new(),
                 tunnels: tunnels.iter().filter(|t| t.kites.contains(&kite)).count(),
                 origin: None,
                 probes: Vec::new(),
@@ -451,12 +474,32 @@ impl From<board::Origin> for Origin {
     }
 }
 
+impl From<&board::Probed> for Probe {
+    fn from(probed: &board::Probed) -> Self {
+        Self {
+            frontend: probed.frontend.clone(),
+            to: probed.to.clone(),
+            outcome: probed.outcome,
+            finding: probed.finding.to_owned(),
+            text: probed.text.clone(),
+            ago: ago(probed.at),
+            took_ms: Some(milliseconds(probed.took)),
+        }
+    }
+}
+
+/// The code that a message carries in front.
+fn code_of(text: &str) -> Option<String> {
+    let (code, _) = text.strip_prefix('[')?.split_once(']')?;
+    Some(code.to_owned())
+}
+
 impl From<board::Trouble> for Trouble {
     fn from(trouble: board::Trouble) -> Self {
         Self {
             with: trouble.with,
+            code: code_of(&trouble.what),
             text: trouble.what,
-            code: None,
             ago: ago(trouble.at),
             times: trouble.times,
         }

@@ -10,7 +10,9 @@ use crate::check::node::report;
 use crate::cli::TahoeArgs;
 use crate::code::{Code, Coded};
 use crate::config::{ConfigError, NodeSide};
+use crate::control;
 use crate::kite::KiteName;
+use crate::observe::status::{Role, Status};
 
 /// Why there are no lines.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +47,11 @@ impl Coded for TahoeError {
 }
 
 /// Prints the lines, or writes them into a node's file. False if something leaks even so.
-pub fn run(args: &TahoeArgs, out: &mut impl Write) -> Result<bool, TahoeError> {
+pub fn run(
+    args: &TahoeArgs,
+    running: Option<&Status>,
+    out: &mut impl Write,
+) -> Result<bool, TahoeError> {
     let side = NodeSide::load(&args.backend)?;
     let ports = args.public_port.iter().map(|text| public_port(text));
     let ports = ports.collect::<Result<Vec<_>, _>>()?;
@@ -57,7 +63,7 @@ pub fn run(args: &TahoeArgs, out: &mut impl Write) -> Result<bool, TahoeError> {
     };
     let Some(dir) = &args.write else {
         let kite = Kite::new(&side, flag)?;
-        print(&kite, args.public_port.is_empty(), out)?;
+        print(&kite, args.public_port.is_empty(), running, out)?;
         return Ok(true);
     };
     let mut node = NodeDir::read(dir)?;
@@ -67,13 +73,45 @@ pub fn run(args: &TahoeArgs, out: &mut impl Write) -> Result<bool, TahoeError> {
     write(dir, &mut node, &kite, out)
 }
 
-fn print(kite: &Kite, usual_port: bool, out: &mut impl Write) -> Result<(), TahoeError> {
+/// How the backend is whose node this is, if it runs.
+pub async fn running(args: &TahoeArgs) -> Option<Status> {
+    let dir = NodeSide::load(&args.backend).ok()?.state_dir?;
+    control::status(&Role::Backend.socket(&dir)).await.ok()
+}
+
+/// Whether visitors come by the hints of the lines, as far as the running backend has seen.
+fn proof(kite: &Kite, running: Option<&Status>) -> String {
+    let Some(status) = running else {
+        return "not proven: no kite runs that could say whether visitors come here".to_owned();
+    };
+    let proven = status.proven_hints();
+    let location = kite.location();
+    let mut missing = location
+        .split(',')
+        .filter(|hint| !proven.iter().any(|p| p == hint));
+    match missing.next() {
+        None => {
+            "proven: a visitor from outside came to this node, through each frontend".to_owned()
+        }
+        Some(hint) => {
+            format!("not proven: {hint}; `kite status` says what its visitor from outside found")
+        }
+    }
+}
+
+fn print(
+    kite: &Kite,
+    usual_port: bool,
+    running: Option<&Status>,
+    out: &mut impl Write,
+) -> Result<(), TahoeError> {
     let mut lines = kite.lines(Kind::Client)?;
     lines.insert(
         1,
         Change::set("node", "web.port", "tcp:3456:interface=127.0.0.1"),
     );
     writeln!(out, "# tahoe.cfg of the node at {}", kite.origin)?;
+    writeln!(out, "# tub.location is {}", proof(kite, running))?;
     if usual_port {
         writeln!(
             out,

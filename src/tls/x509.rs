@@ -42,6 +42,32 @@ pub(super) fn contents(certificate: &CertificateDer<'_>) -> Option<Contents> {
     read.ok()
 }
 
+/// A certificate's key: what its AlgorithmIdentifier holds, and the key's bits.
+pub(crate) fn key(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let read = parse_der(certificate, |reader| {
+        reader.read_sequence(|whole| {
+            let key = whole.next().read_sequence(|fields| {
+                fields.read_optional(|r| r.read_tagged(Tag::context(0), |r| r.read_der()))?;
+                // Serial, algorithm, issuer, validity, subject.
+                for _ in 0..5 {
+                    fields.next().read_der()?;
+                }
+                let key = fields.next().read_sequence(|key| {
+                    let algorithm = key.next().read_tagged_der()?.value().to_vec();
+                    let (bits, _) = key.next().read_bitvec_bytes()?;
+                    Ok((algorithm, bits))
+                })?;
+                while let Some(()) = fields.read_optional(|r| r.read_der().map(drop))? {}
+                Ok(key)
+            })?;
+            let _algorithm = whole.next().read_der()?;
+            let _signature = whole.next().read_der()?;
+            Ok(key)
+        })
+    });
+    read.ok()
+}
+
 fn to_be_signed(fields: &mut BERReaderSeq<'_, '_>) -> ASN1Result<Contents> {
     let _version = fields.read_optional(|r| r.read_tagged(Tag::context(0), |r| r.read_der()))?;
     let _serial = fields.next().read_der()?;

@@ -27,3 +27,4 @@ mod sandbox;
 mod tls;
 mod tunnel;
 mod unlinkable;
+mod witness;

@@ -223,14 +223,16 @@ class Backend(_Role):
     """`kite backend`, perhaps on a hidden machine.
 
     `frontends` are addresses; `via_tor` is an arti.toml; `socks` is where the node may come in.  `share` gives
-    each frontend one kite of its own, in the order of both.
+    each frontend one kite of its own, in the order of both.  `probe` are the keys of [probe]; without them it does
+    not visit itself, which would be one more visitor than a test knows of.
     """
 
     role = "backend"
 
     def __init__(self, sup, name, frontends, kites, via_tor=None, machine=None, share=False, env=None, socks=None,
-                 tunnels=None, ca_file=None):
+                 tunnels=None, ca_file=None, probe=None):
         super().__init__(sup, name)
+        self.probe = probe or {"enabled": False}
         self.frontends, self.kites, self.via_tor, self.machine = frontends, kites, via_tor, machine
         self.env, self.share, self.socks, self.tunnels_each = env, share, socks, tunnels
         self.ca_file = ca_file
@@ -242,6 +244,7 @@ class Backend(_Role):
         text = _table("", state_dir=self.state, **({"ca_file": self.ca_file} if self.ca_file else {}))
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
+        text += _table("[probe]", **self.probe)
         for i, address in enumerate(self.frontends):
             text += _table("[[frontends]]", address=address, **({"kites": [self.kites[i].name]} if share else {}),
                            **({"tunnels": tunnels} if tunnels else {}))

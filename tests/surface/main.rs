@@ -58,6 +58,21 @@ fn documents() -> Vec<PathBuf> {
     .collect()
 }
 
+// ------------------------------------------------------------------ schemas
+
+#[test]
+fn the_schema_is_that_of_the_status() {
+    let new = serde_json::to_string_pretty(&kite::observe::status::schema()).unwrap() + "\n";
+    let kept = root().join("docs/status-schema.json");
+    if std::env::var_os("KITE_UPDATE").is_some() {
+        fs::write(&kept, &new).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&kept).is_ok_and(|old| old == new),
+        "docs/status-schema.json is out of date; run: KITE_UPDATE=1 cargo test --test surface"
+    );
+}
+
 // ------------------------------------------------------------------ man pages
 
 #[test]

@@ -3,7 +3,66 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Role, Status, Tunnel};
+use super::{Kite, Outcome, Role, Status, Traffic, Tunnel};
+
+/// Troubles that are shown. `--json` has all that are remembered.
+const SHOWN_TROUBLES: usize = 5;
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {} here now, {} from them, {} to them",
+            self.visitors,
+            self.open,
+            Size(self.from_visitors),
+            Size(self.to_visitors)
+        )?;
+        match self.refused.is_empty() {
+            true => Ok(()),
+            false => write!(f, ", sent away: {}", Counts(&self.refused)),
+        }
+    }
+}
+
+impl fmt::Display for Kite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.kite)?;
+        match self.tunnels {
+            0 => write!(f, "does NOT fly")?,
+            1 => write!(f, "flies on 1 tunnel")?,
+            n => write!(f, "flies on {n} tunnels")?,
+        }
+        writeln!(f, "; visitors: {}", self.traffic)?;
+        if let Some(origin) = &self.origin {
+            write!(f, "  origin {}: {}", origin.address, origin.state)?;
+            match (origin.seen, &origin.last_trouble) {
+                (Some(ago), _) if origin.state == "speaks foolscap" => {
+                    writeln!(f, ", seen {} ago", Age(ago))?;
+                }
+                (Some(ago), Some(trouble)) => writeln!(f, ", seen {} ago: {trouble}", Age(ago))?,
+                _ => writeln!(f)?,
+            }
+        }
+        for probe in &self.probes {
+            let outcome = match probe.outcome {
+                Outcome::Proven => "proven",
+                Outcome::Reached => "reached, not proven",
+                Outcome::Failed => "FAILED",
+                Outcome::NotProbed => "not probed",
+            };
+            writeln!(
+                f,
+                "  from outside, by {} to {}, {} ago: {outcome}: {}",
+                probe.frontend,
+                probe.to,
+                Age(probe.ago),
+                probe.text
+            )?;
+        }
+        Ok(())
+    }
+}
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,8 +89,16 @@ impl fmt::Display for Status {
         for line in &self.sandbox {
             writeln!(f, "sandbox: {line}")?;
         }
+        writeln!(f, "visitors: {}", self.traffic)?;
+        if self.speed.from_visitors + self.speed.to_visitors > 0 {
+            let (from, to) = (self.speed.from_visitors, self.speed.to_visitors);
+            writeln!(f, "now: {}/s from them, {}/s to them", Size(from), Size(to))?;
+        }
         for tunnel in &self.tunnels {
             write!(f, "{tunnel}")?;
+        }
+        for kite in &self.kites {
+            write!(f, "{kite}")?;
         }
         for address in &self.addresses {
             writeln!(f, "backends dial {address}")?;
@@ -42,6 +109,15 @@ impl fmt::Display for Status {
                 "tunnel from {}: {}",
                 backend.peer,
                 backend.kites.join(", ")
+            )?;
+        }
+        for trouble in self.troubles.iter().take(SHOWN_TROUBLES) {
+            writeln!(
+                f,
+                "trouble {} ago, {}: {}",
+                Age(trouble.ago),
+                trouble.with,
+                trouble.text
             )?;
         }
         Ok(())

@@ -1,0 +1,439 @@
+//! What a kite counts, and what its own visitor from outside finds out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kite::backend::{self, Plan};
+use kite::config::{Frontend as To, Service};
+use kite::dial::FrontendAddr;
+use kite::kite::Protocol;
+use kite::observe::board::{Board, Probed};
+use kite::observe::status::{Outcome, Status};
+use kite::observe::traffic::Speed;
+use kite::shutdown::{self, Trigger};
+use kite::sniff::TubId;
+use kite::visit::tub_of;
+use kite::witness::{Witness, Witnessing};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::roles::{
+    NAME, SWITCHING, Side, UNKNOWN_TUB, ask, dialer, foolscap_request, frontend, kites, negotiate,
+    origin, service, until,
+};
+
+/// A node with a key of its own, on loopback. It takes foolscap's opening as it is, and no other.
+async fn node() -> (SocketAddr, TubId) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["newpb-thingy".into()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let tub = tub_of(certificate.der());
+    let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], private)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let id: TubId = tub.parse().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut conn, _)) = listener.accept().await {
+            let (acceptor, tub) = (acceptor.clone(), tub.clone());
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    if conn.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let text = String::from_utf8_lossy(&request).into_owned();
+                if !text.starts_with(&format!("GET /id/{tub} ")) {
+                    let _ = conn.write_all(UNKNOWN_TUB).await;
+                } else if !text.contains("\r\nUpgrade: TLS/1.0\r\n") {
+                    let _ = conn.write_all(b"HTTP/1.1 500 Internal Server Error: internal server error, see logs\r\n\r\n").await;
+                } else {
+                    let _ = conn.write_all(SWITCHING).await;
+                    if let Ok(mut tls) = acceptor.accept(conn).await {
+                        let _ = tls.read_to_end(&mut Vec::new()).await;
+                    }
+                }
+            });
+        }
+    });
+    (address, id)
+}
+
+/// Passes everything on to `to`; the first piece that comes in is put through `change`.
+async fn middlebox(to: SocketAddr, change: fn(String) -> String) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut conn, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut first = vec![0; 4096];
+                let n = conn.read(&mut first).await.unwrap_or(0);
+                let text = String::from_utf8_lossy(&first[..n]).into_owned();
+                let mut on = TcpStream::connect(to).await.unwrap();
+                let _ = on.write_all(change(text).as_bytes()).await;
+                let _ = tokio::io::copy_bidirectional(&mut conn, &mut on).await;
+            });
+        }
+    });
+    address
+}
+
+struct Scene {
+    front: Side,
+    board: Board,
+    plan: Plan,
+    _back: Trigger,
+}
+
+impl Scene {
+    async fn with(services: Vec<Service>) -> Self {
+        let protocols: Vec<_> = services.iter().map(|s| s.protocol).collect();
+        let front = frontend(&protocols);
+        let (board, number) = (Board::default(), services.len());
+        let plan = Plan {
+            frontends: vec![To {
+                address: front.address.parse().unwrap(),
+                kites: None,
+                tunnels: 1,
+            }],
+            services,
+        };
+        let (back, order) = shutdown::channel();
+        tokio::spawn(backend::run(
+            Plan::fixed(plan.frontends.clone(), plan.services.clone()),
+            dialer(),
+            board.clone(),
+            order,
+        ));
+        until("the kites are up", || kites(&front.handle).len() == number).await;
+        until("the board says so", || {
+            board.view().iter().any(|v| v.kites.len() == number)
+        })
+        .await;
+        Self {
+            front,
+            board,
+            plan,
+            _back: back,
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status::of_backend(Instant::now(), &self.board, &Speed::default(), &self.plan)
+    }
+
+    fn witness(&self, port: u16) -> Witness {
+        let how = Witnessing {
+            enabled: true,
+            public_port: Some(port),
+        };
+        let plans = Plan::fixed(self.plan.frontends.clone(), self.plan.services.clone());
+        Witness::new(plans, dialer(), self.board.clone(), how)
+    }
+
+    /// What a visitor finds that comes to this port.
+    async fn visit(&self, port: u16) -> Probed {
+        self.witness(port).visit_all().await;
+        self.board.probes().pop().expect("a visit")
+    }
+}
+
+async fn foolscap() -> Scene {
+    let (address, tub) = node().await;
+    let own = Service {
+        tub: Some(tub),
+        ..service(Protocol::Foolscap, NAME, address, "right")
+    };
+    Scene::with(vec![own]).await
+}
+
+#[tokio::test]
+async fn a_visit_to_the_own_node_proves_the_way() {
+    let scene = foolscap().await;
+    assert!(
+        scene.status().proven_hints().is_empty(),
+        "nothing is proven before"
+    );
+    assert!(scene.status().screen().contains("not proven"));
+    let port = scene.front.public.port();
+    let found = scene.visit(port).await;
+    assert_eq!(
+        (found.outcome, found.finding),
+        (Outcome::Proven, "own-node"),
+        "{}",
+        found.text
+    );
+    let status = scene.status();
+    assert_eq!(status.proven_hints(), [format!("tcp:{NAME}:{port}")]);
+    let screen = status.screen();
+    assert!(screen.contains("reachable?      yes"), "{screen}");
+    assert!(
+        screen.contains(&format!("tub.location = tcp:{NAME}:{port}")),
+        "{screen}"
+    );
+    assert!(
+        screen.contains("hidden?         NO"),
+        "direct mode hides nothing: {screen}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_was_put_in_its_place_is_told() {
+    let scene = foolscap().await;
+    let (thief, _) = node().await;
+    let found = scene.visit(thief.port()).await;
+    assert_eq!(
+        (found.outcome, found.finding),
+        (Outcome::Failed, "other-node"),
+        "{}",
+        found.text
+    );
+    // One that says yes to whatever tub is asked for.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let liar = listener.local_addr().unwrap();
+    let (behind, behind_tub) = node().await;
+    tokio::spawn(async move {
+        while let Ok((mut conn, _)) = listener.accept().await {
+            let tub = behind_tub.as_str().to_owned();
+            tokio::spawn(async move {
+                let mut asked = vec![0; 4096];
+                let _ = conn.read(&mut asked).await;
+                let mut on = TcpStream::connect(behind).await.unwrap();
+                let own = format!(
+                    "GET /id/{tub} HTTP/1.1\r\nHost: {NAME}\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n"
+                );
+                on.write_all(own.as_bytes()).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut conn, &mut on).await;
+            });
+        }
+    });
+    let found = scene.visit(liar.port()).await;
+    assert_eq!(
+        (found.outcome, found.finding),
+        (Outcome::Failed, "other-node"),
+        "{}",
+        found.text
+    );
+    assert!(
+        found.text.contains(behind_tub.as_str()),
+        "it says whose: {}",
+        found.text
+    );
+    let status = scene.status();
+    assert!(status.proven_hints().is_empty());
+    let screen = status.screen();
+    assert!(
+        screen.contains("reachable?      NO") && !screen.contains("tub.location = "),
+        "{screen}"
+    );
+    assert!(
+        status
+            .troubles
+            .iter()
+            .any(|t| t.text.contains("another node"))
+    );
+}
+
+#[tokio::test]
+async fn an_opening_that_is_rewritten_is_told() {
+    let scene = foolscap().await;
+    for change in [
+        (|text: String| {
+            text.to_lowercase()
+                .replace("get /id", "GET /id")
+                .replace("http/1.1", "HTTP/1.1")
+        }) as fn(String) -> String,
+        |text| text.replace("Upgrade: TLS/1.0\r\n", ""),
+    ] {
+        let on_the_way = middlebox(scene.front.public, change).await;
+        let found = scene.visit(on_the_way.port()).await;
+        assert_eq!(found.outcome, Outcome::Failed, "{}", found.text);
+        assert!(
+            ["altered", "forbidden", "closed"].contains(&found.finding),
+            "{}",
+            found.finding
+        );
+    }
+    let untouched = middlebox(scene.front.public, |text| text).await;
+    assert_eq!(scene.visit(untouched.port()).await.outcome, Outcome::Proven);
+}
+
+#[tokio::test]
+async fn a_kite_that_is_not_up_and_a_closed_port_are_told_apart() {
+    let scene = foolscap().await;
+    let to: FrontendAddr = scene.front.address.parse().unwrap();
+    let grounded = Service {
+        name: "carol.alice.example".parse().unwrap(),
+        ..scene.plan.services[0].clone()
+    };
+    let port = scene.front.public.port();
+    assert_eq!(
+        scene.witness(port).visit(&to, &grounded).await,
+        Outcome::Failed
+    );
+    let found = scene.board.probes().pop().unwrap();
+    assert_eq!(found.finding, "not-up", "{}", found.text);
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let found = scene.visit(closed.port()).await;
+    let all = scene.board.probes();
+    assert!(
+        all.iter()
+            .any(|p| p.finding == "unreachable" && p.outcome == Outcome::Failed),
+        "{}",
+        found.text
+    );
+}
+
+#[tokio::test]
+async fn without_a_tub_nothing_is_proven() {
+    let (address, _) = node().await;
+    let scene = Scene::with(vec![service(Protocol::Foolscap, NAME, address, "right")]).await;
+    let found = scene.visit(scene.front.public.port()).await;
+    assert_eq!(
+        (found.outcome, found.finding),
+        (Outcome::Reached, "some-node"),
+        "{}",
+        found.text
+    );
+    assert!(scene.status().proven_hints().is_empty());
+}
+
+#[tokio::test]
+async fn both_sides_count_the_same_visitors_and_bytes() {
+    let (address, _) = origin(SWITCHING).await;
+    let services = vec![
+        service(Protocol::Foolscap, NAME, address, "right"),
+        service(Protocol::Https, "web.alice.example", address, "right"),
+    ];
+    let scene = Scene::with(services).await;
+    let mut visitor = negotiate(scene.front.public, NAME).await;
+    let said = [&[0x16, 3, 1, 0, 5][..], b"hello"].concat();
+    visitor.write_all(&said).await.unwrap();
+    visitor.read_exact(&mut vec![0; said.len()]).await.unwrap();
+    let front = || {
+        let handle = &scene.front.handle;
+        Status::of_frontend(
+            Instant::now(),
+            handle.tunnels(),
+            &handle.ledger(),
+            &Speed::default(),
+        )
+    };
+    let up = (foolscap_request(NAME).len() + said.len()) as u64;
+    let down = (SWITCHING.len() + said.len()) as u64;
+    for status in [scene.status(), front()] {
+        let t = &status.traffic;
+        assert_eq!((t.visitors, t.open), (1, 1), "{:?}", status.role);
+        assert_eq!(
+            (t.from_visitors, t.to_visitors),
+            (up, down),
+            "{:?}",
+            status.role
+        );
+        let by_kite: Vec<_> = status
+            .kites
+            .iter()
+            .map(|k| (k.traffic.visitors, k.tunnels))
+            .collect();
+        assert!(
+            by_kite.contains(&(1, 1)) && by_kite.contains(&(0, 1)),
+            "{by_kite:?}"
+        );
+    }
+    let status = scene.status();
+    assert_eq!(status.tunnels[0].traffic, status.traffic);
+    assert_eq!(status.frontends[0].traffic, status.traffic);
+    assert_eq!(status.kites[0].flies_at, status.kites[0].wanted_at);
+    assert_eq!(
+        status.kites[0].origin.as_ref().unwrap().state,
+        "speaks foolscap"
+    );
+
+    drop(visitor);
+    until("it has left", || {
+        scene.status().traffic.open == 0 && front().traffic.open == 0
+    })
+    .await;
+
+    // Sent away at the frontend, and at the backend.
+    ask(scene.front.public, foolscap_request("nobody.alice.example")).await;
+    ask(scene.front.public, b"nonsense\r\n\r\n").await;
+    let refused = front().traffic.refused;
+    assert_eq!(refused.get("not-here"), Some(&1), "{refused:?}");
+    assert_eq!(refused.get("malformed"), Some(&1), "{refused:?}");
+    assert_eq!(
+        front().traffic.visitors,
+        1,
+        "who was sent away did not come through"
+    );
+}
+
+#[tokio::test]
+async fn an_origin_that_is_down_is_counted_and_told() {
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let scene = Scene::with(vec![service(Protocol::Foolscap, NAME, closed, "right")]).await;
+    ask(scene.front.public, foolscap_request(NAME)).await;
+    until("it is counted", || {
+        scene.status().traffic.refused.get("no-origin") == Some(&1)
+    })
+    .await;
+    let status = scene.status();
+    let origin = status.kites[0].origin.as_ref().unwrap();
+    assert_eq!(origin.state, "down");
+    assert!(origin.last_trouble.is_some());
+    assert_eq!(status.troubles[0].with, format!("foolscap:{NAME}"));
+    assert_eq!(status.traffic.visitors, 0);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_remembered_with_its_kite() {
+    let (address, _) = origin(SWITCHING).await;
+    let front = frontend(&[Protocol::Foolscap]);
+    let (board, plan) = (
+        Board::default(),
+        Plan {
+            frontends: vec![To {
+                address: front.address.parse().unwrap(),
+                kites: None,
+                tunnels: 1,
+            }],
+            services: vec![service(Protocol::Foolscap, NAME, address, "wrong")],
+        },
+    );
+    let (_back, order) = shutdown::channel();
+    let plans = Plan::fixed(plan.frontends.clone(), plan.services.clone());
+    tokio::spawn(backend::run(plans, dialer(), board.clone(), order));
+    let status = || Status::of_backend(Instant::now(), &board, &Speed::default(), &plan);
+    let refused = format!("foolscap:{NAME}: the secret is wrong");
+    until("it is remembered", || {
+        status()
+            .troubles
+            .iter()
+            .any(|t| t.text.starts_with(&refused))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let status = status();
+    assert_eq!(status.frontends[0].up, 0);
+    assert!(status.frontends[0].last_error.is_some());
+}
