@@ -103,7 +103,7 @@ enum Job {
     Status(StatusArgs),
     Web(WebArgs),
     Check(CheckArgs),
-    Tahoe(TahoeArgs),
+    Tahoe(Box<TahoeArgs>),
     Reload(Box<BackendConfig>),
     Kites(KitesArgs),
     Invite(Box<InviteArgs>),
@@ -188,7 +188,7 @@ impl Job {
             }
             Command::Tahoe(mut args) => {
                 places::settle_backend(&mut args.backend);
-                Self::Tahoe(args)
+                Self::Tahoe(Box::new(args))
             }
             Command::Check(args) if !args.leaks && (args.node.is_none() || args.all) => {
                 Self::Check(args)
