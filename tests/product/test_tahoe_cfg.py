@@ -185,7 +185,7 @@ def test_the_printed_lines_are_those_that_are_written(backend, tmp_path):
     assert f"tcp:{NAMES[0]}:8080,tcp:{NAMES[1]}:9090" in said
     assert "create-node" in run("tahoe", "--config", backend, "--write", tmp_path, status=2)
     assert "create-node" in run("check", "--node", tmp_path, status=2)
-    assert "--node" in run("check", status=2)
+    assert "there is no kite to fly" in run("check", status=1)
 
 
 def test_a_mended_node_runs_and_announces_the_kites_only(backend, sup, machine):
