@@ -1,6 +1,7 @@
 //! The command line: definitions only. What the words mean is decided in [`crate::config`].
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -353,6 +354,11 @@ pub struct JoinArgs {
     /// TOML file with Arti's own settings, merged over kite's
     #[arg(long, value_name = "FILE", conflicts_with = "direct")]
     pub tor_config: Option<PathBuf>,
+
+    /// Loopback address of a SOCKS5 port, through which the node's own connections
+    /// go into the same Tor: for a new backend.toml
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "direct")]
+    pub socks_listen: Option<SocketAddr>,
 
     /// The server behind the kite: an address such as 127.0.0.1:49293, or unix:/path
     #[arg(long, value_name = "ADDR:PORT", conflicts_with = "node")]

@@ -573,7 +573,7 @@ fn way(
     Ok(Way {
         via_tor,
         tor_config: args.tor_config.as_ref().map(absolute),
-        socks: None,
+        socks: args.socks_listen.filter(|_| via_tor),
         state_dir: args.state_dir.as_ref().map(absolute),
     })
 }

@@ -158,7 +158,11 @@ impl<W: Write + Send> Checker<'_, W> {
         places::settle_backend(&mut flags);
         let side = NodeSide::load(&flags);
         match &side {
-            Ok(side) => self.row("config", Finding::Ok, format!("{} kites", side.kites.len()))?,
+            Ok(side) => {
+                let number = side.kites.len();
+                let kites = if number == 1 { "kite" } else { "kites" };
+                self.row("config", Finding::Ok, format!("{number} {kites}"))?
+            }
             Err(e) => self.row("config", Finding::Failed, e.to_string())?,
         }
         if side.is_ok() {

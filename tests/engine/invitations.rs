@@ -6,7 +6,7 @@ use std::time::Duration;
 use kite::backend::join::{JoinError, ask_frontend};
 use kite::config::{Grant, ProofRule};
 use kite::frontend::account::now_unix;
-use kite::frontend::book::Entry;
+use kite::frontend::book::{Book, Entry};
 use kite::frontend::invited::Invited;
 use kite::frontend::kites::{Answer, Order};
 use kite::frontend::limits::Limits;
@@ -96,6 +96,8 @@ async fn an_invitation_becomes_a_kite_that_flies() {
         Reply::Refused(Refusal::Removed)
     );
     front.stop().await;
+    // What its last connections hold they hold for a moment more.
+    until("the book is free", || Book::open(state.path()).is_ok()).await;
     let front = start(state.path());
     let again = Invitation {
         frontend: front.address.parse().unwrap(),

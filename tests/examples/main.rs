@@ -20,7 +20,7 @@ const SHOWN: [(&str, Option<&str>, &str); 8] = [
     (
         "own_authentication",
         None,
-        "web.stranger.example: kites-refused",
+        "web.stranger.example: [KITE-F13] kites-refused",
     ),
     ("own_authentication", None, "a visitor reads: hello"),
     (

@@ -129,7 +129,9 @@ class Machine:
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", bind, self.hosts, command]
 
     def env(self):
-        own = {"HOME": str(self.home), "PATH": self.path, "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
+        # As root kite would use /etc/kite.
+        own = {"HOME": str(self.home), "CONFIGURATION_DIRECTORY": f"{self.home}/.config/kite", "PATH": self.path,
+               "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
         return {**{k: v for k, v in os.environ.items() if not k.startswith(("KITE", "XDG"))}, **own}
 
 

@@ -6,11 +6,13 @@ to Tor's relays alone; a client of the grid that has neither kite nor Tor stores
 
 import secrets
 
+import names
 from book import World
 from conftest import ALICE, CAROL
 from island import VISITOR
 from kite import Frontend, Kite, secret_file
-from tahoe import TUB_PORT, Client, Introducer, create
+from proc import wait_until
+from tahoe import START_S, TAHOE, TUB_PORT, Client, Introducer, create
 from traffic import random_bytes
 
 NAME = "tahoebob.alice.example"
@@ -26,7 +28,8 @@ def world(sup, tornet, machine):
     arti = tornet.arti_toml(sup.directory / "arti")
     hidden = machine()
     # Tahoe ends with its terminal, and has none here.
-    replace = {"tahoe run ": "tahoe run --allow-stdin-close ", "enabled = true ": f'enabled = true\nconfig = "{arti}" ', }
+    replace = {"tahoe run ": "tahoe run --allow-stdin-close ", "enabled = true ": f'enabled = true\nconfig = "{arti}" ',
+               "join --via-tor ": f"join --via-tor --tor-config {arti} "}
     place = World(sup, {"alice": ALICE, "node": "127.0.0.1", "visitor": VISITOR}, HOSTS, replace, {"node": hidden})
     return place, hidden
 
@@ -35,6 +38,14 @@ def node(directory, furl):
     """As `tahoe create-node` makes it for somebody who has read nothing."""
     create("create-node", "--nickname=bob", "--webport=none", f"--introducer={furl}", f"--port=tcp:{TUB_PORT}",
            f"--location=tcp:bob.example:{TUB_PORT}", directory)
+
+
+def run_once(sup, directory):
+    """It has a key from then on, and with it a tub's name."""
+    once = sup.spawn("before-kite", [TAHOE, "run", "--allow-stdin-close", directory], env=names.environment(HOSTS))
+    wait_until((directory / "my_nodeid").exists, START_S, once.tail)
+    once.wait_log("client running", START_S)
+    once.stop()
 
 
 def only_relays(hidden, tornet):
@@ -47,8 +58,9 @@ def test_from_the_readme_to_a_private_node(kite, sup, tornet, machine):
     introducer = Introducer(sup, sup.directory / "introducer", HOSTS, "intro.newcomer.example", INTRODUCER).run()
     home = place.machines["node"].home
     node(home / ".tahoe", introducer.furl)
+    run_once(sup, home / ".tahoe")
     # What Alice has given him.
-    (place.machines["alice"].home / "bob.secret").symlink_to(home / "alice.secret")
+    (place.machines["alice"].home / "invitation").symlink_to(home / "invitation")
     place.run("README.md")
     client = Client(sup, sup.directory / "client", HOSTS, introducer.furl, 45098, shares=(1, 1, 1)).run()
     client.wait_connected(1)

@@ -189,11 +189,16 @@ fn the_books_files_load() {
         let problem = match name.as_str() {
             "frontend.toml" => {
                 let config = Some(lay_out(dir.path(), &name, &block));
-                FrontendConfig::load(&FrontendArgs {
+                let mut args = FrontendArgs {
                     config,
                     ..FrontendArgs::default()
-                })
-                .err()
+                };
+                if !block.contains("[[kites]]") {
+                    // Its kites are in the frontend's book.
+                    args.state_dir = Some(dir.path().join("state"));
+                    kite::frontend::book::Book::open(&dir.path().join("state")).unwrap();
+                }
+                FrontendConfig::load(&args).err()
             }
             "backend.toml" => {
                 let config = Some(lay_out(dir.path(), &name, &block));
