@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 pub use clap_complete::Shell;
 
 use crate::frontend::limits::{Rate, Size};
+use crate::kite::Protocol;
 use crate::observe::{log, progress};
 
 /// Gives a Tahoe-LAFS storage node behind NAT a public name, without telling
@@ -368,6 +369,11 @@ pub struct JoinArgs {
     #[arg(long, value_name = "DIR")]
     pub node: Option<PathBuf>,
 
+    /// What the kite carries. The frontend has a say in it, and no more: what it lets the kite
+    /// carry must have this
+    #[arg(long, value_name = "PROTOCOL", default_value = "foolscap")]
+    pub protocol: Option<Protocol>,
+
     /// The directory for backend.toml and the secret
     /// [default: ~/.config/kite, for root /etc/kite]
     #[arg(long, value_name = "DIR")]
@@ -527,6 +533,15 @@ pub struct CheckArgs {
     /// it, or to run it
     #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Go through Tor and in no other way, if the file does not say so
+    #[arg(long, conflicts_with_all = ["direct", "leaks"])]
+    pub via_tor: bool,
+
+    /// Go directly, if the file does not say whether Tor is used: frontends see this machine's
+    /// address
+    #[arg(long, conflicts_with = "leaks")]
+    pub direct: bool,
 
     /// Check all that the configuration leads to, and then the node of --node
     #[arg(long, requires = "node", conflicts_with = "leaks")]

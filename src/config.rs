@@ -293,6 +293,9 @@ pub struct BackendConfig {
 pub struct TorChoice {
     /// Whether an embedded Tor client is started.
     pub enabled: bool,
+    /// Whether somebody has said so, or said the contrary. Who runs kite with `--via-tor` need not have written it into the file,
+    /// so that no other command may take silence for leave to dial directly.
+    pub said: bool,
     /// Arti's own settings.
     pub config: Option<PathBuf>,
 }
@@ -858,6 +861,7 @@ impl FrontendConfig {
             name: args.name.clone().or(file.name),
             onion: TorChoice {
                 enabled: onion,
+                said: true,
                 config: tor_config,
             },
             state_dir,
@@ -1527,7 +1531,8 @@ fn tor_choice(
     table: &TorTable,
 ) -> Result<(TorChoice, Option<SocketAddr>)> {
     let config = tor_config(source, args.tor_config.as_deref(), table.config.as_deref());
-    let enabled = args.via_tor || table.enabled;
+    let enabled = args.via_tor || table.enabled.unwrap_or(false);
+    let said = args.via_tor || table.enabled.is_some();
     // To turn it on by itself would be as safe, but whoever starts kite is to know which Tor it is.
     if let Some(place) = source.rc.as_ref().and_then(|rc| rc.proxied.as_ref())
         && !args.via_tor
@@ -1560,7 +1565,12 @@ fn tor_choice(
             "add --via-tor, or enabled = true under [tor]; or remove the SOCKS port",
         ));
     }
-    Ok((TorChoice { enabled, config }, socks))
+    let choice = TorChoice {
+        enabled,
+        said,
+        config,
+    };
+    Ok((choice, socks))
 }
 
 /// Whoever can connect may use this machine's Tor, so nobody outside may.

@@ -347,6 +347,7 @@ mod tests {
         BackendConfig {
             tor: TorChoice {
                 enabled: true,
+                said: true,
                 config: Some("arti.toml".into()),
             },
             socks: None,

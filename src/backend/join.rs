@@ -68,8 +68,8 @@ pub enum JoinError {
     Way,
     /// The file says otherwise.
     #[error(
-        "{} {says}, and this command line says otherwise. All kites of one backend go out in one way: leave the flag \
-         away, or give --to another directory", .file.display()
+        "{} {says}, and this command line says otherwise. All kites of one backend go out in one way: change `enabled` \
+         under [tor] there first, or give --to another directory", .file.display()
     )]
     OtherWay {
         /// The backend's file.
@@ -154,13 +154,20 @@ pub enum JoinError {
         /// Why.
         why: Refusal,
     },
-    /// It has a word for what the kite may do that we do not know.
-    #[error("{frontend}: it lets {kite} carry nothing that this kite knows; install a newer kite")]
+    /// The kite may not carry there what it is for.
+    #[error(
+        "{frontend}: it lets {kite} carry {granted}, and not {wanted}; if the origin is for that, run the same command \
+         again with --protocol, else ask the frontend's operator"
+    )]
     Protocols {
         /// Which frontend.
         frontend: Box<FrontendAddr>,
         /// Which kite.
         kite: KiteName,
+        /// What it is for.
+        wanted: Protocol,
+        /// What it may carry.
+        granted: String,
     },
     /// The person at the terminal is gone.
     #[error(transparent)]
@@ -223,6 +230,19 @@ pub struct Join {
     way: Way,
     origin: OriginAddr,
     tub: Option<TubId>,
+    protocol: Protocol,
+}
+
+/// In words.
+fn list(protocols: &[Protocol]) -> String {
+    match protocols {
+        [] => "nothing that this kite knows".to_owned(),
+        known => known
+            .iter()
+            .map(|p| p.to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
 }
 
 impl Join {
@@ -268,6 +288,7 @@ impl Join {
             way,
             origin,
             tub,
+            protocol: args.protocol.unwrap_or(Protocol::Foolscap),
         })
     }
 
@@ -286,6 +307,7 @@ impl Join {
             way,
             origin,
             tub,
+            protocol: Protocol::Foolscap,
         }
     }
 
@@ -305,7 +327,7 @@ impl Join {
         progress: impl FnMut(&Event<'_>) + Send,
         shutdown: Shutdown,
     ) -> Result<BackendConfig, JoinError> {
-        // What would not load is not begun. The frontend says later what the kite is for.
+        // What would not load is not begun.
         let secret_file = self.secret_file();
         let (secret, fresh) = self.secret(&secret_file)?;
         let forget = || {
@@ -333,17 +355,17 @@ impl Join {
         };
         let known = protocols.iter().filter_map(|word| word.parse().ok());
         let known: Vec<Protocol> = known.collect();
-        let protocol = known
-            .iter()
-            .find(|p| **p == Protocol::Foolscap)
-            .or(known.first())
-            .copied()
-            .ok_or_else(|| JoinError::Protocols {
+        // What the kite is for is said on this side: else a frontend could have it carry what the origin must not show.
+        if !known.contains(&self.protocol) {
+            return Err(JoinError::Protocols {
                 frontend: Box::new(self.invitation.frontend.clone()),
                 kite: self.invitation.kite.clone(),
-            })?;
-        let config = self.check(protocol)?;
-        self.write(protocol)?;
+                wanted: self.protocol,
+                granted: list(&known),
+            });
+        }
+        let config = self.check(self.protocol)?;
+        self.write(self.protocol)?;
         Ok(config)
     }
 
@@ -424,7 +446,7 @@ impl Join {
         mut progress: impl FnMut(&Event<'_>) + Send,
     ) -> Result<Vec<String>, JoinError> {
         let egress = Egress::decide(EgressArgs {
-            via_tor: config.tor.enabled,
+            via_tor: config.tor.enabled || self.way.via_tor,
             tor: TorSettings {
                 state_dir: config.state_dir.clone(),
                 config: config.tor.config.clone(),
@@ -543,14 +565,30 @@ pub fn ask_invitation(asker: &mut dyn Asker) -> Result<Invitation, NoAnswer> {
     Ok(invitation)
 }
 
+/// What the flags say of Tor, or the person at the terminal.
+fn decide(args: &JoinArgs, asker: &mut Option<&mut dyn Asker>) -> Result<bool, JoinError> {
+    match asker {
+        _ if args.via_tor => Ok(true),
+        _ if args.direct => Ok(false),
+        Some(asker) => Ok(ask_tor(&mut **asker)?),
+        None => Err(JoinError::Way),
+    }
+}
+
 fn way(
     args: &JoinArgs,
     file: &Path,
     old: Option<&BackendConfig>,
     asker: &mut Option<&mut dyn Asker>,
 ) -> Result<Way, JoinError> {
-    let via_tor = match (old, asker) {
-        (Some(old), _) => {
+    let via_tor = match old {
+        Some(old) => {
+            if !old.tor.said {
+                return Ok(Way {
+                    via_tor: decide(args, asker)?,
+                    ..Way::default()
+                });
+            }
             let says = match old.tor.enabled {
                 true if args.direct => "goes through Tor",
                 false if args.via_tor => "does without Tor",
@@ -564,10 +602,7 @@ fn way(
             let file = file.to_path_buf();
             return Err(JoinError::OtherWay { file, says });
         }
-        (None, _) if args.via_tor => true,
-        (None, _) if args.direct => false,
-        (None, Some(asker)) => ask_tor(&mut **asker)?,
-        (None, None) => return Err(JoinError::Way),
+        None => decide(args, asker)?,
     };
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     Ok(Way {

@@ -153,6 +153,7 @@ impl<W: Write + Send> Checker<'_, W> {
         let mut flags = BackendArgs {
             config: args.config.clone(),
             state_dir: args.state_dir.clone(),
+            via_tor: args.via_tor,
             ..BackendArgs::default()
         };
         places::settle_backend(&mut flags);
@@ -173,7 +174,7 @@ impl<W: Write + Send> Checker<'_, W> {
                         Finding::Ok,
                         "each kite has one that its owner alone can read",
                     )?;
-                    self.beyond(config).await?;
+                    self.beyond(config, args.direct).await?;
                 }
                 Err(e) => {
                     self.row("secrets", Finding::Failed, e.to_string())?;
@@ -207,7 +208,7 @@ impl<W: Write + Send> Checker<'_, W> {
     }
 
     /// What lies behind a configuration that can be used.
-    async fn beyond(&mut self, config: BackendConfig) -> Result<(), CheckError> {
+    async fn beyond(&mut self, config: BackendConfig, direct: bool) -> Result<(), CheckError> {
         for service in &config.services {
             self.origin(service).await?;
         }
@@ -216,9 +217,22 @@ impl<W: Write + Send> Checker<'_, W> {
             Ok(status) => {
                 self.tor(&status)?;
                 self.ways(&status)?;
+                let asked = Instant::now();
                 match control::probe(&socket).await {
-                    Ok(status) => self.visitors(&status)?,
+                    Ok(status) => self.visitors(&status, asked.elapsed())?,
                     Err(e) => self.row("visitor", Finding::NotChecked, e.to_string())?,
+                }
+                Ok(())
+            }
+            Err(control::AskError::Nobody(_)) if !config.tor.said && !direct => {
+                self.row(
+                    "tor",
+                    Finding::NotChecked,
+                    "nobody has said whether Tor is used, so nothing was dialled; add --via-tor, or --direct if the \
+                     frontends may see this machine's address, or write `enabled` under [tor]",
+                )?;
+                for what in ["frontend", "kite", "visitor"] {
+                    self.row(what, Finding::NotChecked, "nothing was dialled")?;
                 }
                 Ok(())
             }
@@ -304,7 +318,7 @@ impl<W: Write + Send> Checker<'_, W> {
         Witness::new(plans, dialer, board.clone(), config.witnessing)
             .visit_all()
             .await;
-        self.visitors(&now())?;
+        self.visitors(&now(), began.elapsed())?;
         stop.stop();
         let _ = timeout(END, tasks.join_all()).await;
         drop(client);
@@ -385,7 +399,8 @@ impl<W: Write + Send> Checker<'_, W> {
     }
 
     /// What visitors from outside come to.
-    fn visitors(&mut self, status: &Status) -> Result<(), CheckError> {
+    /// A visit that is older than `age` says nothing of now.
+    fn visitors(&mut self, status: &Status, age: Duration) -> Result<(), CheckError> {
         for kite in &status.kites {
             for at in &kite.wanted_at {
                 let name = &kite.kite;
@@ -394,6 +409,13 @@ impl<W: Write + Send> Checker<'_, W> {
                     _ if !kite.kite.starts_with("foolscap") => (
                         Finding::NotChecked,
                         format!("{name}: only foolscap kites can be visited"),
+                    ),
+                    Some(probe) if probe.ago > age.as_secs() + 1 => (
+                        Finding::NotChecked,
+                        format!(
+                            "{name} at {}, {at}: the visit was not over in time; the last one, {} s ago: {}",
+                            probe.to, probe.ago, probe.text
+                        ),
                     ),
                     Some(probe) if kite.flies_at.contains(at) => {
                         let result = match probe.outcome {

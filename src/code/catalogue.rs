@@ -752,7 +752,7 @@ catalogue! {
         example: "backend.toml: kites[0].tub_id: 'abc' is no TubID: …\n  to mend it: copy it from my_nodeid in the node's directory, or from between pb:// and @ in its storage FURL",
     }
     BadAcme = "KITE-C17" {
-        title: "what [acme] says is not enough to get a certificate",
+        title: "what the table acme says is not enough to get a certificate",
         cause: "There is no name, a wildcard, no acceptance of the authority's terms, or a directory that is no https URL.",
         subject: "the key of [acme] that the message names",
         remedy: "Add what the message asks for.",
@@ -760,7 +760,7 @@ catalogue! {
         example: "frontend.toml: acme.accept_terms: the authority's terms of service are not accepted\n  to mend it: read them …, then add accept_terms = true",
     }
     BadAuthority = "KITE-C18" {
-        title: "an entry of [[authorities]] is of no use",
+        title: "an entry of the list authorities is of no use",
         cause: "It names not exactly one way to ask, a program that others may change, or no name server.",
         subject: "the entry that the message names",
         remedy: "Give program = \"/path/of/it\", which only its owner may change, or dns = \"auth.alice.example\".",

@@ -298,10 +298,10 @@ pub(super) struct ProbeTable {
 #[schemars(title = "[tor]")]
 #[serde(deny_unknown_fields)]
 pub(super) struct TorTable {
-    /// Reach frontends through Tor and in no other way.
-    #[serde(default)]
+    /// Reach frontends through Tor and in no other way. `kite check` and `kite backend join` ask where neither this nor a flag says
+    /// whether. Default: false.
     #[schemars(extend("x-flag" = "--via-tor"))]
-    pub enabled: bool,
+    pub enabled: Option<bool>,
     /// A file with Arti's own settings, laid over kite's: bridges, `address_filter`, storage, … An unknown key is an error.
     #[schemars(extend("x-flag" = "--tor-config"))]
     pub config: Option<PathBuf>,

@@ -158,6 +158,9 @@ def test_invitations(kite, sup, tmp_path):
         frontend.start()
         line = invite(frontend, "web.bob.example", "--protocols", "http", "--quota", "1GB", "--require-proof")
         how = ["--direct", "--origin", web.address]
+        # What the kite is for is said here, not there.
+        assert "--protocol" in join(tmp_path, line, *how, status=2)
+        how += ["--protocol", "http"]
         said = join(tmp_path, line, *how)
         assert f"web.bob.example may fly at {frontend.pinned()}" in said and "Start it: kite backend --config" in said
         conf = tmp_path / "conf"
@@ -169,7 +172,15 @@ def test_invitations(kite, sup, tmp_path):
         file.write_text("# my own words\n" + file.read_text() + "# the end")
         file.chmod(0o640)
         assert "backend.toml" in join(tmp_path, line, *how, status=2), "it is in the file already"
-        join(tmp_path, at_rest, "--origin", web.address)
+        # Who gives --via-tor at each start has not written it down: silence is no leave to dial directly.
+        silent = tmp_path / "silent"
+        silent.mkdir(mode=0o700)
+        secret_file(silent / secret.name, secret.read_text().strip())
+        assert "\n[tor]\nenabled = false\n" in file.read_text()
+        (silent / "backend.toml").write_text(file.read_text().replace("[tor]\nenabled = false\n", ""))
+        said = join(tmp_path, at_rest, "--origin", web.address, "--protocol", "http", to="silent", status=2)
+        assert "--via-tor" in said and "--direct" in said, said
+        join(tmp_path, at_rest, "--origin", web.address, "--protocol", "http")
         text = file.read_text()
         assert "# my own words" in text and "# the end\n" in text and mode(file) == 0o640
         backend = sup.spawn("backend", [binary(), "backend", "--config", file],

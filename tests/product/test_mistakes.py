@@ -140,7 +140,7 @@ def test_a_web_interface_as_origin(kite, tmp_path):
 
 @pytest.mark.parametrize("code, args, words", [
     ("KITE-C02", ("backend", "--config", "nowhere.toml"), ["nowhere.toml", "there is no such file", "--config"]),
-    ("KITE-C03", ("backend", "--config", "unknown.toml"), ["unknown.toml", "colour", "README.md lists the keys"]),
+    ("KITE-C03", ("backend", "--config", "unknown.toml"), ["unknown.toml", "colour", "docs/reference.md lists the keys"]),
     ("KITE-C04", ("backend", "--config", "absent.toml"), ["absent.secret", "there is no such file", "chmod 600"]),
     ("KITE-C05", ("backend", "--config", "open.toml"), ["open.secret", "mode 644", "chmod 600"]),
     ("KITE-C06", ("backend", "--frontend", "a.example:1", "--secret-file", "good", "http:a b:127.0.0.1:1"), ["'a b'", "DNS name"]),

@@ -101,7 +101,7 @@ def scene(kite, sup):
 
 
 def check(backend, status, *flags):
-    return run("check", "--config", backend.file, *flags, status=status)
+    return run("check", "--direct", "--config", backend.file, *flags, status=status)
 
 
 def test_status(scene, sup):
@@ -175,6 +175,9 @@ def test_watch(scene):
 
 def test_check(scene, sup):
     """First no kite runs, then one does; then one thing after the other is wrong."""
+    said = run("check", "--config", scene.backend.file, status=2)
+    assert "nobody has said whether Tor is used" in said and "nothing was dialled" in said, said
+    assert "tunnel from" not in scene.frontend.proc.text()
     said = check(scene.backend, 0)
     assert "All is well" in said and re.search(r"visitor +ok .*comes to this node", said), said
     scene.start()
