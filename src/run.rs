@@ -260,6 +260,19 @@ async fn open_door(
     Ok(door)
 }
 
+/// What Tor will want of this machine. An error if a program that it starts would inherit the secret.
+pub fn needs(settings: &TorSettings) -> Result<tor::Needs, RunError> {
+    let needs = settings.needs()?;
+    if let Some(program) = needs.programs.first()
+        && std::env::var_os(SECRET_VARIABLE).is_some()
+    {
+        return Err(RunError::SecretInherited {
+            program: program.clone(),
+        });
+    }
+    Ok(needs)
+}
+
 /// A backend that has all it wants of this machine, files read and ports open, and has dialled nothing.
 pub struct Backend {
     config: BackendConfig,
@@ -314,14 +327,7 @@ impl Backend {
         let Egress::Tor(settings) = &self.egress else {
             return Ok(());
         };
-        let needs = settings.needs()?;
-        if let Some(program) = needs.programs.first()
-            && std::env::var_os(SECRET_VARIABLE).is_some()
-        {
-            return Err(RunError::SecretInherited {
-                program: program.clone(),
-            });
-        }
+        let needs = needs(settings)?;
         let unix = |service: &config::Service| match &service.origin {
             OriginAddr::Unix(path) => Some(path.clone()),
             OriginAddr::Tcp(_) => None,

@@ -22,6 +22,7 @@ use crate::dial::{
 use crate::invitation::{Invitation, InvitationError, MAX_LINE, new_secret};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::observe::progress::Event;
+use crate::run::{self, RunError};
 use crate::shutdown::Shutdown;
 use crate::sniff::TubId;
 use crate::tahoe::dir::{DirError, NodeDir, replace};
@@ -180,6 +181,22 @@ pub enum JoinError {
     /// Nobody reads what we say.
     #[error("cannot write: {0}")]
     Output(io::Error),
+    /// Tor cannot be started as it is configured.
+    #[error(transparent)]
+    Run(#[from] Box<RunError>),
+    /// Another frontend would hear of the kite.
+    #[error(
+        "{}: {frontend} has no `kites`, so it is asked for all of them, and would hear of {kite}; write kites = […] under \
+         it, with the names that are for it", .file.display()
+    )]
+    Hears {
+        /// The backend's file.
+        file: PathBuf,
+        /// Who would hear.
+        frontend: Box<FrontendAddr>,
+        /// Of what.
+        kite: KiteName,
+    },
 }
 
 impl JoinError {
@@ -201,7 +218,10 @@ impl Coded for JoinError {
             | Self::Way
             | Self::Origin
             | Self::NoTubPort(_) => Code::InvitationUnusable,
-            Self::OtherWay { .. } | Self::Already { .. } => Code::Contradiction,
+            Self::OtherWay { .. } | Self::Already { .. } | Self::Hears { .. } => {
+                Code::Contradiction
+            }
+            Self::Run(e) => e.code(),
             Self::NeedsTor => Code::TorOff,
             Self::Node(e) => e.code(),
             Self::Config(e) => e.code(),
@@ -275,6 +295,16 @@ impl Join {
         {
             let kite = invitation.kite;
             return Err(JoinError::Already { file, kite });
+        }
+        let hears = |f: &&config::Frontend| f.kites.is_none() && f.address != invitation.frontend;
+        if let Some((_, old)) = &old
+            && let Some(other) = old.frontends.iter().find(hears)
+        {
+            return Err(JoinError::Hears {
+                file,
+                frontend: Box::new(other.address.clone()),
+                kite: invitation.kite,
+            });
         }
         let way = way(args, &file, old.as_ref().map(|(_, old)| old), &mut asker)?;
         if invitation.frontend.is_onion() && !way.via_tor {
@@ -456,6 +486,7 @@ impl Join {
         let dialer: Arc<dyn Dialer> = match egress {
             Egress::Direct(allowed) => Arc::new(DirectDialer::new(allowed, tls)),
             Egress::Tor(settings) => {
+                run::needs(&settings).map_err(Box::new)?;
                 let client = Arc::new(tor::Client::start(settings)?);
                 client.bootstrap(&mut |p| progress(&Event::Tor(&p))).await?;
                 Arc::new(TorDialer::new(client, tls))

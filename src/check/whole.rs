@@ -21,6 +21,7 @@ use crate::kite::Protocol;
 use crate::observe::board::{Board, kite_of};
 use crate::observe::status::{self, Outcome, Role, Status};
 use crate::observe::traffic::Speed;
+use crate::run;
 use crate::shutdown;
 use crate::tls::TlsClient;
 use crate::tor::{Client, TorSettings};
@@ -470,6 +471,7 @@ async fn start(config: &BackendConfig) -> Result<(Arc<dyn Dialer>, Option<Arc<Cl
     match egress {
         Egress::Direct(allowed) => Ok((Arc::new(DirectDialer::new(allowed, tls)), None)),
         Egress::Tor(settings) => {
+            run::needs(&settings).map_err(|e| e.to_string())?;
             let client = Client::start(settings).map_err(|e| format!("{e}; {}", e.hint()))?;
             let client = Arc::new(client);
             let mut last = String::new();

@@ -172,6 +172,14 @@ def test_invitations(kite, sup, tmp_path):
         file.write_text("# my own words\n" + file.read_text() + "# the end")
         file.chmod(0o640)
         assert "backend.toml" in join(tmp_path, line, *how, status=2), "it is in the file already"
+        # A frontend that is asked for all kites would hear of the new one, which may be another's.
+        open_file = tmp_path / "open" / "backend.toml"
+        open_file.parent.mkdir(mode=0o700)
+        secret_file(open_file.parent / secret.name, secret.read_text().strip())
+        open_file.write_text(re.sub(r"(?m)^kites = .*\n", "", file.read_text()).replace("443#", "444#"))
+        said = join(tmp_path, at_rest, *how, to="open", status=2)
+        assert "is asked for all of them" in said and "rest.bob.example" in said, said
+
         # Who gives --via-tor at each start has not written it down: silence is no leave to dial directly.
         silent = tmp_path / "silent"
         silent.mkdir(mode=0o700)
