@@ -21,6 +21,8 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x32\x00\xe8\x03\0\0\0\0")
 
         def lead():
+            # What runs in the background of a script ignores Ctrl-C, and so would its children.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
