@@ -21,8 +21,8 @@ use serde::Deserialize;
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::code::{Code, Coded};
-use crate::dial::question;
 use crate::dial::target::{FrontendAddr, OriginAddr};
+use crate::dial::{EgressArgs, question};
 use crate::frontend::account::end_of_day;
 use crate::frontend::authority::{self, Authority, Source as Asked};
 use crate::frontend::balancer::Balancers;
@@ -32,6 +32,7 @@ use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::listen::LocalAddr;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
+use crate::tor::TorSettings;
 use crate::witness::Witnessing;
 
 use file::{
@@ -286,6 +287,19 @@ pub struct BackendConfig {
     pub local: LocalPlaces,
     /// Whether it visits its own kites.
     pub witnessing: Witnessing,
+}
+
+impl BackendConfig {
+    /// What it says of the way out.
+    pub fn egress(&self) -> EgressArgs {
+        EgressArgs {
+            via_tor: self.tor.enabled,
+            tor: TorSettings {
+                state_dir: self.state_dir.clone(),
+                config: self.tor.config.clone(),
+            },
+        }
+    }
 }
 
 /// Whether to use Tor, and how.

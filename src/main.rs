@@ -253,10 +253,9 @@ async fn dispatch(job: Job) -> ExitCode {
             backend.run(move |p| display.show(p), order).await
         }
         Job::Status(args) if args.watch => {
-            let dir = args.state_dir.map_or_else(config::default_state_dir, Ok);
-            let dir = match dir {
+            let dir = match state_dir(args.state_dir) {
                 Ok(dir) => dir,
-                Err(e) => return wrong(&e),
+                Err(code) => return code,
             };
             return match view::watch(&dir, order).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -324,15 +323,18 @@ fn managed(outcome: Result<(), KitesError>) -> ExitCode {
     }
 }
 
+/// The state directory of the kites to ask.
+fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, ExitCode> {
+    given
+        .map_or_else(config::default_state_dir, Ok)
+        .map_err(|e| wrong(&e))
+}
+
 /// Prints how each kite is that runs with this state directory.
 async fn tell(args: &StatusArgs) -> ExitCode {
-    let state_dir = match args
-        .state_dir
-        .clone()
-        .map_or_else(config::default_state_dir, Ok)
-    {
+    let state_dir = match state_dir(args.state_dir.clone()) {
         Ok(dir) => dir,
-        Err(e) => return wrong(&e),
+        Err(code) => return code,
     };
     let mut well = true;
     let mut found = Vec::new();
@@ -375,13 +377,9 @@ async fn tell(args: &StatusArgs) -> ExitCode {
 
 /// Prints the way to the status page of each kite that runs with this state directory.
 async fn invite(args: &WebArgs) -> ExitCode {
-    let state_dir = match args
-        .state_dir
-        .clone()
-        .map_or_else(config::default_state_dir, Ok)
-    {
+    let state_dir = match state_dir(args.state_dir.clone()) {
         Ok(dir) => dir,
-        Err(e) => return wrong(&e),
+        Err(code) => return code,
     };
     let sockets = [Role::Backend, Role::Frontend].map(|role| role.socket(&state_dir));
     let (mut asked, mut shown) = (false, false);

@@ -19,7 +19,7 @@ use crate::code::{Code, Coded};
 use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::dial::supervisor::Supervisor;
-use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, EgressError, OriginAddr, TorDialer};
+use crate::dial::{Dialer, DirectDialer, Egress, EgressError, OriginAddr, TorDialer};
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
 use crate::kite::Protocol;
@@ -293,14 +293,7 @@ impl Backend {
 
     /// Chooses the way out, and opens what a sandboxed process could not open any more.
     pub fn prepare(config: BackendConfig) -> Result<Self, RunError> {
-        let settings = TorSettings {
-            state_dir: config.state_dir.clone(),
-            config: config.tor.config.clone(),
-        };
-        let egress = Egress::decide(EgressArgs {
-            via_tor: config.tor.enabled,
-            tor: settings,
-        })?;
+        let egress = Egress::decide(config.egress())?;
         let tls = TlsClient::new(config.ca_file.as_deref())?;
         let open = |address| {
             let port = Port::open(address).map_err(|source| RunError::Socks { address, source })?;

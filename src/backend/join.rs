@@ -27,7 +27,7 @@ use crate::shutdown::Shutdown;
 use crate::sniff::TubId;
 use crate::tahoe::dir::{DirError, NodeDir, replace};
 use crate::tls::{FileError, TlsClient, put_secret};
-use crate::tor::{self, TorError, TorSettings};
+use crate::tor::{self, TorError};
 use crate::wire::join::{Ask, Heard, MAX_BODY, Refusal, Reply, parse_reply, put_ask};
 use crate::wizard::ask::{self, Asker, NoAnswer};
 
@@ -477,10 +477,7 @@ impl Join {
     ) -> Result<Vec<String>, JoinError> {
         let egress = Egress::decide(EgressArgs {
             via_tor: config.tor.enabled || self.way.via_tor,
-            tor: TorSettings {
-                state_dir: config.state_dir.clone(),
-                config: config.tor.config.clone(),
-            },
+            ..config.egress()
         })?;
         let tls = TlsClient::new(config.ca_file.as_deref())?;
         let dialer: Arc<dyn Dialer> = match egress {

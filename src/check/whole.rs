@@ -16,7 +16,7 @@ use crate::backend::{self, Plan, probe};
 use crate::cli::{BackendArgs, CheckArgs};
 use crate::config::{BackendConfig, NodeSide, Service, places};
 use crate::control;
-use crate::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginDialer, TorDialer};
+use crate::dial::{Dialer, DirectDialer, Egress, OriginDialer, TorDialer};
 use crate::kite::Protocol;
 use crate::observe::board::{Board, kite_of};
 use crate::observe::status::{self, Outcome, Role, Status};
@@ -24,7 +24,7 @@ use crate::observe::traffic::Speed;
 use crate::run;
 use crate::shutdown;
 use crate::tls::TlsClient;
-use crate::tor::{Client, TorSettings};
+use crate::tor::Client;
 use crate::witness::Witness;
 
 /// How long Tor may take to start.
@@ -459,14 +459,7 @@ fn is_settled(status: &Status) -> bool {
 
 /// The way out, as the configuration has it.
 async fn start(config: &BackendConfig) -> Result<(Arc<dyn Dialer>, Option<Arc<Client>>), String> {
-    let egress = Egress::decide(EgressArgs {
-        via_tor: config.tor.enabled,
-        tor: TorSettings {
-            state_dir: config.state_dir.clone(),
-            config: config.tor.config.clone(),
-        },
-    })
-    .map_err(|e| e.to_string())?;
+    let egress = Egress::decide(config.egress()).map_err(|e| e.to_string())?;
     let tls = TlsClient::new(config.ca_file.as_deref()).map_err(|e| e.to_string())?;
     match egress {
         Egress::Direct(allowed) => Ok((Arc::new(DirectDialer::new(allowed, tls)), None)),

@@ -2,6 +2,7 @@
 //! and tried there with an [`Asker`] that has its answers ready.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 
 use console::Term;
 use zeroize::Zeroizing;
@@ -109,6 +110,15 @@ pub fn ask_hidden<T>(
     check: &mut Check<'_, T>,
 ) -> Result<T, NoAnswer> {
     until(asker, check, |asker| asker.hidden(question))
+}
+
+/// Says what the questions are for. `file` is what comes of them.
+pub fn opening(asker: &mut dyn Asker, file: &Path) -> Result<(), NoAnswer> {
+    asker.say(&format!(
+        "There is no configuration yet. Some questions, and kite writes {}.\n\
+         Nothing is written before you have seen it; Ctrl-C leaves all as it is.\n",
+        file.display()
+    ))
 }
 
 /// Yes or no.

@@ -89,11 +89,7 @@ pub fn usual_nodes() -> Vec<PathBuf> {
 /// Asks all of it, and shows what would be written.
 pub fn ask(asker: &mut dyn Asker, world: &mut World<'_>) -> Result<Answers, NoAnswer> {
     let file = world.dir.join(places::BACKEND);
-    asker.say(&format!(
-        "There is no configuration yet. Some questions, and kite writes {}.\n\
-         Nothing is written before you have seen it; Ctrl-C leaves all as it is.\n",
-        file.display()
-    ))?;
+    ask::opening(asker, &file)?;
     let pasted = frontend(asker)?;
     let (address, kite, invitation) = match pasted {
         Pasted::Invitation(i) => (i.frontend.clone(), i.kite.clone(), Some(i)),

@@ -39,11 +39,7 @@ pub struct Answers {
 /// Asks all of it, and shows what would be written.
 pub fn ask(asker: &mut dyn Asker, world: &mut World<'_>) -> Result<Answers, NoAnswer> {
     let file = world.dir.join(places::FRONTEND);
-    asker.say(&format!(
-        "There is no configuration yet. Some questions, and kite writes {}.\n\
-         Nothing is written before you have seen it; Ctrl-C leaves all as it is.\n",
-        file.display()
-    ))?;
+    ask::opening(asker, &file)?;
     let name = public_name(asker)?;
     let ports = ports(asker, world)?;
     let state_dir = state_dir(asker, world)?;
