@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
@@ -33,6 +34,7 @@ use crate::listen::LocalAddr;
 use crate::rc::{self, Mistake, Rc, Translation};
 use crate::sniff::TubId;
 use crate::tor::TorSettings;
+use crate::wiped;
 use crate::witness::Witnessing;
 
 use file::{
@@ -424,7 +426,7 @@ impl Source {
                 "give --config the path of a readable TOML file",
             )
         })?;
-        let text = String::from_utf8(text).map_err(|_| {
+        let text = std::str::from_utf8(&text).map_err(|_| {
             ConfigError::new(
                 Code::FileUnreadable,
                 &shown,
@@ -432,7 +434,7 @@ impl Source {
                 "save it as UTF-8",
             )
         })?;
-        let value = toml::from_str(&text).map_err(|e| {
+        let value = toml::from_str(text).map_err(|e| {
             let e = e.to_string();
             ConfigError::new(
                 Code::FileMalformed,
@@ -483,14 +485,16 @@ impl Source {
 }
 
 /// A file of at most [`MAX_FILE`] bytes, or why not.
-pub(crate) fn read_limited(path: &Path) -> std::result::Result<Vec<u8>, String> {
-    let size = std::fs::metadata(path).map_err(|e| describe_io(&e))?.len();
-    if size > MAX_FILE {
+/// It may hold a secret.
+pub(crate) fn read_limited(path: &Path) -> std::result::Result<Zeroizing<Vec<u8>>, String> {
+    let file = std::fs::File::open(path).map_err(|e| describe_io(&e))?;
+    let text = wiped::read(file, MAX_FILE + 1).map_err(|e| describe_io(&e))?;
+    if text.len() as u64 > MAX_FILE {
         return Err(format!(
-            "it has {size} bytes, more than the {MAX_FILE} that make sense"
+            "it has more than the {MAX_FILE} bytes that make sense"
         ));
     }
-    std::fs::read(path).map_err(|e| describe_io(&e))
+    Ok(text)
 }
 
 fn describe_io(error: &std::io::Error) -> String {
@@ -550,6 +554,11 @@ fn read_secret_from(place: &str, path: &Path, forbidden: u32) -> Result<Secret> 
             &remedy,
         )
     })
+}
+
+/// What the environment holds of a secret. There it stays: nobody else can read it (see [`crate::privilege`]).
+fn variable_secret() -> Option<Zeroizing<String>> {
+    std::env::var(SECRET_VARIABLE).ok().map(Zeroizing::new)
 }
 
 /// The secret for flags: from the file named by a flag, else from the environment.
@@ -719,7 +728,7 @@ fn parse_listens(source: &Source, entries: Vec<ListenEntry>) -> Result<Vec<Liste
 impl FrontendConfig {
     /// Reads file, flags and environment.
     pub fn load(args: &FrontendArgs) -> Result<Self> {
-        Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
+        Self::with_secret(args, variable_secret().as_deref().map(String::as_str))
     }
 
     /// What rc files were translated to.
@@ -1281,7 +1290,7 @@ pub(crate) fn parse_protocols(place: &str, words: &[String]) -> Result<BTreeSet<
 impl BackendConfig {
     /// Reads file, flags and environment.
     pub fn load(args: &BackendArgs) -> Result<Self> {
-        Self::with_secret(args, std::env::var(SECRET_VARIABLE).ok().as_deref())
+        Self::with_secret(args, variable_secret().as_deref().map(String::as_str))
     }
 
     /// What rc files were translated to.

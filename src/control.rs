@@ -22,6 +22,7 @@ use crate::listen::{self, UnixListener, UnixStream};
 use crate::observe::status::Status;
 use crate::reload::{Answer, Order};
 use crate::web::Invitation;
+use crate::wiped;
 
 /// How long one who asks may take to speak, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -127,9 +128,8 @@ async fn serve(listener: UnixListener, owner: u32, desk: Arc<dyn Desk>) {
 
 async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
     // It may hold secrets.
-    let mut asked = Zeroizing::new(Vec::new());
-    let mut words = (&mut conn).take(MAX_ORDER);
-    let Ok(Ok(_)) = timeout(PATIENCE, words.read_to_end(&mut asked)).await else {
+    let words = wiped::read_async(&mut conn, MAX_ORDER);
+    let Ok(Ok(asked)) = timeout(PATIENCE, words).await else {
         return;
     };
     let text = if asked.as_slice() == STATUS.as_bytes() {

@@ -9,7 +9,7 @@
 //! * [`dial`]: every way out of the process. [`listen`]: every way in.
 //! * [`tor`], a crate of its own: Arti on a guarded runtime. [`socks`]: the node's way into it.
 //! * [`tls`]: trust in frontends.
-//! * [`sandbox`]: what the kernel takes away in Tor mode.
+//! * [`sandbox`]: what the kernel takes away. [`privilege`]: root's rights, and looks into memory.
 //! * [`frontend`], [`backend`]: the two roles. [`demo`]: both at once.
 //! * [`visit`]: a visitor of foolscap's kind. [`witness`]: a backend's own, who comes from outside.
 //! * [`tahoe`]: the node's own configuration. [`check`]: what is wrong with it.
@@ -40,6 +40,7 @@ pub mod invitation;
 pub mod kite;
 pub mod listen;
 pub mod observe;
+pub mod privilege;
 pub mod proxy_header;
 pub mod random;
 pub mod rc;
@@ -55,6 +56,7 @@ pub mod tls;
 pub mod tunnel;
 pub mod visit;
 pub mod web;
+mod wiped;
 pub mod wire;
 pub mod witness;
 pub mod wizard;

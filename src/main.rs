@@ -21,6 +21,7 @@ use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
 use kite::observe::view::{self, ViewError};
 use kite::observe::{log, progress};
+use kite::privilege;
 use kite::rc::import;
 use kite::reload::{Answer, Order};
 use kite::run::{self, RunError};
@@ -50,6 +51,12 @@ fn main() -> ExitCode {
     };
     if let Err(problem) = log::init(cli.log.as_deref().unwrap_or(usual), cli.log_format) {
         return say(USAGE, Code::Usage, &problem);
+    }
+    if let Err(e) = privilege::keep_memory_private() {
+        let code = Code::SandboxLacks;
+        tracing::warn!(
+            "[{code}] sandbox: this machine cannot do all: memory may get into core dumps: {e}"
+        );
     }
     // Arti and rustls need to be told whose cryptography to use before anything else.
     if rustls::crypto::aws_lc_rs::default_provider()

@@ -23,6 +23,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use self::options::Spec;
 pub use self::parse::parse;
 pub use self::read::{Rc, is_rc, usual};
@@ -56,7 +58,7 @@ impl Place {
             place: self,
             name: spec.name,
             spec,
-            value: value.to_owned(),
+            value: Zeroizing::new(value.to_owned()),
         }
     }
 
@@ -86,7 +88,7 @@ pub struct Setting {
     /// The option in full, without dashes.
     pub name: &'static str,
     /// What belongs to it; nothing for a flag. May be a secret, or hold one.
-    pub value: String,
+    pub value: Zeroizing<String>,
     spec: &'static Spec,
 }
 

@@ -334,6 +334,7 @@ impl Backend {
             files: settings.config.iter().cloned().collect(),
             sockets: self.config.services.iter().filter_map(unix).collect(),
             programs: needs.programs,
+            ..sandbox::Plan::default()
         });
         for line in &self.sandbox.closed {
             tracing::info!("sandbox: {line}");

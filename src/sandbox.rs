@@ -1,4 +1,5 @@
-//! What the kernel takes away from a backend in Tor mode, so that it could not leak if it tried.
+//! What the kernel takes away from a backend in Tor mode, so that it could not leak if it tried, and from a frontend, so that
+//! who breaks into it finds little more there than the frontend itself.
 //!
 //! Two layers, for what one cannot express. Landlock (`landlock.rs`): which files, by path. seccomp
 //! (`seccomp.rs`): which system calls, by number and plain arguments. Neither can tell a relay's
@@ -22,13 +23,38 @@ mod seccomp;
 pub struct Plan {
     /// Directories to read and write in. They are made, for this user alone, if they are not there.
     pub directories: Vec<PathBuf>,
-    /// Files to read.
+    /// Files to read; of a directory, those beneath it.
     pub files: Vec<PathBuf>,
     /// Unix sockets to dial. None: not even a socket of that family can be made.
     pub sockets: Vec<PathBuf>,
     /// Programs to start, with the shared libraries of the system. They inherit these walls, and may
     /// listen on a port that the kernel chooses, since pluggable transports do.
     pub programs: Vec<PathBuf>,
+    /// Questions go to a server of the DNS: datagrams of the Internet, and no others.
+    pub datagrams: bool,
+    /// Names are looked up as this machine does it: by datagrams, by a daemon behind a Unix socket, by files in /etc.
+    pub names: bool,
+    /// TCP ports to listen on from now on; 0 is whichever the kernel chooses.
+    pub ports: Vec<u16>,
+    /// Unix sockets to listen at, besides those in `directories`.
+    pub places: Vec<PathBuf>,
+    /// Programs of the operator's that may need anything. They would inherit these walls, so files, sockets and programs stay.
+    pub helpers: Vec<PathBuf>,
+    /// The program that takes over from this one, when it is replaced by a newer one in place. It inherits these walls, and
+    /// raises its own within them. What lies beside it can be started, too: a new version is another file.
+    pub own_program: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Whether somebody listens who does not yet.
+    fn listens(&self) -> bool {
+        self.starts_programs() || !self.ports.is_empty() || !self.places.is_empty()
+    }
+
+    /// Whether programs are started at all.
+    fn starts_programs(&self) -> bool {
+        !self.programs.is_empty() || !self.helpers.is_empty() || self.own_program.is_some()
+    }
 }
 
 /// What was taken away, and what this kernel cannot take.

@@ -566,7 +566,7 @@ fn read_old(path: &Path) -> Result<Option<(String, BackendConfig)>, JoinError> {
         problem,
     };
     let bytes = config::read_limited(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|e| unreadable(e.to_string()))?;
+    let text = String::from_utf8(bytes.to_vec()).map_err(|e| unreadable(e.to_string()))?;
     Ok(Some((text, config)))
 }
 

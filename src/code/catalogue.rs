@@ -1039,4 +1039,12 @@ catalogue! {
         then: Ends,
         example: "the input ended before all was answered; nothing was written",
     }
+    CannotBecome = "KITE-C53" {
+        title: "kite cannot become the user that it was told to",
+        cause: "`user` (or --user) names nobody of this machine, it is not root who starts kite, or the state directory is somebody else's.",
+        subject: "`user`, or --user, and the state directory",
+        remedy: "Make the user (`useradd --system NAME`) and give it the state directory (`chown -R NAME: DIR`), start kite as root or as that user, or leave `user` out.",
+        then: Ends,
+        example: "user = kite: the state directory /var/lib/kite belongs to root; run: chown -R kite: /var/lib/kite",
+    }
 }

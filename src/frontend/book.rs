@@ -17,6 +17,7 @@ use super::limits::{Limits, Used};
 use crate::code::{Code, Coded};
 use crate::config::{Grant, ProofRule};
 use crate::kite::{KiteName, Secret};
+use crate::privilege::give_to_owner_of;
 
 /// The file in the state directory.
 pub const FILE: &str = "kites.redb";
@@ -342,13 +343,11 @@ impl Tables<'_> {
 
 fn private(dir: &Path, path: &Path) -> std::io::Result<File> {
     std::fs::create_dir_all(dir)?;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).create(true).truncate(false);
+    let file = open.mode(0o600).open(path)?;
+    give_to_owner_of(dir, &file)?;
+    Ok(file)
 }
 
 fn broken(path: &Path, problem: impl std::fmt::Display) -> BookError {

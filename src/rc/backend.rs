@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
 use super::translation::{Translation, path, secret};
 use super::{Mistake, Role, Setting, list, port};
@@ -41,7 +42,7 @@ const SYSTEM_ROOTS: [&str; 6] = [
 struct Backend<'a> {
     out: Translation,
     kitename: Option<String>,
-    kitesecret: String,
+    kitesecret: Zeroizing<String>,
     services: Vec<Service<'a>>,
     site_options: Vec<&'a Setting>,
     frontends: Vec<(String, &'a Setting)>,
@@ -83,6 +84,17 @@ enum Origin {
     Builtin,
 }
 
+/// Like [`str::replace`], which leaves copies behind as its text grows.
+fn replaced(text: &str, word: &str, value: &str) -> Zeroizing<String> {
+    let room = text.len() + text.matches(word).count() * value.len();
+    let mut filled = Zeroizing::new(String::with_capacity(room));
+    for (i, part) in text.split(word).enumerate() {
+        filled.push_str(if i == 0 { "" } else { value });
+        filled.push_str(part);
+    }
+    filled
+}
+
 pub(super) fn translate(settings: &[Setting], base: &Path) -> Result<Translation, Mistake> {
     let mut backend = Backend::default();
     for setting in settings {
@@ -94,7 +106,7 @@ pub(super) fn translate(settings: &[Setting], base: &Path) -> Result<Translation
 impl<'a> Backend<'a> {
     fn take(&mut self, s: &'a Setting) -> Result<(), Mistake> {
         match s.name {
-            "kitename" => self.kitename = Some(s.value.clone()),
+            "kitename" => self.kitename = Some(s.value.to_string()),
             "kitesecret" => self.kitesecret.clone_from(&s.value),
             "service_on" | "backend" => self.service(s, true)?,
             "service_off" | "define_backend" => self.service(s, false)?,
@@ -104,7 +116,7 @@ impl<'a> Backend<'a> {
             "nofrontend" => self.never.push(s),
             "defaults" => self.defaults(s, SERVICE, &[]),
             "whitelabel" | "whitelabels" => {
-                let own = [format!("fe.{}", s.value), s.value.clone()];
+                let own = [format!("fe.{}", *s.value), s.value.to_string()];
                 self.defaults(s, &s.value, &own);
             }
             "fe_certname" => self.certificate(s)?,
@@ -193,9 +205,9 @@ impl<'a> Backend<'a> {
     }
 
     /// With what `@kitename` and `@kitesecret` were before this line.
-    fn filled_in(&self, s: &Setting) -> Result<String, Mistake> {
+    fn filled_in(&self, s: &Setting) -> Result<Zeroizing<String>, Mistake> {
         let name = self.kitename.as_deref().unwrap_or_default();
-        for (word, value) in [("kitename", name), ("kitesecret", &self.kitesecret)] {
+        for (word, value) in [("kitename", name), ("kitesecret", self.kitesecret.as_str())] {
             if value.is_empty() && s.value.contains(&format!("@{word}")) {
                 return Err(s.mistake(
                     format!("@{word} has no value yet"),
@@ -203,8 +215,8 @@ impl<'a> Backend<'a> {
                 ));
             }
         }
-        let text = s.value.replace("@kitesecret", &self.kitesecret);
-        Ok(text.replace("@kitename", name))
+        let text = replaced(&s.value, "@kitesecret", &self.kitesecret);
+        Ok(replaced(&text, "@kitename", name))
     }
 
     fn pool(&mut self, s: &'a Setting) -> Result<(), Mistake> {

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::{Rc, Role, Translation, usual};
 use crate::cli::ImportArgs;
 use crate::code::{Code, Coded};
@@ -46,7 +48,7 @@ impl Coded for ImportError {
 struct New {
     path: PathBuf,
     mode: u32,
-    content: Vec<u8>,
+    content: Zeroizing<Vec<u8>>,
 }
 
 /// Writes `backend.toml` or `frontend.toml`, and the secrets. All of it, or nothing.
@@ -100,12 +102,12 @@ fn files_of(translation: &Translation, to: &Path, name: &str) -> Vec<New> {
     let secrets = translation.secrets.iter().map(|(name, secret)| New {
         path: to.join(name),
         mode: 0o600,
-        content: [secret.expose(), b"\n"].concat(),
+        content: Zeroizing::new([secret.expose(), b"\n"].concat()),
     });
     let toml = New {
         path: to.join(name),
         mode: 0o644,
-        content: translation.to_string().into_bytes(),
+        content: Zeroizing::new(translation.to_string().into_bytes()),
     };
     secrets.chain([toml]).collect()
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::options::{NotFound, Spec, by_letter, find};
 use super::{Mistake, Place, Setting};
 
@@ -55,11 +57,12 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Takes the white space around every `=` and `:` away.
-fn tighten(line: &str) -> String {
-    let mut tight = String::with_capacity(line.len());
+fn tighten(line: &str) -> Zeroizing<String> {
+    let mut tight = Zeroizing::new(String::with_capacity(line.len()));
     for c in line.chars() {
         if matches!(c, '=' | ':') {
-            tight.truncate(tight.trim_end().len());
+            let end = tight.trim_end().len();
+            tight.truncate(end);
             tight.push(c);
         } else if !(c.is_whitespace() && tight.ends_with(['=', ':'])) {
             tight.push(c);
@@ -148,7 +151,8 @@ mod tests {
     fn read(text: &str) -> Vec<(usize, &'static str, String)> {
         let settings = parse("x.rc", text).unwrap_or_else(|e| panic!("{e:?}"));
         let flat = settings.into_iter();
-        flat.map(|s| (s.place.line, s.name, s.value)).collect()
+        flat.map(|s| (s.place.line, s.name, s.value.to_string()))
+            .collect()
     }
 
     fn wrong(text: &str) -> String {

@@ -113,9 +113,9 @@ impl Rc {
             place.mistake(problem, "name a file that kite's user may read, as text")
         };
         let bytes = read_limited(path).map_err(unreadable)?;
-        let text =
-            String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text".to_owned()))?;
-        let settings = parse(&place.file, &text)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| unreadable("it is not UTF-8 text".to_owned()))?;
+        let settings = parse(&place.file, text)?;
         if settings.iter().any(has_secret) && is_open(path) {
             let text = format!(
                 "other users may read the secrets in this file; run: chmod 600 {}",
@@ -130,7 +130,7 @@ impl Rc {
         for setting in settings {
             match setting.spec.meaning {
                 Meaning::Include => {
-                    let named = Path::new(&setting.value);
+                    let named = Path::new(setting.value.as_str());
                     let there = match setting.name {
                         "optdir" => named.is_dir(),
                         _ => named.is_file(),

@@ -25,6 +25,16 @@ const SYSTEM: [&str; 4] = [
 /// Where journald listens, if log lines go to it through a socket that is open already.
 const JOURNAL: &str = "/run/systemd/journal";
 
+/// What looking up a name reads: the system's settings, each of which may be replaced by a new file at any time. That is all
+/// that this user may read of /etc, and the places that lead there.
+const RESOLVER: [&str; 5] = [
+    "/etc",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/run/nscd",
+];
+
 /// What a program of the system needs to start.
 const LIBRARIES: [&str; 5] = [
     "/lib",
@@ -67,6 +77,13 @@ const LACKS: [Lack; 5] = [
 
 /// Takes away all files but the plan's.
 pub(super) fn enter(plan: &Plan, report: &mut Report) {
+    if !plan.helpers.is_empty() {
+        report.closed.push(format!(
+            "no Landlock: {} may need any file, and would be kept from it",
+            listed(plan.helpers.iter())
+        ));
+        return;
+    }
     match restrict(plan) {
         Ok((RulesetStatus::NotEnforced, _)) => report.missing.push(
             "Landlock: not in this kernel, or not switched on (Linux 5.13 has it; lsm=landlock,…); \
@@ -74,12 +91,20 @@ pub(super) fn enter(plan: &Plan, report: &mut Report) {
                 .to_owned(),
         ),
         Ok((_, abi)) => {
-            let programs = match plan.programs.as_slice() {
+            let programs: Vec<_> = plan.programs.iter().chain(&plan.own_program).collect();
+            let programs = match programs.as_slice() {
                 [] => "no program can be started".to_owned(),
-                some => format!("no program can be started but {}", listed(some.iter())),
+                some => format!(
+                    "no program can be started but {}",
+                    listed(some.iter().copied())
+                ),
+            };
+            let read = match plan.files.as_slice() {
+                [] => String::new(),
+                some => format!(", and to read in {}", listed(some.iter())),
             };
             report.closed.push(format!(
-                "Landlock (ABI {abi}): no file can be opened but in {}; {programs}",
+                "Landlock (ABI {abi}): no file can be opened but in {}{read}; {programs}",
                 listed(tops(&plan.directories))
             ));
             for (since, what, linux, matters) in LACKS {
@@ -110,12 +135,16 @@ fn restrict(plan: &Plan) -> Result<(RulesetStatus, i32), RulesetError> {
     let all = AccessFs::from_all(ABI_KNOWN);
     let read: BitFlags<AccessFs> = AccessFs::ReadFile.into();
     let read_dir = read | AccessFs::ReadDir;
+    let datagrams = match plan.datagrams || plan.names {
+        true => AccessNet::BindUdp | AccessNet::ConnectSendUdp,
+        false => BitFlags::EMPTY,
+    };
     let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev;
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         // Not TCP connections: by port alone they cannot be told apart.
-        .handle_access(AccessNet::from_all(ABI_KNOWN) & !BitFlags::from(AccessNet::ConnectTcp))?
+        .handle_access(AccessNet::from_all(ABI_KNOWN) & !(datagrams | AccessNet::ConnectTcp))?
         .scope(Scope::from_all(ABI_KNOWN))?
         .create()?
         .add_rules(path_beneath_rules(&plan.directories, all & !never))?
@@ -127,16 +156,33 @@ fn restrict(plan: &Plan) -> Result<(RulesetStatus, i32), RulesetError> {
             AccessFs::ResolveUnix,
         ))?
         .add_rules(path_beneath_rules([JOURNAL], AccessFs::ResolveUnix))?;
-    if !plan.programs.is_empty() {
+    for port in &plan.ports {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
+    }
+    rules = rules.add_rules(path_beneath_rules(
+        plan.places.iter().filter_map(|path| path.parent()),
+        AccessFs::MakeSock | AccessFs::RemoveFile | AccessFs::ResolveUnix,
+    ))?;
+    if plan.names {
+        rules = rules
+            .add_rules(path_beneath_rules(RESOLVER, read | AccessFs::ResolveUnix))?
+            // The C library loads a part of itself for it.
+            .add_rules(path_beneath_rules(LIBRARIES, read_dir))?;
+    }
+    if plan.starts_programs() {
+        let beside = plan.own_program.iter().filter_map(|path| path.parent());
         rules = rules
             .add_rules(path_beneath_rules(&plan.programs, read | AccessFs::Execute))?
+            .add_rules(path_beneath_rules(beside, read | AccessFs::Execute))?
             .add_rules(path_beneath_rules(LIBRARIES, read_dir | AccessFs::Execute))?
             .add_rules(path_beneath_rules(
                 ["/dev/null"],
                 read | AccessFs::WriteFile,
-            ))?
+            ))?;
+        if !plan.programs.is_empty() {
             // "Any free port", which is what a transport asks for.
-            .add_rule(NetPort::new(0, AccessNet::BindTcp))?;
+            rules = rules.add_rule(NetPort::new(0, AccessNet::BindTcp))?;
+        }
     }
     let status = rules.restrict_self()?;
     let abi = match status.landlock {

@@ -77,13 +77,8 @@ const DENIED_HERE: &[i64] = &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_HERE: &[i64] = &[];
 
-/// Refused unless programs are to be started, which Landlock then picks: to start one, and what it listens with.
-const PROGRAMS: &[i64] = &[
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_bind,
-    libc::SYS_listen,
-];
+/// Refused unless programs are to be started, which Landlock then picks.
+const PROGRAMS: &[i64] = &[libc::SYS_execve, libc::SYS_execveat];
 
 /// A process in a new namespace is in another network.
 const NAMESPACES: [i32; 7] = [
@@ -112,17 +107,27 @@ pub(super) fn enter(plan: &Plan, report: &mut Report) {
     let apply = |program: BpfProgram| seccompiler::apply_filter(&program);
     match denied(plan).and_then(|program| apply(unknown()).and_then(|()| apply(program))) {
         Ok(()) => {
-            let unix = match plan.sockets.as_slice() {
-                [] => "no Unix socket, ",
+            let sockets = match Sockets::of(plan) {
+                None => "",
+                Some(s) if s.names => "no raw socket, ",
+                Some(s) if s.datagrams => "no raw or netlink socket, ",
+                Some(_) => "no datagram, raw or netlink socket, ",
+            };
+            let unix = match Sockets::of(plan) {
+                Some(s) if !s.unix => "no Unix socket, ",
                 _ => "",
             };
-            let programs = match plan.programs.as_slice() {
-                [] => "no new listener, no program started, ",
-                _ => "",
+            let listener = if plan.listens() {
+                ""
+            } else {
+                "no new listener, "
+            };
+            let programs = match plan.starts_programs() {
+                false => "no program started, ",
+                true => "",
             };
             report.closed.push(format!(
-                "seccomp: no datagram, raw or netlink socket, {unix}{programs}\
-                 no ptrace, io_uring, BPF, keys, modules or namespaces"
+                "seccomp: {sockets}{unix}{listener}{programs}no ptrace, io_uring, BPF, keys, modules or namespaces"
             ));
         }
         Err(e) => report.missing.push(format!(
@@ -133,17 +138,25 @@ pub(super) fn enter(plan: &Plan, report: &mut Report) {
 
 /// The list, and the rules for arguments. Another ABI's call (32-bit) ends the process: its numbers mean other things.
 fn denied(plan: &Plan) -> Result<BpfProgram, Error> {
-    let programs: &[i64] = if plan.programs.is_empty() {
-        PROGRAMS
-    } else {
-        &[]
-    };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [DENIED, DENIED_HERE, programs]
-        .into_iter()
-        .flatten()
-        .map(|&call| (call, vec![]))
-        .collect();
-    rules.insert(libc::SYS_socket, sockets(!plan.sockets.is_empty())?);
+    let sockets = Sockets::of(plan);
+    let unless =
+        |open: bool, calls: &'static [i64]| -> &'static [i64] { if open { &[] } else { calls } };
+    // A datagram socket is bound before it asks. Landlock goes on to refuse TCP ports.
+    let binds = plan.listens() || sockets.as_ref().is_some_and(|s| s.datagrams);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [
+        DENIED,
+        DENIED_HERE,
+        unless(plan.starts_programs(), PROGRAMS),
+        unless(plan.listens(), &[libc::SYS_listen]),
+        unless(binds, &[libc::SYS_bind]),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|&call| (call, vec![]))
+    .collect();
+    if let Some(sockets) = sockets {
+        rules.insert(libc::SYS_socket, sockets.refused()?);
+    }
     let namespace = |&flag: &i32| {
         let flag = flag as u64;
         all_of(&[(0, SeccompCmpOp::MaskedEq(flag), flag)])
@@ -163,26 +176,72 @@ fn denied(plan: &Plan) -> Result<BpfProgram, Error> {
     Ok(filter.try_into()?)
 }
 
-/// Which sockets are refused: another family than the Internet's (and Unix), another type than streams,
-/// another protocol than TCP. Others carry datagrams, or TCP that Landlock does not know for such (MPTCP, SMC).
-fn sockets(unix: bool) -> Result<Vec<SeccompRule>, Error> {
-    let not = |arg, value: i32| (arg, SeccompCmpOp::Ne, value as u64);
-    let mut families = vec![not(0, libc::AF_INET), not(0, libc::AF_INET6)];
-    if unix {
-        families.push(not(0, libc::AF_UNIX));
+/// Which sockets can be made, besides those for TCP.
+struct Sockets {
+    /// Streams of this machine.
+    unix: bool,
+    /// And its datagrams, by which a supervisor and the journal are told things.
+    words: bool,
+    /// Datagrams of the Internet.
+    datagrams: bool,
+    /// What the C library asks before it sorts addresses: which ones this machine has.
+    names: bool,
+}
+
+impl Sockets {
+    /// None if any can be made.
+    fn of(plan: &Plan) -> Option<Self> {
+        plan.helpers.is_empty().then(|| Self {
+            unix: !plan.sockets.is_empty()
+                || !plan.places.is_empty()
+                || plan.names
+                || plan.own_program.is_some(),
+            words: plan.own_program.is_some(),
+            datagrams: plan.datagrams || plan.names,
+            names: plan.names,
+        })
     }
-    let mut rules = vec![
-        all_of(&families)?,
-        all_of(&[not(2, 0), not(2, libc::IPPROTO_TCP)])?,
-    ];
-    for kind in (0..=SOCK_TYPE_MASK).filter(|&kind| kind != libc::SOCK_STREAM as u64) {
-        rules.push(all_of(&[(
-            1,
-            SeccompCmpOp::MaskedEq(SOCK_TYPE_MASK),
-            kind,
-        )])?);
+
+    /// Another family than the Internet's, another type than streams, another protocol than TCP. Others carry datagrams,
+    /// or TCP that Landlock does not know for such (MPTCP, SMC).
+    fn refused(&self) -> Result<Vec<SeccompRule>, Error> {
+        let not = |arg, value: i32| (arg, SeccompCmpOp::Ne, value as u64);
+        let kind = |value: i32| (1, SeccompCmpOp::MaskedEq(SOCK_TYPE_MASK), value as u64);
+        let mut families = vec![not(0, libc::AF_INET), not(0, libc::AF_INET6)];
+        let mut protocols = vec![not(2, 0), not(2, libc::IPPROTO_TCP)];
+        if self.unix {
+            families.push(not(0, libc::AF_UNIX));
+        }
+        if self.names {
+            families.push(not(0, libc::AF_NETLINK));
+        }
+        if self.datagrams {
+            protocols.push(not(2, libc::IPPROTO_UDP));
+        }
+        let mut rules = vec![all_of(&families)?, all_of(&protocols)?];
+        for value in (0..=SOCK_TYPE_MASK as i32).filter(|&kind| kind != libc::SOCK_STREAM) {
+            let mut rule = vec![kind(value)];
+            match value {
+                libc::SOCK_DGRAM => {
+                    if self.datagrams {
+                        rule.extend([not(0, libc::AF_INET), not(0, libc::AF_INET6)]);
+                    }
+                    if self.words {
+                        rule.push(not(0, libc::AF_UNIX));
+                    }
+                }
+                libc::SOCK_RAW if self.names => rule.push(not(0, libc::AF_NETLINK)),
+                _ => {}
+            }
+            rules.push(all_of(&rule)?);
+        }
+        if self.names {
+            // The family of netlink, and no other of its languages than the one of routes.
+            let netlink = (0, SeccompCmpOp::Eq, libc::AF_NETLINK as u64);
+            rules.push(all_of(&[netlink, not(2, libc::NETLINK_ROUTE)])?);
+        }
+        Ok(rules)
     }
-    Ok(rules)
 }
 
 /// Arguments that the kernel takes as 32 bits are compared as 32 bits, else the upper half would be a way around.
@@ -284,6 +343,14 @@ mod tests {
     fn the_filters_are_within_the_kernels_limit() {
         for plan in [
             Plan::default(),
+            Plan {
+                names: true,
+                ..Plan::default()
+            },
+            Plan {
+                helpers: vec!["/usr/local/bin/who".into()],
+                ..Plan::default()
+            },
             Plan {
                 sockets: vec!["/run/origin".into()],
                 programs: vec!["/usr/bin/obfs4proxy".into()],

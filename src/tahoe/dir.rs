@@ -208,7 +208,8 @@ fn optional(path: &Path) -> Result<Option<String>, DirError> {
         Ok(_) => {}
     }
     let bytes = read_limited(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8 text".into()))?;
+    let text =
+        String::from_utf8(bytes.to_vec()).map_err(|_| unreadable("it is not UTF-8 text".into()))?;
     Ok(Some(text))
 }
 

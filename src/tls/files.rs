@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 use crate::code::{Code, Coded};
+use crate::privilege::give_to_owner_of;
 
 /// Name of the frontend's own key in its state directory.
 pub const KEY_FILE: &str = "frontend-key.pem";
@@ -180,6 +181,7 @@ pub(crate) fn put_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Fil
         .mode(0o600)
         .open(&draft)
         .and_then(|mut file| {
+            give_to_owner_of(dir, &file)?;
             file.write_all(bytes)?;
             file.sync_all()
         })
@@ -222,6 +224,7 @@ pub(super) fn create_key(dir: &Path, path: &Path) -> Result<(), FileError> {
         .mode(0o600)
         .open(&draft)
         .and_then(|mut file| {
+            give_to_owner_of(dir, &file)?;
             file.write_all(pem.as_bytes())?;
             file.sync_all()
         });

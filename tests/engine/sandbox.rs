@@ -239,3 +239,195 @@ fn threads_are_bound_and_the_rest_of_the_process_is_not() {
     });
     UdpSocket::bind("127.0.0.1:0").unwrap();
 }
+
+// ------------------------------------------------------ a frontend's
+
+#[test]
+fn who_asks_the_dns_has_datagrams_and_nothing_else_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let plan = Plan {
+        datagrams: true,
+        ..plan(dir.path())
+    };
+    within(&plan, |_| {
+        let asking = UdpSocket::bind("0.0.0.0:0").unwrap();
+        asking
+            .send_to(b"who?", server.local_addr().unwrap())
+            .unwrap();
+        refused(TcpListener::bind("127.0.0.1:0"), "a listener");
+        refused(UnixDatagram::unbound(), "a Unix datagram socket");
+        let (v4, netlink, packet) = (2, 16, 17);
+        refused(socket(v4, 3, 17), "a raw socket of the datagrams' protocol");
+        refused(socket(v4, 2, 1), "a socket to ping with");
+        refused(socket(netlink, 3, 0), "a netlink socket");
+        refused(socket(packet, 2, 0), "a packet socket");
+        refused(fs::read("/etc/hosts"), "reading how names are looked up");
+        refused(Command::new("/bin/true").status(), "a program");
+    });
+    let mut asked = [0; 8];
+    assert_eq!(server.recv(&mut asked).unwrap(), 4);
+}
+
+#[test]
+fn names_are_looked_up_and_nothing_else_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = dir.path().join("secret");
+    fs::write(&elsewhere, "x").unwrap();
+    let plan = Plan {
+        names: true,
+        ..plan(dir.path())
+    };
+    within(&plan, |_| {
+        #[allow(clippy::disallowed_methods, reason = "what is tried is the lookup")]
+        let found = std::net::ToSocketAddrs::to_socket_addrs(&("localhost", 80)).unwrap();
+        assert!(found.into_iter().all(|at| at.ip().is_loopback()));
+        let (v4, netlink) = (2, 16);
+        socket(netlink, 3, 0).unwrap();
+        for (domain, kind, protocol, what) in [
+            (netlink, 3, 9, "a netlink socket to the audit log"),
+            (netlink, 3, 12, "a netlink socket to the packet filter"),
+            (v4, 3, 1, "a raw socket"),
+            (v4, 2, 1, "a socket to ping with"),
+        ] {
+            refused(socket(domain, kind, protocol), what);
+        }
+        refused(TcpListener::bind("127.0.0.1:0"), "a listener");
+        refused(fs::read(&elsewhere), "reading a file elsewhere");
+        refused(fs::write("/etc/kite-was-here", ""), "writing a setting");
+        refused(fs::read_dir("/etc"), "listing the settings");
+        refused(Command::new("/bin/true").status(), "a program");
+    });
+}
+
+/// A certificate is renewed by a new file in the old one's place, a configuration is edited so: its directory stays readable.
+#[test]
+fn a_file_that_is_replaced_can_be_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, state) = (dir.path().join("live"), dir.path().join("state"));
+    fs::create_dir(&live).unwrap();
+    let cert = live.join("cert.pem");
+    fs::write(&cert, "old").unwrap();
+    let plan = Plan {
+        files: vec![live.clone()],
+        ..plan(dir.path())
+    };
+    let (turn, told) = std::sync::mpsc::channel();
+    let (ready, renewed) = std::sync::mpsc::channel();
+    thread::scope(|s| {
+        let cert = &cert;
+        s.spawn(move || {
+            within(&plan, move |report| {
+                assert_eq!(fs::read(cert).unwrap(), b"old");
+                turn.send(()).unwrap();
+                renewed.recv().unwrap();
+                assert_eq!(fs::read(cert).unwrap(), b"new");
+                refused(fs::write(cert, "mine"), "writing a certificate");
+                refused(
+                    fs::rename(cert, state.join("mine")),
+                    "taking a certificate away",
+                );
+                assert!(report.to_string().contains("and to read in"), "{report}");
+            });
+        });
+        told.recv().unwrap();
+        fs::write(live.join("new"), "new").unwrap();
+        fs::rename(live.join("new"), cert).unwrap();
+        ready.send(()).unwrap();
+    });
+}
+
+#[test]
+fn an_operators_own_program_finds_what_it_needs_but_no_door_into_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = dir.path().join("accounts");
+    fs::write(&elsewhere, "bob").unwrap();
+    let plan = Plan {
+        helpers: vec!["/bin/cat".into()],
+        ..plan(dir.path())
+    };
+    thread::scope(|s| {
+        s.spawn(|| {
+            let report = sandbox::enter(&plan).to_string();
+            assert!(
+                report.contains("no Landlock: /bin/cat may need") && !report.contains("datagram"),
+                "{report}"
+            );
+            let said = Command::new("/bin/cat").arg(&elsewhere).output().unwrap();
+            assert_eq!(said.stdout, b"bob");
+            UdpSocket::bind("127.0.0.1:0").unwrap();
+            let apart = Command::new("/usr/bin/unshare")
+                .args(["--net", "/bin/true"])
+                .output();
+            assert!(!apart.unwrap().status.success(), "another network");
+        });
+    });
+}
+
+#[test]
+fn its_own_next_version_takes_over_and_no_other_program_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let own = bin.join("kite");
+    fs::copy("/bin/true", &own).unwrap();
+    let plan = Plan {
+        own_program: Some(own.clone()),
+        ..plan(dir.path())
+    };
+    let (turn, told) = std::sync::mpsc::channel();
+    let (ready, replaced) = std::sync::mpsc::channel();
+    thread::scope(|s| {
+        let own = &own;
+        s.spawn(move || {
+            within(&plan, move |_| {
+                assert!(Command::new(own).status().unwrap().success());
+                turn.send(()).unwrap();
+                replaced.recv().unwrap();
+                assert_eq!(Command::new(own).status().unwrap().code(), Some(1));
+                refused(Command::new("/bin/sh").status(), "a shell");
+                UnixDatagram::unbound().unwrap();
+                refused(UdpSocket::bind("127.0.0.1:0"), "a datagram socket");
+                refused(TcpListener::bind("127.0.0.1:9150"), "a port of its choice");
+            });
+        });
+        told.recv().unwrap();
+        // As a package manager does it.
+        fs::copy("/bin/false", bin.join("new")).unwrap();
+        fs::rename(bin.join("new"), own).unwrap();
+        ready.send(()).unwrap();
+    });
+}
+
+#[test]
+fn the_ports_of_the_configuration_are_opened_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let places = dir.path().join("places");
+    fs::create_dir(&places).unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = free.local_addr().unwrap();
+    drop(free);
+    let plan = Plan {
+        ports: vec![at.port()],
+        places: vec![places.join("page")],
+        ..plan(dir.path())
+    };
+    within(&plan, |_| {
+        TcpListener::bind(at).unwrap();
+        refused(TcpListener::bind("127.0.0.1:0"), "any other port");
+        UnixListener::bind(places.join("page")).unwrap();
+        UnixListener::bind(dir.path().join("state/control")).unwrap();
+        fs::remove_file(places.join("page")).unwrap();
+        refused(
+            UnixListener::bind(dir.path().join("page")),
+            "a Unix socket elsewhere",
+        );
+        refused(
+            fs::write(places.join("file"), ""),
+            "a file where a socket may be",
+        );
+        refused(UnixDatagram::unbound(), "a Unix datagram socket");
+        refused(UdpSocket::bind("127.0.0.1:0"), "a datagram socket");
+        refused(Command::new("/bin/true").status(), "a program");
+    });
+}

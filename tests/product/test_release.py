@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import time
 import tomllib
 
 import pytest
@@ -29,7 +30,7 @@ def program(kite, tmp_path_factory):
 
 def release(tree, *args, program, status=0):
     done = subprocess.run([tree / "packaging" / "release", *map(str, args)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "KITE": str(program), "SOURCE_DATE_EPOCH": str(EPOCH),
+                          env={**os.environ, "KITE": str(program), "KITE_STATIC": str(program), "SOURCE_DATE_EPOCH": str(EPOCH),
                                "KITE_DEB_OPTIONS": "-Zgzip -z1"})
     assert done.returncode == status, f"exit status {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
     return done.stderr
@@ -50,13 +51,14 @@ def test_its_files_have_checksums(made):
     assert f"kite-{VERSION}.cdx.json" in sums
 
 
-def archive(made):
-    (path,) = made.glob(f"kite-{VERSION}-*.tar.gz")
+def archive(made, kind="gnu"):
+    (path,) = made.glob(f"kite-{VERSION}-*-{kind}.tar.gz")
     return path
 
 
-def test_the_archive_has_all_that_a_user_needs(made):
-    with tarfile.open(archive(made)) as tar:
+@pytest.mark.parametrize("kind", ["gnu", "musl"])
+def test_the_archive_has_all_that_a_user_needs(made, kind):
+    with tarfile.open(archive(made, kind)) as tar:
         members = {member.name.removeprefix(f"kite-{VERSION}/"): member for member in tar if member.isfile()}
     man = {f"share/man/man1/{page.name}" for page in (ROOT / "docs" / "man").glob("*.1")}
     assert members.keys() >= man | {
@@ -70,7 +72,7 @@ def test_the_archive_has_all_that_a_user_needs(made):
 def test_the_same_tree_gives_the_same_archive(made, program, tmp_path):
     """And the same list of what it is made of.  (What is compared is not what a second run copied from the first.)"""
     release(ROOT, "--dry-run", tmp_path / "again", program=program)
-    for path in (archive(made), made / f"kite-{VERSION}.cdx.json"):
+    for path in (archive(made), archive(made, "musl"), made / f"kite-{VERSION}.cdx.json"):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     assert gzip.open(archive(made)).read(1)
 
@@ -161,3 +163,108 @@ def test_a_tree_that_fits_gets_past_the_checks(tree, tmp_path):
     """As far as the program, which must be of this version."""
     said = release(tree, tmp_path / "out", program="/bin/true", status=1)
     assert said.count("packaging/release: ") == 1 and f"not kite {VERSION}" in said
+
+
+# --------------------------------------------------------------------------------------------- advisories
+
+# What cargo-deny does with a configuration: fetches the database, and finds what is in it.
+DENY = """#!/bin/sh
+[ "$1 $2" = "deny --version" ] && exit 0
+config=$5
+url=$(sed -n 's/^db-urls = \\["\\(.*\\)"\\]/\\1/p' "$config")
+path=$(sed -n 's/^db-path = "\\(.*\\)"/\\1/p' "$config")
+case $url in https:*) echo "no network" >&2; exit 1 ;; esac
+grep -q RUSTSEC-2023-0071 "$config" || { echo "the project's rules are lost" >&2; exit 9; }
+git clone --quiet "$url" "$path/advisory-db-1"
+! grep -r . "$path/advisory-db-1/crates/tokio" >&2
+"""
+
+
+@pytest.fixture
+def database(tmp_path):
+    """Makes RustSec's database, as it was so many days ago; what is known of tokio is in it."""
+    def make(days, known=""):
+        base = tmp_path / f"database-{days}"
+        (base / "crates" / "tokio").mkdir(parents=True)
+        (base / "crates" / "tokio" / "RUSTSEC-2099-0001.md").write_text(known)
+        git(base, "init", "--quiet", "--initial-branch=main")
+        git(base, "add", ".")
+        when = f"{int(time.time()) - days * 86400} +0000"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GIT_COMMITTER_DATE", when)
+            git(base, "commit", "--quiet", "--message=known")
+        return base
+    return make
+
+
+def advisories(tmp_path, *args):
+    """Its exit status, and what it said."""
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "cargo").write_text(DENY)
+    (tools / "cargo").chmod(0o755)
+    done = subprocess.run([ROOT / "packaging" / "advisories", *args], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"})
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_advisories_come_from_a_copy_and_an_old_one_is_no_answer(tmp_path, database):
+    """A checkout, or a bundle of one.  (cargo-deny itself is not run here; docs/supply-chain.md has when it was.)"""
+    fresh = database(3)
+    bundle = tmp_path / "advisory-db.bundle"
+    git(fresh, "bundle", "create", str(bundle), "main", "HEAD")
+    for copy in (fresh, bundle):
+        status, said = advisories(tmp_path, copy)
+        assert status == 0 and ", 3 days old" in said, said
+    status, said = advisories(tmp_path, database(4, known="it is unsafe"))
+    assert status == 1 and "RUSTSEC-2099-0001.md:it is unsafe" in said and ", 4 days old" in said
+    status, said = advisories(tmp_path, database(31))
+    assert status == 2 and "too old" in said
+    status, said = advisories(tmp_path)
+    assert status == 2 and "there is no database" in said
+    status, said = advisories(tmp_path, __file__)
+    assert status == 2 and "no checkout or bundle" in said
+
+
+# ------------------------------------------------------------------------------------------------- the build
+
+def test_no_page_names_a_version_of_the_package():
+    """It would be that of the last release, at most."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"kite[_-]\d+\.\d+\.\d+", page.read_text()), page
+
+
+# What cargo and rustc were told, in place of a build.
+TOLD = """#!/bin/sh
+case "$(basename "$0") $1 $2" in
+    "rustc -vV "*) echo "host: x86_64-unknown-linux-gnu" ;;
+    "rustc --print "*) echo / ;;
+    "cargo auditable --version") ;;
+    "cargo auditable build")
+        { echo "$@"; echo "$RUSTFLAGS"; echo "$CFLAGS"; echo "$SOURCE_DATE_EPOCH"; } >"$TOLD"
+        mkdir -p "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release"
+        touch "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/kite" ;;
+    *) exit 9 ;;
+esac
+"""
+
+
+def test_a_build_names_no_place_and_takes_the_commits_time(tmp_path):
+    """What it takes for the same bytes; that it is enough was tried by packaging/reproduce (docs/supply-chain.md)."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("cargo", "rustc"):
+        (tools / name).write_text(TOLD)
+        (tools / name).chmod(0o755)
+    told = tmp_path / "told"
+    done = subprocess.run([ROOT / "packaging" / "build"], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "TOLD": str(told), "CARGO_HOME": "/home/a/.cargo",
+                               "SOURCE_DATE_EPOCH": str(EPOCH), "CARGO_TARGET_DIR": str(tmp_path / "made")})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/made/x86_64-unknown-linux-gnu/release/kite\n"
+    words, rust, c, epoch = told.read_text().splitlines()
+    assert words == "auditable build --release --locked --bin kite --target x86_64-unknown-linux-gnu"
+    for flags, name in ((rust, "--remap-path-prefix"), (c, "-ffile-prefix-map")):
+        for place, shown in ((ROOT, "/kite"), ("/home/a/.cargo", "/cargo"), (tmp_path / "made", "/target")):
+            assert f"{name}={place}={shown}" in flags.split()
+    assert epoch == str(EPOCH)

@@ -173,6 +173,7 @@ fn met() -> Vec<(Code, String, &'static str, &'static str)> {
     use kite::frontend::FrontendError;
     use kite::frontend::book::BookError;
     use kite::frontend::kites::KitesError;
+    use kite::privilege::PrivilegeError;
     use kite::rc::import::ImportError;
     use kite::run::RunError;
     use kite::tahoe::KiteError;
@@ -234,6 +235,38 @@ fn met() -> Vec<(Code, String, &'static str, &'static str)> {
             RunError::from(EgressError::TorConfiguredButOff),
             "Tor",
             "add --via-tor",
+        ),
+        shown(PrivilegeError::Unknown("bob".into()), "bob", "make one"),
+        shown(
+            PrivilegeError::NotRoot("bob".into()),
+            "user = bob",
+            "start kite as that user",
+        ),
+        shown(
+            PrivilegeError::NotTheirs {
+                user: "bob".into(),
+                owner: "root".into(),
+                path: path(),
+            },
+            "/x/y belongs to root",
+            "run: chown",
+        ),
+        shown(
+            PrivilegeError::StateDir {
+                user: "bob".into(),
+                path: path(),
+                source: io(ErrorKind::PermissionDenied),
+            },
+            "/x/y",
+            "make it, and give it to bob",
+        ),
+        shown(
+            PrivilegeError::System {
+                user: "bob".into(),
+                source: io(ErrorKind::PermissionDenied),
+            },
+            "user = bob",
+            "start kite as that user",
         ),
         shown(
             RunError::from(EgressError::NoStateDir),

@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -15,6 +14,7 @@ use super::dns::label;
 use super::reason;
 use crate::frontend::limits::Rate;
 use crate::kite::{KiteName, Secret};
+use crate::wiped;
 
 /// How long the program may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,11 +72,8 @@ async fn run(program: &Path, name: &KiteName) -> Result<Zeroizing<Vec<u8>>, Stri
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| format!("it cannot be run: {e}"))?;
-    let mut text = Zeroizing::new(Vec::new());
     let output = child.stdout.take().ok_or("it has no output")?;
-    let mut output = output.take(MAX_ANSWER + 1);
-    output
-        .read_to_end(&mut text)
+    let text = wiped::read_async(output, MAX_ANSWER + 1)
         .await
         .map_err(|e| format!("it cannot be read: {}", e.kind()))?;
     if text.len() as u64 > MAX_ANSWER {
