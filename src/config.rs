@@ -29,6 +29,7 @@ use crate::frontend::authority::{self, Authority, Source as Asked};
 use crate::frontend::balancer::Balancers;
 use crate::frontend::book::Book;
 use crate::frontend::limits::Limits;
+use crate::frontend::storage::Policy;
 use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::listen::LocalAddr;
 use crate::rc::{self, Mistake, Rc, Translation};
@@ -143,6 +144,8 @@ pub struct FrontendConfig {
     pub local: LocalPlaces,
     /// The page at the frontend's own name.
     pub page: OwnPage,
+    /// What it carries, whatever its kites are allowed.
+    pub policy: Policy,
 }
 
 /// Where a running kite shows itself to this machine, if it does.
@@ -833,6 +836,7 @@ impl FrontendConfig {
                 "add --domain '*.alice.example' --secret-file FILE, or a [[kites]] table; or first, with this state directory: kite frontend kites add NAME, or kite frontend invite NAME",
             ));
         }
+        narrowed(&source, file.policy, &kites, &listen)?;
         for listen in &listen {
             let Some(kite) = &listen.kite else { continue };
             let mut granted = kites.iter().filter(|g| g.pattern.covers(kite));
@@ -895,8 +899,43 @@ impl FrontendConfig {
                 (&args.web_listen, &file.web),
             )?,
             page: own_page(&source, file.page)?,
+            policy: file.policy,
         })
     }
+}
+
+/// A policy that leaves nothing of what the same file allows is a mistake.
+fn narrowed(source: &Source, policy: Policy, kites: &[Grant], listen: &[Listen]) -> Result<()> {
+    let nothing_left = |grant: &&Grant| !grant.protocols.iter().any(|p| policy.carries(*p));
+    let contradiction = |problem: String, remedy| {
+        let place = source.at("policy");
+        Err(ConfigError::new(
+            Code::Contradiction,
+            place,
+            problem,
+            remedy,
+        ))
+    };
+    if let Some(grant) = kites.iter().find(nothing_left) {
+        return contradiction(
+            format!(
+                "it carries nothing of what {} may be used for",
+                grant.pattern
+            ),
+            "add foolscap or tahoe-https to the `protocols` of that name, or remove the policy",
+        );
+    }
+    if let Some(raw) = listen
+        .iter()
+        .find(|l| l.raw && !policy.carries(Protocol::Raw))
+    {
+        let port = raw.address.port();
+        return contradiction(
+            format!("port {port} belongs to a raw kite, which it does not carry"),
+            "remove protocol = \"raw\" from that port, or remove the policy",
+        );
+    }
+    Ok(())
 }
 
 /// Largest `page.contact`, in bytes.

@@ -155,17 +155,9 @@ async fn perform(
             expires: None,
             backends: 1,
         }],
-        limits: Limits::default(),
-        authorities: Vec::new(),
-        motd: None,
-        name: None,
-        onion: config::TorChoice::default(),
         state_dir: scratch.0.join("frontend"),
         log_peers: true,
-        certificates: Vec::new(),
-        acme: None,
-        local: config::LocalPlaces::default(),
-        page: config::OwnPage::default(),
+        ..config::FrontendConfig::default()
     })
     .map_err(|e| start("frontend")(e.to_string()))?;
     let handle = frontend.handle();

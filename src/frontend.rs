@@ -29,6 +29,7 @@ pub mod onion;
 mod own_page;
 mod register;
 pub mod registry;
+pub mod storage;
 mod visitor;
 
 use crate::code::{Code, Coded};
@@ -50,6 +51,7 @@ use book::BookError;
 use certificates::Certificates;
 use motd::Motd;
 use registry::{Registry, TunnelView};
+use storage::Policy;
 
 /// Connections served at a time, visitors and backends together. More wait in the
 /// kernel's queue.
@@ -144,6 +146,9 @@ struct Shared {
     name: Option<String>,
     /// For visitors of that name.
     own_page: Option<own_page::Ready>,
+    policy: Policy,
+    /// For whoever wants more than storage of a kite that carries nothing else.
+    storage_page: own_page::Ready,
     log_peers: bool,
     uuid: String,
     pool: Pool,
@@ -191,6 +196,7 @@ impl Frontend {
                 accounts.clone(),
                 Authorities::new(config.authorities),
                 ports,
+                config.policy,
             ),
             accounts,
             motd: Motd::new(config.motd),
@@ -198,7 +204,9 @@ impl Frontend {
             tls,
             certificates,
             challenges,
-            own_page: own_page::Ready::new(&config.page, config.name.as_deref()),
+            own_page: own_page::Ready::new(&config.page, config.name.as_deref(), config.policy),
+            policy: config.policy,
+            storage_page: own_page::Ready::storage_only(&config.page),
             name: config.name,
             log_peers: config.log_peers,
             uuid: crate::random::random_hex(40),
@@ -248,6 +256,11 @@ impl Frontend {
         }
         for address in self.pinned_addresses() {
             tracing::info!("backends dial {address}");
+        }
+        if self.shared.policy.is_storage_only() {
+            tracing::info!(
+                "storage only: whatever a kite is allowed, it carries Tahoe's storage traffic and nothing else"
+            );
         }
         self.shared.certificates.announce();
         let mut loops = tokio::task::JoinSet::new();
@@ -332,6 +345,11 @@ impl Handle {
         });
         done.await
             .unwrap_or_else(|_| kites::Answer::Refused("the frontend stops".to_owned()))
+    }
+
+    /// What is carried, whatever kites are allowed.
+    pub fn policy(&self) -> Policy {
+        self.0.policy
     }
 
     /// The counts of what passes.

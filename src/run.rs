@@ -216,6 +216,7 @@ impl Desk for FrontendDesk {
         let onion = self.published.get();
         Status {
             addresses: self.pinned.iter().chain(onion).cloned().collect(),
+            storage_only: self.handle.policy().is_storage_only(),
             tor: self
                 .tor
                 .get()

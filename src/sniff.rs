@@ -29,6 +29,7 @@
 pub mod foolscap;
 pub mod http;
 pub mod minecraft;
+pub mod storage;
 pub mod tls;
 pub mod xmpp;
 

@@ -88,6 +88,7 @@ impl Sky {
         };
         let leave = Leave {
             terms: Terms::from([Protocol::Http]),
+            storage_only: false,
             account: Account::new(&id.name, Limits::default(), None, None),
             backends: 1,
             proof: None,

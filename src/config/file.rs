@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::ProofRule;
 use crate::frontend::limits::Limits;
+use crate::frontend::storage::Policy;
 use crate::proxy_header::Version;
 
 /// The JSON schema of a frontend's file.
@@ -77,6 +78,11 @@ pub(super) struct FrontendFile {
     /// What visitors of the frontend's own name see.
     #[serde(default)]
     pub page: PageTable,
+    /// What is carried, whatever kites are allowed: `"storage-only"` is foolscap, and Tahoe's HTTPS storage protocol on a kite's own
+    /// port, and nothing that a browser shows.
+    #[serde(default)]
+    #[schemars(extend("default" = "any"))]
+    pub policy: Policy,
 }
 
 /// Something that a running kite shows to this machine alone.

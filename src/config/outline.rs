@@ -18,6 +18,8 @@ pub struct BackendOutline {
 pub struct FrontendOutline {
     /// What may fly under which names, but for the kites of the book.
     pub kites: Vec<(KiteName, BTreeSet<Protocol>)>,
+    /// What is carried, whatever these are allowed.
+    pub policy: Policy,
     /// Whether backends may come through an onion service, too.
     pub onion: bool,
     /// Whether peers' addresses are logged.
@@ -80,7 +82,7 @@ impl FrontendOutline {
                 parse_protocols("--protocols", &args.protocols)?,
             ))
         };
-        let kites = match args.domain.as_slice() {
+        let mut kites: Vec<(KiteName, BTreeSet<Protocol>)> = match args.domain.as_slice() {
             [] => file
                 .kites
                 .iter()
@@ -89,11 +91,15 @@ impl FrontendOutline {
                 .collect::<Result<_>>()?,
             domains => domains.iter().map(flag).collect::<Result<_>>()?,
         };
+        for (_, protocols) in &mut kites {
+            file.policy.narrow(protocols);
+        }
         let acme = file.acme.map(|table| acme(&source, table)).transpose()?;
         let authorities = parse_authorities(&source, file.authorities, &file.limits)?;
         let endpoints = |c: &CertificateEntry| c.endpoints;
         Ok(Self {
             kites,
+            policy: file.policy,
             onion: args.onion || file.onion,
             log_peers: args.log_peers || file.log_peers.unwrap_or(false),
             certificates: acme.is_some() || !file.certificates.is_empty(),

@@ -74,6 +74,24 @@ fn a_kites_own_limits_come_before_the_frontends() {
 }
 
 #[test]
+fn a_policy_that_leaves_nothing_is_a_mistake() {
+    let dir = place();
+    let error = |text: &str| match frontend(&dir, text) {
+        Err(e) => e.to_string(),
+        Ok(_) => panic!("no error: {text}"),
+    };
+    let storage = format!("policy = \"storage-only\"\n{FRONTEND}");
+    let with = |words: &str| storage.replace("\"foolscap\", \"tahoe-https\"", words);
+    let both = with("\"http\", \"foolscap\"");
+    assert_eq!(frontend(&dir, &both).unwrap().policy, Policy::StorageOnly);
+    assert_eq!(frontend(&dir, FRONTEND).unwrap().policy, Policy::Any);
+    let said = error(&with("\"http\""));
+    assert!(said.contains("carries nothing of what"), "{said}");
+    let said = error(&format!("policy = \"storage\"\n{FRONTEND}"));
+    assert!(said.contains("unknown variant"), "{said}");
+}
+
+#[test]
 fn authorities_are_read_and_bad_ones_are_named() {
     let dir = place();
     let listen = "listen = [\"0.0.0.0:80\"]\nstate_dir = \"state\"\n[[authorities]]\n";

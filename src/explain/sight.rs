@@ -387,6 +387,12 @@ pub fn of_public_side(config: &FrontendOutline) -> Sight {
             readable.join(", ")
         ));
     }
+    if config.policy.is_storage_only() {
+        own = own.never(
+            "anything that a browser shows: whatever kites are allowed, it carries foolscap and Tahoe's HTTPS storage alone \
+             (policy = \"storage-only\")",
+        );
+    }
     if config.certificates {
         own = own.sees(
             "all that kites carry which ask it to end their visitors' TLS (tls = \"frontend\")",

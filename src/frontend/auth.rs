@@ -17,6 +17,7 @@ use super::accounts::Accounts;
 use super::authority::{Authorities, Ruling};
 use super::limits::{Guesses, Visitor};
 use super::registry::Terms;
+use super::storage::Policy;
 use crate::random::random_hex;
 
 /// Tells a backend that only KiteProof1 will do (protocol page §21.3).
@@ -36,6 +37,7 @@ pub struct Judge {
     authorities: Authorities,
     guesses: Mutex<Guesses>,
     ports: Vec<u16>,
+    policy: Policy,
     process_secret: Vec<u8>,
 }
 
@@ -53,6 +55,8 @@ pub enum Judgement {
 pub struct Leave {
     /// What for.
     pub terms: Terms,
+    /// Its visitors are held to what storage traffic looks like.
+    pub storage_only: bool,
     /// What it is charged to.
     pub account: Arc<Account>,
     /// How many backends may fly it at a time.
@@ -73,13 +77,20 @@ pub struct Asker<'a> {
 }
 
 impl Judge {
-    /// A judge over `accounts`, and over what `authorities` know, for a frontend that listens on `ports`.
-    pub fn new(accounts: Arc<Accounts>, authorities: Authorities, ports: Vec<u16>) -> Self {
+    /// A judge over `accounts`, and over what `authorities` know, for a frontend that listens on `ports` and carries
+    /// what `policy` says.
+    pub fn new(
+        accounts: Arc<Accounts>,
+        authorities: Authorities,
+        ports: Vec<u16>,
+        policy: Policy,
+    ) -> Self {
         Self {
             accounts,
             authorities,
             guesses: Mutex::default(),
             ports,
+            policy,
             process_secret: random_hex(64).into_bytes(),
         }
     }
@@ -120,6 +131,13 @@ impl Judge {
         {
             judgement = self.by_authority(line, &name, proto, asker).await;
             wrong |= matches!(&judgement, Judgement::Refused(why) if refused(why));
+        }
+        if let Judgement::Proven(leave) = &mut judgement {
+            self.policy.narrow(&mut leave.terms);
+            leave.storage_only = self.policy.is_storage_only();
+            if leave.terms.is_empty() {
+                judgement = Judgement::Refused("proto".into());
+            }
         }
         if wrong && !matches!(judgement, Judgement::Proven(_)) {
             self.guesses().wrong(asker.peer, &line.name, Instant::now());
@@ -179,6 +197,7 @@ impl Judge {
                 None => {
                     leave = Some(Leave {
                         terms: uses,
+                        storage_only: false,
                         backends: grant.backends,
                         account: holding.account,
                         proof: proof.map(Proof),
@@ -233,6 +252,7 @@ impl Judge {
         });
         Judgement::Proven(Leave {
             terms,
+            storage_only: false,
             account,
             backends: 1,
             proof: proof.map(Proof),
@@ -271,6 +291,7 @@ impl Judge {
     pub fn capabilities(&self, lines: &mut Lines) {
         let mut granted: Terms = self.accounts.protocols();
         granted.extend(self.authorities.protocols());
+        self.policy.narrow(&mut granted);
         let mut protos: Vec<String> = Vec::new();
         for proto in Protocol::ALL.into_iter().map(Protocol::on_wire) {
             let granted = granted.iter().any(|p| carries(*p, proto));
@@ -339,7 +360,12 @@ mod tests {
             grant("bob.alice.example", &[Protocol::Http], b"second"),
             gone,
         ]);
-        Judge::new(Arc::new(accounts), Authorities::default(), vec![80])
+        Judge::new(
+            Arc::new(accounts),
+            Authorities::default(),
+            vec![80],
+            Policy::Any,
+        )
     }
 
     fn ask(judge: &Judge, line: &ServiceLine, now_unix: u64) -> Judgement {

@@ -1,69 +1,111 @@
-//! What a browser sees at the frontend's own name: what this is, and whom to ask. Nothing of which kites there are.
+//! What a browser sees at the frontend's own name: what this is, and whom to ask. Nothing of which kites there are. And what it
+//! sees below that name, where the frontend carries nothing for browsers.
 
 use std::fmt::Write;
 
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
+use super::storage::Policy;
 use crate::config::OwnPage;
 
 const STYLE: &str = include_str!("own_page.css");
 
-/// The page, ready to be sent.
-pub struct Ready(String);
+/// A page, ready to be sent.
+pub struct Ready {
+    status: &'static str,
+    html: String,
+}
 
 impl Ready {
     /// For the frontend of this name, if it is to have a page.
-    pub fn new(page: &OwnPage, name: Option<&str>) -> Option<Self> {
-        let name = name.filter(|_| page.enabled)?;
-        Some(Self(html(&escaped(name), page.contact.as_deref())))
+    pub fn new(page: &OwnPage, name: Option<&str>, policy: Policy) -> Option<Self> {
+        let name = escaped(name.filter(|_| page.enabled)?);
+        let only = match policy {
+            Policy::Any => "",
+            Policy::StorageOnly => {
+                "<p>It passes on nothing else: no web page, no download and no form is behind any name below its own.</p>\n"
+            }
+        };
+        Some(Self {
+            status: "200 OK",
+            html: html(
+                &format!("{name}: a kite frontend"),
+                &name,
+                &format!(
+                    "<p>This is a kite frontend: it gives computers at home a public name, without telling visitors where they are.</p>\n\
+                     <p>It is made for storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
+                     this server passes on what comes, and keeps none of it.</p>\n{only}\
+                     <p>There is nothing more for a browser to see, and this page sets no cookies and asks nobody else for anything.</p>\n{}",
+                    contact(page)
+                ),
+            ),
+        })
+    }
+
+    /// For browsers that come to a name below a frontend which carries storage and nothing else.
+    pub fn storage_only(page: &OwnPage) -> Self {
+        Self {
+            status: "403 Forbidden",
+            html: html(
+                "Storage only",
+                "There is no page here",
+                &format!(
+                    "<p>This name is for a storage node of a Tahoe-LAFS grid, or for none. The server that you have come to passes on \
+                     storage traffic, which is encrypted from one end to the other, and nothing that a browser shows.</p>\n\
+                     <p>If a link has led you here, what it promised is not on this server, and cannot be.</p>\n{}",
+                    contact(page)
+                ),
+            ),
+        }
     }
 
     /// The whole answer; to a HEAD its head alone.
     pub fn answer(&self, head_only: bool) -> Vec<u8> {
         let style = BASE64.encode(&Sha256::digest(STYLE));
         let mut answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
+            "HTTP/1.1 {}\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {}\r\n\
              Content-Security-Policy: default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'\r\n\
              X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\
              Cross-Origin-Opener-Policy: same-origin\r\nCross-Origin-Resource-Policy: same-origin\r\n\
              Cache-Control: no-store\r\nConnection: close\r\n\r\n",
-            self.0.len()
+            self.status,
+            self.html.len()
         );
         if !head_only {
-            answer.push_str(&self.0);
+            answer.push_str(&self.html);
         }
         answer.into_bytes()
     }
 }
 
-fn html(name: &str, contact: Option<&str>) -> String {
-    let contact = contact.map(|contact| {
-        let shown = escaped(contact);
-        let link = match contact {
-            web if web.starts_with("https://") || web.starts_with("http://") => Some(shown.clone()),
-            mail if is_mail(mail) => Some(format!("mailto:{shown}")),
-            _ => None,
-        };
-        let shown = match link {
-            Some(link) => format!("<a href=\"{link}\" rel=\"noreferrer\">{shown}</a>"),
-            None => shown,
-        };
-        format!("<p class=\"contact\">Its operator: {shown}</p>\n")
-    });
+/// The paragraph that says whom to ask.
+fn contact(page: &OwnPage) -> String {
+    let Some(contact) = &page.contact else {
+        return String::new();
+    };
+    let shown = escaped(contact);
+    let link = match contact.as_str() {
+        web if web.starts_with("https://") || web.starts_with("http://") => Some(shown.clone()),
+        mail if is_mail(mail) => Some(format!("mailto:{shown}")),
+        _ => None,
+    };
+    let shown = match link {
+        Some(link) => format!("<a href=\"{link}\" rel=\"noreferrer\">{shown}</a>"),
+        None => shown,
+    };
+    format!("<p class=\"contact\">Its operator: {shown}</p>\n")
+}
+
+/// All of these are HTML already.
+fn html(title: &str, heading: &str, text: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{name}: a kite frontend</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
-         <h1>{name}</h1>\n\
-         <p>This is a kite frontend: it gives computers at home a public name, without telling visitors where they are.</p>\n\
-         <p>It is made for storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
-         this server passes on what comes, and keeps none of it.</p>\n\
-         <p>There is nothing more for a browser to see, and this page sets no cookies and asks nobody else for anything.</p>\n\
-         {}</main>\n</body>\n</html>\n",
-        contact.unwrap_or_default()
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
+         <h1>{heading}</h1>\n{text}</main>\n</body>\n</html>\n"
     )
 }
 
@@ -95,7 +137,7 @@ mod tests {
             contact: Some(contact.to_owned()),
             ..OwnPage::default()
         };
-        let ready = Ready::new(&page, Some("alice.example")).expect("a page");
+        let ready = Ready::new(&page, Some("alice.example"), Policy::Any).expect("a page");
         String::from_utf8(ready.answer(false)).expect("text")
     }
 
@@ -123,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_head_has_the_length_of_what_it_leaves_out() {
-        let ready = Ready::new(&OwnPage::default(), Some("alice.example")).expect("a page");
+        let ready =
+            Ready::new(&OwnPage::default(), Some("alice.example"), Policy::Any).expect("a page");
         let head = String::from_utf8(ready.answer(true)).expect("text");
         let whole = String::from_utf8(ready.answer(false)).expect("text");
         let (whole_head, body) = whole.split_once("\r\n\r\n").expect("a blank line");
@@ -133,7 +176,7 @@ mod tests {
             enabled: false,
             contact: None,
         };
-        assert!(Ready::new(&off, Some("alice.example")).is_none());
-        assert!(Ready::new(&OwnPage::default(), None).is_none());
+        assert!(Ready::new(&off, Some("alice.example"), Policy::Any).is_none());
+        assert!(Ready::new(&OwnPage::default(), None, Policy::Any).is_none());
     }
 }

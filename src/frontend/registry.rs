@@ -84,6 +84,7 @@ pub struct TunnelView {
 
 struct Entry {
     terms: Terms,
+    storage_only: bool,
     account: Arc<Account>,
     /// Never empty, at most [`MAX_BESIDE`] of each backend.
     holders: Vec<Holder>,
@@ -271,6 +272,8 @@ pub struct Found {
     pub proto: String,
     /// What the kite may be used for.
     pub terms: Terms,
+    /// Its visitors are held to what storage traffic looks like.
+    pub storage_only: bool,
     /// Whether its visitors' TLS may be ended here.
     pub end_tls: EndTls,
     /// What its visitors are charged to.
@@ -303,6 +306,7 @@ impl Registry {
         let wished = claimant.replace.and_then(|named| sky.wish_of(named));
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
+            storage_only: leave.storage_only,
             account: leave.account.clone(),
             holders: Vec::new(),
             favourite: AtomicU64::new(0),
@@ -357,6 +361,7 @@ impl Registry {
             sky.backends
         });
         entry.terms = leave.terms;
+        entry.storage_only = leave.storage_only;
         entry.account = leave.account;
         holders.push(Holder {
             session: claimant.session.to_owned(),
@@ -502,6 +507,7 @@ impl Registry {
             Some(Found {
                 proto: proto.to_owned(),
                 terms: entry.terms.clone(),
+                storage_only: entry.storage_only,
                 end_tls: entry.end_tls(),
                 account: entry.account.clone(),
                 count: entry.count.clone(),

@@ -18,6 +18,7 @@ use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
+use super::storage::{self, Arrived};
 use super::{Arrival, MAX_CONNECTIONS, Shared, Socket, join};
 use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
@@ -25,6 +26,7 @@ use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::observe::traffic::Reason;
 use crate::refusal::{self, refuse};
+use crate::sniff::storage::Storage;
 use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls::{self, Challenge};
 use crate::tunnel::mux::OpenError;
@@ -185,7 +187,7 @@ async fn arrive(
                     refusal::say(&mut conn, &page).await;
                     return None;
                 }
-                route_http(shared, &head, door.port, first.len() == head.len)
+                route_http(shared, &head, door.port, &first)
                     .map_err(No::from)
                     .and_then(|route| route.let_in(door, OFFLINE))
             }
@@ -235,7 +237,7 @@ async fn arrive_by_tls(
     door: &Arrival,
     peer: &str,
 ) -> Option<Comer> {
-    let whither = match whither(shared, hello, asked, door) {
+    let whither = match whither(shared, hello, asked, door, &first) {
         Whither::Kite(route) => match route.let_in(door, DENIED) {
             Ok(route) => return Some(Comer::Visitor(conn, first, route)),
             Err(no) => {
@@ -334,6 +336,7 @@ fn whither(
     hello: &ClientHello,
     asked: Option<&KiteName>,
     door: &Arrival,
+    first: &[u8],
 ) -> Whither {
     let name = hello.sni.as_ref().or(asked);
     let held = || name.and_then(|name| shared.certificates.find(name));
@@ -348,7 +351,7 @@ fn whither(
     let own_name = hello.sni.as_ref().is_some_and(|sni| shared.is_called(sni));
     // What is ours goes before the last resort, which would get it else.
     let ours = || own_name || held().is_some();
-    let denied = match route_tls(shared, hello, asked, door) {
+    let denied = match route_tls(shared, hello, asked, door, first) {
         Ok(route) if route.found.is_catch_all && ours() => DENIED,
         Ok(route) => return Whither::Kite(route),
         Err(voice) => voice,
@@ -595,6 +598,7 @@ impl Wish {
                 repeatable: false,
                 ended: false,
                 pass: None,
+                storage: None,
             }),
             _ => Err(self.forbidden()),
         }
@@ -633,7 +637,7 @@ impl From<Voice> for No {
 
 impl No {
     /// Counts the visitor, tells it, and closes.
-    async fn say<C: AsyncRead + AsyncWrite + Unpin>(self, shared: &Shared, conn: C) {
+    async fn say<C: AsyncRead + AsyncWrite + Unpin>(self, shared: &Shared, mut conn: C) {
         if !self.counted {
             shared.strangers.refuse(match self.voice {
                 Voice::Http(400 | 431) => Reason::Malformed,
@@ -641,7 +645,12 @@ impl No {
                 _ => Reason::NotHere,
             });
         }
-        refuse(conn, self.voice).await;
+        match self.voice {
+            storage::NO_PAGES if shared.policy.is_storage_only() => {
+                refusal::say(&mut conn, &shared.storage_page.answer(false)).await;
+            }
+            voice => refuse(conn, voice).await,
+        }
     }
 }
 
@@ -657,6 +666,8 @@ struct Route {
     ended: bool,
     /// That it may come in: there once it was asked for.
     pass: Option<Pass>,
+    /// What follows the stream, where the kite carries storage alone.
+    storage: Option<Box<Storage>>,
 }
 
 impl Route {
@@ -677,10 +688,19 @@ impl Route {
         Ok(self)
     }
 
+    /// Where the kite carries storage alone: is this visitor such?
+    fn confine(&mut self, arrived: Arrived<'_>) -> Result<(), Voice> {
+        if self.found.storage_only {
+            self.storage = Some(Box::new(storage::begin(&self.host, None, arrived)?));
+        }
+        Ok(())
+    }
+
     /// Another tunnel than this one, on the same terms, if there is any.
     fn around(&self, shared: &Shared, tunnel: &Tunnel) -> Option<Found> {
         let other = self.wish.find(shared, &self.host, self.port)?;
         let same_terms = self.wish.allowed(&other)
+            && other.storage_only == self.found.storage_only
             && other.end_tls == self.found.end_tls
             && Arc::ptr_eq(&other.account, &self.found.account);
         (same_terms && !other.tunnel.is_same(tunnel)).then_some(other)
@@ -690,22 +710,22 @@ impl Route {
 const OFFLINE: Voice = Voice::Http(503);
 const DENIED: Voice = Voice::TlsAlert(alert::ACCESS_DENIED);
 
-fn route_http(
-    shared: &Shared,
-    head: &HttpHead,
-    port: u16,
-    nothing_behind: bool,
-) -> Result<Route, Voice> {
+fn route_http(shared: &Shared, head: &HttpHead, port: u16, first: &[u8]) -> Result<Route, Voice> {
     let host = head.host.as_ref().ok_or(Voice::Http(400))?;
     if head.path_is_pagekite_magic {
         return Err(OFFLINE);
+    }
+    // Whatever flies: nobody learns which kites do by asking for pages.
+    if shared.policy.is_storage_only() && head.foolscap.is_none() {
+        return Err(storage::NO_PAGES);
     }
     let wish = match head.foolscap {
         Some(_) => &FOOLSCAP,
         None => readable(head),
     };
     let mut route = wish.route(shared, host, port)?;
-    route.repeatable = head.bare && nothing_behind;
+    route.repeatable = head.bare && first.len() == head.len;
+    route.confine(Arrived::Request(head, first))?;
     Ok(route)
 }
 
@@ -792,11 +812,14 @@ fn route_tls(
     hello: &ClientHello,
     asked: Option<&KiteName>,
     door: &Arrival,
+    first: &[u8],
 ) -> Result<Route, Voice> {
     match (&hello.sni, &door.port_kite) {
         (Some(sni), _) => TLS.route(shared, sni, door.port),
         (None, Some(kite)) if asked.is_none() => {
-            own(NAMELESS_TLS.route(shared, kite, door.port), DENIED)
+            let mut route = own(NAMELESS_TLS.route(shared, kite, door.port), DENIED)?;
+            route.confine(Arrived::Hello(hello, first))?;
+            Ok(route)
         }
         (None, _) => Err(DENIED),
     }
@@ -872,7 +895,15 @@ async fn join<L: Local + Speaks>(
             tracing::debug!(%peer, ?sid, "visitor for {}", route.host);
             let inside = route.found.count.enter();
             inside.flow().to_tunnel(began);
-            let done = splice(stream, conn, answer, meter, inside.flow()).await;
+            let inspect = match storage::follow(route.storage, meter, &answer) {
+                Ok(inspect) => inspect,
+                Err(why) => {
+                    tracing::debug!(%peer, ?sid, "a visitor of {} is cut off: {why}", route.host);
+                    conn.reset();
+                    return stream.abort();
+                }
+            };
+            let done = splice(stream, conn, answer, inspect, inside.flow()).await;
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {

@@ -60,6 +60,9 @@ pub struct Status {
     pub backends: Vec<Backend>,
     /// What backends dial to reach this frontend.
     pub addresses: Vec<String>,
+    /// This frontend carries storage traffic and nothing else.
+    #[serde(default)]
+    pub storage_only: bool,
     /// All its visitors together.
     #[serde(default)]
     pub traffic: Traffic,
@@ -292,6 +295,7 @@ impl Status {
             tunnels: Vec::new(),
             backends: Vec::new(),
             addresses: Vec::new(),
+            storage_only: false,
             traffic: Traffic::default(),
             speed: Rate::default(),
             frontends: Vec::new(),

@@ -56,6 +56,8 @@ pub struct ClientHello {
     /// The server_name, in lower case and without trailing dot (RFC 6066 §3).
     /// `None` if there is none: Tahoe's HTTPS clients send none (measured on Tahoe 1.20).
     pub sni: Option<KiteName>,
+    /// It offers any protocol at all, as browsers do and Tahoe's clients do not (measured on Tahoe 1.20).
+    pub alpn: bool,
     /// It offers [`TUNNEL_ALPN`].
     pub alpn_kite: bool,
     /// It offers [`CERTIFIED_ALPN`].
@@ -167,6 +169,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, Refusal> {
 
     let mut hello = ClientHello {
         sni: None,
+        alpn: false,
         alpn_kite: false,
         alpn_certified: false,
         alpn_acme: false,
@@ -225,6 +228,7 @@ impl ClientHello {
         if protocols.is_empty() || !data.is_empty() {
             return Err(Refusal::BadTls("a malformed list of protocols"));
         }
+        self.alpn = true;
         while !protocols.is_empty() {
             match protocols.short_vector()? {
                 [] => return Err(Refusal::BadTls("a protocol without a name")),

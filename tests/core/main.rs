@@ -13,6 +13,7 @@ mod sniff_foolscap;
 mod sniff_http;
 mod sniff_named;
 mod sniff_policy;
+mod sniff_storage;
 mod sniff_tls;
 mod transcripts;
 mod wire;

@@ -170,6 +170,7 @@ fn recorded_hellos() {
     assert_eq!(tls(&visitor(1)).sni, Some("nobody.test".parse().unwrap()));
     let nameless = ClientHello {
         sni: None,
+        alpn: false,
         alpn_kite: false,
         alpn_certified: false,
         alpn_acme: false,
@@ -196,6 +197,7 @@ fn rustls_hellos_split_over_records_at_every_byte() {
         assert_eq!(wire.len() > 1216, post_quantum);
         let expected = ClientHello {
             sni: Some("bob.alice.example".parse().unwrap()),
+            alpn: true,
             alpn_kite: true,
             alpn_certified: false,
             alpn_acme: false,
@@ -217,7 +219,7 @@ fn rustls_hellos_split_over_records_at_every_byte() {
         &[b"h2", b"x-pagekite/10", b"x-pagekite"],
         false,
     );
-    assert!(!tls(&plain).alpn_kite);
+    assert!(tls(&plain).alpn && !tls(&plain).alpn_kite);
     let named = rustls_hello("bob.example", &[TUNNEL_ALPN, CERTIFIED_ALPN], false);
     assert!(tls(&named).alpn_kite && tls(&named).alpn_certified && !tls(&named).alpn_acme);
     let authority = tls(&rustls_hello("bob.example", &[ACME_ALPN], false));

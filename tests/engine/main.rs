@@ -24,6 +24,7 @@ mod roles;
 mod routing;
 #[cfg(target_os = "linux")]
 mod sandbox;
+mod storage_only;
 mod tls;
 mod tunnel;
 mod unlinkable;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kite::backend::Plan;
 use kite::backend::introduce::Tell;
-use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service, TorChoice};
+use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::limits::Limits;
 use kite::frontend::{Frontend, Handle};
@@ -122,17 +122,9 @@ pub fn config_of(state: &Path, listen: Vec<Listen>, kites: Vec<Grant>) -> Fronte
     FrontendConfig {
         listen,
         kites,
-        limits: Limits::default(),
-        authorities: Vec::new(),
-        motd: None,
-        name: None,
-        onion: TorChoice::default(),
         state_dir: state.to_path_buf(),
         log_peers: true,
-        certificates: Vec::new(),
-        acme: None,
-        local: Default::default(),
-        page: Default::default(),
+        ..FrontendConfig::default()
     }
 }
 
@@ -397,15 +389,21 @@ async fn plaintext_after_the_upgrade_is_cut_off() {
 
 /// A ClientHello without a server name, as Tahoe's HTTPS protocol sends it.
 pub fn client_hello(name: Option<&str>) -> Vec<u8> {
+    hello_offering(name, None)
+}
+
+/// The same, perhaps with a protocol that it offers.
+pub fn hello_offering(name: Option<&str>, protocol: Option<&[u8]>) -> Vec<u8> {
     let roots = rustls::RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = protocol.into_iter().map(<[u8]>::to_vec).collect();
     let server = match name {
         Some(name) => name.to_owned().try_into().unwrap(),
         None => {

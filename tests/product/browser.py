@@ -19,7 +19,7 @@ QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 
 
 class Browser:
-    """A browser with a window.  `names` lead to 127.0.0.1, as a rebinding name server would have it."""
+    """A browser with a window.  `names` lead to 127.0.0.1, as a rebinding name server would have it; or where they say."""
 
     def __init__(self, sup, directory, port=9515, names=()):
         for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver")):
@@ -33,7 +33,8 @@ class Browser:
         wait_until(lambda: reachable(("127.0.0.1", port)), 20, "chromedriver listens")
         args = [*QUIET, f"--user-data-dir={home / 'profile'}"]
         if names:
-            args.append("--host-resolver-rules=" + ",".join(f"MAP {name} 127.0.0.1" for name in names))
+            places = names if isinstance(names, dict) else dict.fromkeys(names, "127.0.0.1")
+            args.append("--host-resolver-rules=" + ",".join(f"MAP {name} {ip}" for name, ip in places.items()))
         wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": args, "binary": shutil.which("chromium")},
                   "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         self.session = ""

@@ -243,6 +243,14 @@ fn a_frontends_side_is_told_as_well() {
         .must_see("(tls = \"frontend\")")
         .must_see("endpoints = true");
     open.party("readers of").must_see("log_peers is on");
+    let narrow = public_side(
+        "listen = [\"0.0.0.0:443\"]\npolicy = \"storage-only\"\n[[kites]]\nname = \"web.alice.example\"\n\
+         protocols = [\"http\", \"foolscap\"]\nsecret_file = \"absent\"\n",
+    );
+    narrow
+        .party("this frontend, and")
+        .must_not("anything that a browser shows");
+    assert!(!narrow.open("web.alice.example"), "{narrow}");
     open.party("certificate authority")
         .must_see("which it publishes");
     open.party("192.0.2.53:53").must_see("in the clear");

@@ -100,6 +100,9 @@ impl fmt::Display for Status {
         for kite in &self.kites {
             write!(f, "{kite}")?;
         }
+        if self.storage_only {
+            writeln!(f, "  carries Tahoe's storage traffic and nothing else")?;
+        }
         for address in &self.addresses {
             writeln!(f, "backends dial {address}")?;
         }
