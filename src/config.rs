@@ -698,6 +698,15 @@ pub fn frontend_state_dir(config: Option<&Path>, flag: Option<&Path>) -> Result<
     state_dir(&source, None, file.state_dir.as_deref())
 }
 
+/// The state directory of the backend with this file; nothing else of it need be right.
+pub fn backend_state_dir(config: Option<&Path>, flag: Option<&Path>) -> Result<PathBuf> {
+    if let Some(flag) = flag {
+        return Ok(flag.to_path_buf());
+    }
+    let (source, file): (Source, BackendFile) = Source::read(config)?;
+    state_dir(&source, None, file.state_dir.as_deref())
+}
+
 /// What backends are to be told of a frontend, as its file has it.
 #[derive(Debug)]
 pub struct PublicSide {

@@ -12,6 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
@@ -34,6 +36,12 @@ const MAX_ORDER: u64 = 4 * 1024 * 1024;
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 /// How long an answer is waited for. To look at a new origin takes 5 s at most.
 const ANSWER: Duration = Duration::from_secs(30);
+/// The same for one that comes after visits. The kite itself gives up sooner ([`crate::run`]).
+const PROBE_ANSWER: Duration = Duration::from_secs(150);
+/// Most who are answered at one time. Others wait in the kernel's queue.
+pub const MAX_ASKERS: usize = 16;
+/// Most of them who wait for visits. Others are told so at once.
+pub const MAX_PROBES: usize = 2;
 /// What asks for a [`Status`].
 const STATUS: &str = "status\n";
 /// What asks for a [`Status`] after visits to all kites.
@@ -112,70 +120,99 @@ pub fn offer(socket: Option<Socket>, desk: Arc<dyn Desk>) {
 }
 
 async fn serve(listener: UnixListener, owner: u32, desk: Arc<dyn Desk>) {
+    let counter = Arc::new(Counter {
+        desk,
+        orders: Mutex::new(()),
+        probes: Semaphore::new(MAX_PROBES),
+    });
+    let mut askers = JoinSet::new();
     loop {
-        match listener.accept().await {
-            // One at a time: so orders are carried out in their order.
-            Ok((conn, _)) => {
-                let peer = conn.peer_cred().map(|cred| cred.uid());
-                if peer.is_ok_and(|uid| uid == owner || uid == 0) {
-                    answer(conn, &*desk).await;
+        tokio::select! {
+            accepted = listener.accept(), if askers.len() < MAX_ASKERS => match accepted {
+                Ok((conn, _)) => {
+                    let peer = conn.peer_cred().map(|cred| cred.uid());
+                    if peer.is_ok_and(|uid| uid == owner || uid == 0) {
+                        let counter = counter.clone();
+                        askers.spawn(async move { counter.answer(conn).await });
+                    }
                 }
-            }
-            Err(_) => sleep(PAUSE).await,
+                Err(_) => sleep(PAUSE).await,
+            },
+            Some(_) = askers.join_next() => {}
         }
     }
 }
 
-async fn answer(mut conn: UnixStream, desk: &dyn Desk) {
-    // It may hold secrets.
-    let words = wiped::read_async(&mut conn, MAX_ORDER);
-    let Ok(Ok(asked)) = timeout(PATIENCE, words).await else {
-        return;
-    };
-    let text = if asked.as_slice() == STATUS.as_bytes() {
-        serde_json::to_vec(&desk.status())
-    } else if asked.as_slice() == WEB.as_bytes() {
-        serde_json::to_vec(&desk.web())
-    } else if asked.as_slice() == PROBE.as_bytes() {
-        serde_json::to_vec(&desk.probe().await)
-    } else if let Some(order) = asked.strip_prefix(RELOAD.as_bytes()) {
-        let answer = match serde_json::from_slice(order) {
-            Ok(order) => desk.reload(order).await,
-            Err(_) => Answer::Refused(
-                "it is of another version; restart it, or use its own `kite reload`".to_owned(),
-            ),
+/// Where several are served at a time.
+struct Counter {
+    desk: Arc<dyn Desk>,
+    /// Held by who gives an order: one after the other is carried out.
+    orders: Mutex<()>,
+    probes: Semaphore,
+}
+
+impl Counter {
+    async fn answer(&self, mut conn: UnixStream) {
+        let desk = &self.desk;
+        // It may hold secrets.
+        let words = wiped::read_async(&mut conn, MAX_ORDER);
+        let Ok(Ok(asked)) = timeout(PATIENCE, words).await else {
+            return;
         };
-        serde_json::to_vec(&answer)
-    } else if let Some(order) = asked.strip_prefix(KITES.as_bytes()) {
-        let answer = match serde_json::from_slice(order) {
-            Ok(order) => desk.kites(order).await,
-            Err(_) => kites::Answer::Refused(OTHER_VERSION.to_owned()),
+        let text = if asked.as_slice() == STATUS.as_bytes() {
+            serde_json::to_vec(&desk.status())
+        } else if asked.as_slice() == WEB.as_bytes() {
+            serde_json::to_vec(&desk.web())
+        } else if asked.as_slice() == PROBE.as_bytes() {
+            serde_json::to_vec(&self.probe().await)
+        } else if let Some(order) = asked.strip_prefix(RELOAD.as_bytes()) {
+            let _turn = self.orders.lock().await;
+            let answer = match serde_json::from_slice(order) {
+                Ok(order) => desk.reload(order).await,
+                Err(_) => Answer::Refused(
+                    "it is of another version; restart it, or use its own `kite reload`".to_owned(),
+                ),
+            };
+            serde_json::to_vec(&answer)
+        } else if let Some(order) = asked.strip_prefix(KITES.as_bytes()) {
+            let _turn = self.orders.lock().await;
+            let answer = match serde_json::from_slice(order) {
+                Ok(order) => desk.kites(order).await,
+                Err(_) => kites::Answer::Refused(OTHER_VERSION.to_owned()),
+            };
+            serde_json::to_vec(&answer)
+        } else {
+            return;
         };
-        serde_json::to_vec(&answer)
-    } else {
-        return;
-    };
-    let Ok(text) = text else { return };
-    let _ = timeout(PATIENCE, async {
-        conn.write_all(&text).await?;
-        conn.shutdown().await
-    })
-    .await;
+        let Ok(text) = text else { return };
+        let _ = timeout(PATIENCE, async {
+            conn.write_all(&text).await?;
+            conn.shutdown().await
+        })
+        .await;
+    }
+
+    /// How the kite is after visits; `None` if too many wait for some already.
+    async fn probe(&self) -> Option<Status> {
+        let _turn = self.probes.try_acquire().ok()?;
+        Some(self.desk.probe().await)
+    }
 }
 
 /// Asks a running kite how it is.
 pub async fn status(socket: &Path) -> Result<Status, AskError> {
-    ask(socket, STATUS.as_bytes()).await
+    ask(socket, STATUS.as_bytes(), ANSWER).await
 }
 
 /// Asks a running kite for the way to its status page.
 pub async fn web(socket: &Path) -> Result<Invitation, AskError> {
-    ask(socket, WEB.as_bytes()).await
+    ask(socket, WEB.as_bytes(), ANSWER).await
 }
 
 /// Has a running kite visit its own kites from outside, and asks it then how it is.
 pub async fn probe(socket: &Path) -> Result<Status, AskError> {
-    ask(socket, PROBE.as_bytes()).await
+    let asked: Option<Status> = ask(socket, PROBE.as_bytes(), PROBE_ANSWER).await?;
+    asked.ok_or_else(|| AskError::Busy(socket.display().to_string()))
 }
 
 /// Gives a running kite another configuration.
@@ -186,7 +223,7 @@ pub async fn reload(socket: &Path, order: &Order) -> Result<Answer, AskError> {
     if text.len() as u64 > MAX_ORDER {
         return Err(AskError::TooLong);
     }
-    ask(socket, &text).await
+    ask(socket, &text, ANSWER).await
 }
 
 /// Has a running frontend add, remove or name kites.
@@ -194,10 +231,14 @@ pub async fn kites(socket: &Path, order: &kites::Order) -> Result<kites::Answer,
     let mut text = Zeroizing::new(KITES.as_bytes().to_vec());
     serde_json::to_writer(&mut *text, order)
         .map_err(|_| AskError::Strange(socket.display().to_string()))?;
-    ask(socket, &text).await
+    ask(socket, &text, ANSWER).await
 }
 
-async fn ask<T: DeserializeOwned>(socket: &Path, words: &[u8]) -> Result<T, AskError> {
+async fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    words: &[u8],
+    patience: Duration,
+) -> Result<T, AskError> {
     let shown = || socket.display().to_string();
     let address = OriginAddr::Unix(socket.to_owned());
     let mut conn = OriginDialer::new()
@@ -212,7 +253,7 @@ async fn ask<T: DeserializeOwned>(socket: &Path, words: &[u8]) -> Result<T, AskE
         }
         conn.take(MAX_ANSWER).read_to_end(&mut text).await
     };
-    match timeout(ANSWER, conversation).await {
+    match timeout(patience, conversation).await {
         Ok(Ok(1..)) => serde_json::from_slice(&text).map_err(|_| AskError::Strange(shown())),
         _ => Err(AskError::Silent(shown())),
     }
@@ -230,6 +271,11 @@ pub enum AskError {
     /// It says what we do not understand.
     #[error("the kite at {0} is of another version; restart it, or use its own `kite`")]
     Strange(String),
+    /// It is at it already, for others.
+    #[error(
+        "the kite at {0} is being checked by {MAX_PROBES} others already; try again when one of them is done"
+    )]
+    Busy(String),
     /// Nobody would read all of it.
     #[error("the configuration is too long to be sent; restart kite instead")]
     TooLong,
@@ -239,9 +285,69 @@ impl Coded for AskError {
     fn code(&self) -> Code {
         match self {
             Self::Nobody(_) => Code::NobodyThere,
-            Self::Silent(_) => Code::NoAnswer,
+            Self::Silent(_) | Self::Busy(_) => Code::NoAnswer,
             Self::Strange(_) => Code::OtherVersion,
             Self::TooLong => Code::ReloadRefused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+    use tokio::sync::Notify;
+
+    /// Whose visits last until it is said that they are over.
+    struct Slow {
+        begun: Semaphore,
+        over: Notify,
+    }
+
+    #[async_trait]
+    impl Desk for Slow {
+        fn status(&self) -> Status {
+            Status::new(crate::observe::status::Role::Backend, Instant::now())
+        }
+
+        async fn probe(&self) -> Status {
+            self.begun.add_permits(1);
+            self.over.notified().await;
+            self.status()
+        }
+
+        async fn reload(&self, _: Order) -> Answer {
+            Answer::Refused("never".to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn one_who_waits_for_visits_keeps_nobody_else_waiting() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("backend.sock");
+        let desk = Arc::new(Slow {
+            begun: Semaphore::new(0),
+            over: Notify::new(),
+        });
+        offer(Socket::open(&path), desk.clone());
+        let checks: Vec<_> = (0..MAX_PROBES)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(async move { probe(&path).await })
+            })
+            .collect();
+        let begun = desk
+            .begun
+            .acquire_many(u32::try_from(MAX_PROBES).expect("few"));
+        drop(timeout(PATIENCE, begun).await.expect("both at one time"));
+        let others = (0..3 * MAX_ASKERS).map(|_| status(&path));
+        let answers = timeout(PATIENCE, futures::future::join_all(others)).await;
+        assert!(answers.expect("at once").iter().all(Result::is_ok));
+        let one_more = timeout(PATIENCE, probe(&path)).await.expect("at once");
+        assert!(matches!(one_more, Err(AskError::Busy(_))), "{one_more:?}");
+        desk.over.notify_waiters();
+        for check in checks {
+            check.await.expect("no panic").expect("an answer");
         }
     }
 }

@@ -72,6 +72,15 @@ pub struct Dialled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u8);
 
+/// Where a visitor of our own goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal<'a> {
+    /// Where the kite's name leads, as everybody.
+    Name(&'a KiteName),
+    /// To this frontend's own address.
+    Frontend(&'a FrontendAddr),
+}
+
 /// Opens connections to frontends.
 #[async_trait]
 pub trait Dialer: Send + Sync + 'static {
@@ -83,17 +92,16 @@ pub trait Dialer: Send + Sync + 'static {
     /// soon, is the caller's affair. Dropping the future gives up.
     async fn dial(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError>;
 
-    /// Opens a connection as a visitor of this kite would who comes by this frontend: through Tor by the kite's name,
-    /// on a circuit that nothing else uses; else to the frontend's address. A dialer that knows no such way says so, and
-    /// then kites are not visited.
-    async fn visit(
-        &self,
-        frontend: &FrontendAddr,
-        kite: &KiteName,
-        port: u16,
-    ) -> Result<BoxConn, DialError> {
-        let _ = (frontend, kite, port);
+    /// Opens a connection as a visitor would who goes there; through Tor on a circuit that nothing else uses. A dialer that
+    /// knows no such way says so, and then kites are not visited.
+    async fn visit(&self, goal: Goal<'_>, port: u16) -> Result<BoxConn, DialError> {
+        let _ = (goal, port);
         Err(DialError::Socket(std::io::ErrorKind::Unsupported))
+    }
+
+    /// Whether [`Dialer::visit`] finds kites by their names, as the rest of the world does.
+    fn finds_names(&self) -> bool {
+        false
     }
 
     /// The way that the lane went has failed: the next dial is to go another, if there is one.

@@ -37,7 +37,7 @@ use crate::config::{FrontendConfig, Listen};
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
 use crate::listen::{self, TcpListener, TcpStream};
-use crate::observe::hush::Hush;
+use crate::observe::hush::{Hush, Hushes};
 use crate::observe::traffic::{Count, Ledger, Of};
 use crate::shutdown::Shutdown;
 use crate::tls::{FileError, Pin, TlsServer};
@@ -155,6 +155,8 @@ struct Shared {
     slots: Arc<Semaphore>,
     /// Connections that were turned away behind a load balancer.
     unintroduced: Hush,
+    /// What was said of kites that may not fly.
+    refused: Hushes,
 }
 
 impl Frontend {
@@ -213,6 +215,7 @@ impl Frontend {
             pool: Pool::new(),
             slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             unintroduced: Hush::default(),
+            refused: Hushes::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),

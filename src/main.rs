@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use kite::backend::join::{self, Join, JoinError};
+use kite::backend::join::{self, Begun, Join, JoinError};
 use kite::cli::{
-    BackendCommand, CheckArgs, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs,
-    InviteArgs, KitesArgs, Shell, StatusArgs, TahoeArgs, WebArgs,
+    BackendCommand, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs, InviteArgs,
+    KitesArgs, Shell, StatusArgs, TahoeArgs, WebArgs,
 };
 use kite::code::{Code, Coded};
-use kite::config::{self, BackendConfig, ConfigError, FrontendConfig, places};
+use kite::config::{BackendConfig, ConfigError, FrontendConfig, places};
 use kite::control;
 use kite::frontend::invitations;
 use kite::frontend::kites::{self, KitesError};
@@ -109,13 +109,13 @@ enum Job {
     Demo(DemoArgs),
     Status(StatusArgs),
     Web(WebArgs),
-    Check(CheckArgs),
+    Check(Box<check::whole::Check>),
     Tahoe(Box<TahoeArgs>),
     Reload(Box<BackendConfig>),
     Kites(KitesArgs),
     Invite(Box<InviteArgs>),
     Invitations(InvitationsArgs),
-    Join(Box<Join>),
+    Join(Box<Begun>),
 }
 
 impl Job {
@@ -124,9 +124,8 @@ impl Job {
             Self::Frontend(config) => config.onion.enabled,
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
-            Self::Join(join) => join.uses_tor(),
-            // Whether it will is seen when it has read its configuration.
-            Self::Check(_) => true,
+            Self::Join(begun) => begun.join().uses_tor(),
+            Self::Check(check) => check.uses_tor(),
             Self::Status(_)
             | Self::Tahoe(_)
             | Self::Web(_)
@@ -172,7 +171,9 @@ impl Job {
                     let mut terminal = ask::terminal();
                     let asker = terminal.as_mut().map(|t| t as &mut dyn Asker);
                     let join = Join::prepare(&join, asker).map_err(|e| not_joined(&e))?;
-                    return Ok(Self::Join(Box::new(join)));
+                    let begun = join.begin().map_err(|e| not_joined(&e))?;
+                    begun.confine().map_err(|e| not_joined(&e))?;
+                    return Ok(Self::Join(Box::new(begun)));
                 }
                 let mut args = args.run;
                 if !places::settle_backend(&mut args) {
@@ -198,7 +199,9 @@ impl Job {
                 Self::Tahoe(Box::new(args))
             }
             Command::Check(args) if !args.leaks && (args.node.is_none() || args.all) => {
-                Self::Check(args)
+                let check = check::whole::Check::prepare(&args).map_err(|e| fail(USAGE, &e))?;
+                check.confine().map_err(|e| failed(&e))?;
+                Self::Check(Box::new(check))
             }
             // These need no runtime.
             Command::Check(args) => return Err(verdict(check::run(&args, &mut std::io::stdout()))),
@@ -260,11 +263,11 @@ async fn dispatch(job: Job) -> ExitCode {
             backend.run(move |p| display.show(p), order).await
         }
         Job::Status(args) if args.watch => {
-            let dir = match state_dir(args.state_dir) {
-                Ok(dir) => dir,
+            let kites = match state_dirs(args.state_dir.as_deref()) {
+                Ok(kites) => kites,
                 Err(code) => return code,
             };
-            return match view::watch(&dir, order).await {
+            return match view::watch(&kites, order).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e @ ViewError::NoTerminal) => fail(USAGE, &e),
                 Err(e) => fail(FAILED, &e),
@@ -272,9 +275,8 @@ async fn dispatch(job: Job) -> ExitCode {
         }
         Job::Status(args) => return tell(&args).await,
         Job::Web(args) => return invite(&args).await,
-        Job::Check(args) => {
-            let mut out = std::io::stdout();
-            return match check::whole::run(&args, &mut out).await {
+        Job::Check(check) => {
+            return match check.run(&mut std::io::stdout()).await {
                 Ok(code) => ExitCode::from(code),
                 Err(e) => fail(USAGE, &e),
             };
@@ -298,7 +300,7 @@ async fn dispatch(job: Job) -> ExitCode {
         Job::Join(join) => {
             let mut display = progress::Display::new();
             let done = join.run(move |p| display.show(p), order).await;
-            let told = done.and_then(|config| {
+            let told = done.and_then(|(join, config)| {
                 join::report(&join, &config, &mut std::io::stdout()).map_err(JoinError::Output)
             });
             return match told {
@@ -330,23 +332,26 @@ fn managed(outcome: Result<(), KitesError>) -> ExitCode {
     }
 }
 
-/// The state directory of the kites to ask.
-fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, ExitCode> {
-    given
-        .map_or_else(config::default_state_dir, Ok)
-        .map_err(|e| wrong(&e))
+/// The state directories of the kites to ask.
+fn state_dirs(given: Option<&Path>) -> Result<[(Role, PathBuf); 2], ExitCode> {
+    places::state_dirs(given).map_err(|e| wrong(&e))
 }
 
-/// Prints how each kite is that runs with this state directory.
+/// Nobody could be asked.
+fn nobody(kites: &[(Role, PathBuf)]) -> ExitCode {
+    fail(FAILED, &ViewError::Nobody(view::named(kites)))
+}
+
+/// Prints how each kite is that runs with these state directories.
 async fn tell(args: &StatusArgs) -> ExitCode {
-    let state_dir = match state_dir(args.state_dir.clone()) {
-        Ok(dir) => dir,
+    let kites = match state_dirs(args.state_dir.as_deref()) {
+        Ok(kites) => kites,
         Err(code) => return code,
     };
     let mut well = true;
     let mut found = Vec::new();
-    for role in [Role::Backend, Role::Frontend] {
-        let socket = role.socket(&state_dir);
+    for (role, dir) in &kites {
+        let socket = role.socket(dir);
         if !socket.exists() {
             continue;
         }
@@ -359,12 +364,7 @@ async fn tell(args: &StatusArgs) -> ExitCode {
         }
     }
     if found.is_empty() && well {
-        let dir = state_dir.display();
-        return say(
-            FAILED,
-            Code::NobodyThere,
-            &format!("no kite runs with the state directory {dir}; name another with --state-dir"),
-        );
+        return nobody(&kites);
     }
     well &= found.iter().all(Status::is_well);
     if args.json {
@@ -382,15 +382,15 @@ async fn tell(args: &StatusArgs) -> ExitCode {
     }
 }
 
-/// Prints the way to the status page of each kite that runs with this state directory.
+/// Prints the way to the status page of each kite that runs with these state directories.
 async fn invite(args: &WebArgs) -> ExitCode {
-    let state_dir = match state_dir(args.state_dir.clone()) {
-        Ok(dir) => dir,
+    let kites = match state_dirs(args.state_dir.as_deref()) {
+        Ok(kites) => kites,
         Err(code) => return code,
     };
-    let sockets = [Role::Backend, Role::Frontend].map(|role| role.socket(&state_dir));
+    let sockets = kites.iter().map(|(role, dir)| role.socket(dir));
     let (mut asked, mut shown) = (false, false);
-    for socket in sockets.into_iter().filter(|socket| socket.exists()) {
+    for socket in sockets.filter(|socket| socket.exists()) {
         asked = true;
         match control::web(&socket).await {
             Ok(Invitation::Open { at, url, minutes }) => {
@@ -415,16 +415,7 @@ async fn invite(args: &WebArgs) -> ExitCode {
     match (asked, shown) {
         (_, true) => ExitCode::SUCCESS,
         (true, false) => ExitCode::from(FAILED),
-        (false, false) => {
-            let dir = state_dir.display();
-            say(
-                FAILED,
-                Code::NobodyThere,
-                &format!(
-                    "no kite runs with the state directory {dir}; name another with --state-dir"
-                ),
-            )
-        }
+        (false, false) => nobody(&kites),
     }
 }
 

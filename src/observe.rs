@@ -1,5 +1,6 @@
 //! What people and programs see of a running kite.
 
+pub mod arrivals;
 pub mod board;
 pub mod hush;
 pub mod log;

@@ -19,7 +19,7 @@ use crate::code::{Code, Coded};
 use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::dial::supervisor::Supervisor;
-use crate::dial::{Dialer, DirectDialer, Egress, EgressError, OriginAddr, TorDialer};
+use crate::dial::{Dialer, DirectDialer, Egress, EgressError, TorDialer};
 use crate::frontend::onion::OnionDoor;
 use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
 use crate::kite::Protocol;
@@ -34,6 +34,7 @@ use crate::shutdown::{self, Shutdown};
 use crate::socks;
 use crate::tls::{FileError, TlsClient};
 use crate::tor::{self, TorError, TorSettings};
+use crate::way_out;
 use crate::web::{DoorError, Doors, Invitation, Reception};
 use crate::witness::Witness;
 
@@ -43,7 +44,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const READY_POLL: Duration = Duration::from_millis(250);
 
 /// How long one who asks for visits waits for them.
-const PROBE_NOW: Duration = Duration::from_secs(25);
+const PROBE_NOW: Duration = Duration::from_secs(120);
 /// How long frontends may take until the start screen is shown without them.
 const SCREEN: Duration = Duration::from_secs(30);
 /// How long the first visits may take beyond that.
@@ -321,31 +322,9 @@ impl Backend {
         let Egress::Tor(settings) = &self.egress else {
             return Ok(());
         };
-        let needs = needs(settings)?;
-        let unix = |service: &config::Service| match &service.origin {
-            OriginAddr::Unix(path) => Some(path.clone()),
-            OriginAddr::Tcp(_) => None,
-        };
-        self.sandbox = sandbox::enter(&sandbox::Plan {
-            directories: vec![
-                self.config.state_dir.clone(),
-                needs.state_dir,
-                needs.cache_dir,
-            ],
-            files: settings.config.iter().cloned().collect(),
-            sockets: self.config.services.iter().filter_map(unix).collect(),
-            programs: needs.programs,
-            ..sandbox::Plan::default()
-        });
-        for line in &self.sandbox.closed {
-            tracing::info!("sandbox: {line}");
-        }
-        for line in &self.sandbox.missing {
-            tracing::warn!(
-                "[{}] sandbox: this machine cannot do all: {line}",
-                Code::SandboxLacks
-            );
-        }
+        let keep = way_out::of_backend(&self.config);
+        self.sandbox = sandbox::enter(&way_out::plan(settings, keep)?);
+        self.sandbox.tell();
         Ok(())
     }
 
@@ -515,7 +494,7 @@ impl BackendDesk {
         let is_done = |status: &Status| {
             let all_up = !status.frontends.is_empty() && status.frontends.iter().all(|f| f.up > 0);
             let visited = |k: &status::Kite| {
-                let seen = |at: &String| k.probes.iter().any(|p| p.frontend == *at);
+                let seen = |at: &String| k.probe(at).is_some();
                 !k.kite.starts_with("foolscap") || k.flies_at.iter().all(seen)
             };
             let seen = !visits || status.kites.iter().all(visited);

@@ -10,6 +10,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::code::Code;
+
 #[cfg(target_os = "linux")]
 mod landlock;
 #[cfg(all(
@@ -64,6 +66,21 @@ pub struct Report {
     pub closed: Vec<String>,
     /// What stays possible only because this kernel, or this machine, lacks something. A line each.
     pub missing: Vec<String>,
+}
+
+impl Report {
+    /// Says in the log what stands, and what is missing.
+    pub fn tell(&self) {
+        for line in &self.closed {
+            tracing::info!("sandbox: {line}");
+        }
+        for line in &self.missing {
+            tracing::warn!(
+                "[{}] sandbox: this machine cannot do all: {line}",
+                Code::SandboxLacks
+            );
+        }
+    }
 }
 
 impl fmt::Display for Report {

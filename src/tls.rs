@@ -51,12 +51,15 @@ use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 pub(crate) use self::files::{put_secret, secret_text};
 use crate::code::{Code, Coded};
 use crate::dial::target::{FrontendAddr, Trust};
+use crate::plain::plain;
 use crate::wire::proof::{Binding, EXPORTER_LABEL, EXPORTER_LEN};
 
 pub use crate::sniff::{ACME_ALPN, CERTIFIED_ALPN, TUNNEL_ALPN};
 
 /// Longest wait for a whole TLS handshake. Over Tor it takes two round trips of up to some seconds.
 pub const TLS_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is shown of a reason, in letters.
+const MAX_REASON: usize = 200;
 
 /// The SHA-256 of a certificate's SubjectPublicKeyInfo in DER (as in RFC 7469 §2.4).
 ///
@@ -210,16 +213,17 @@ impl TlsError {
                         found: *found,
                     },
                     _ => Self::BadCertificate {
-                        reason: inner.to_string(),
+                        reason: plain(&inner.to_string(), MAX_REASON),
                     },
                 }
             }
+            // It may hold the names that the peer's certificate is for.
             rustls::Error::InvalidCertificate(reason) => Self::BadCertificate {
-                reason: reason.to_string(),
+                reason: plain(&reason.to_string(), MAX_REASON),
             },
             rustls::Error::InvalidMessage(_) => Self::NotTls,
             other => Self::Handshake {
-                reason: other.to_string(),
+                reason: plain(&other.to_string(), MAX_REASON),
             },
         }
     }

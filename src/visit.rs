@@ -17,9 +17,15 @@ use tokio_rustls::client::TlsStream;
 
 use crate::code::{Code, Coded};
 use crate::kite::KiteName;
+use crate::plain::plain;
 use crate::sniff::TubId;
 use crate::sniff::foolscap::{MAX_NEGOTIATION, probe_request};
 use crate::tls::x509;
+
+/// What is shown of an answer that is none, in letters.
+const MAX_LINE: usize = 80;
+/// What is shown of a reason of TLS's.
+const MAX_REASON: usize = 200;
 
 /// Why a visit did not come to its node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,15 +99,7 @@ where
         return Ok(());
     }
     let text = String::from_utf8_lossy(&answer);
-    // It is a stranger's: nothing of it may act on a terminal.
-    let line: String = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(80)
-        .collect();
+    let line = plain(text.lines().next().unwrap_or_default(), MAX_LINE);
     let mut words = line.split(' ');
     let status = match words.next() {
         Some(version) if version.starts_with("HTTP/") => {
@@ -112,8 +110,16 @@ where
     Err(VisitError::Refused { status, line })
 }
 
+/// A connection with the node that was wanted.
+pub struct Met<C> {
+    /// What can be said on it now is the node's and nobody else's.
+    pub conn: TlsStream<C>,
+    /// The random of our hello. Whoever saw the connection pass knows it, too, and it belongs to no other.
+    pub random: [u8; 32],
+}
+
 /// TLS after [`ask`]. It sends no server name, as foolscap sends none.
-pub async fn secure<C>(conn: C, tub: TubId) -> Result<TlsStream<C>, VisitError>
+pub async fn secure<C>(conn: C, tub: TubId) -> Result<Met<C>, VisitError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
@@ -124,21 +130,38 @@ where
         other: other.clone(),
         provider: provider.clone(),
     };
-    let failed = |e: String| VisitError::Tls(e);
-    let config = ClientConfig::builder_with_provider(provider)
+    // It may hold what the peer says of itself.
+    let failed = |e: String| VisitError::Tls(plain(&e, MAX_REASON));
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| failed(e.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    let random: Arc<Random> = Arc::default();
+    config.key_log = random.clone();
     let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
     let connected = TlsConnector::from(Arc::new(config))
         .connect(name, conn)
         .await;
-    connected.map_err(|e| match other.get() {
+    let conn = connected.map_err(|e| match other.get() {
         Some(tub) => VisitError::OtherNode(tub.clone()),
         None => failed(e.to_string()),
-    })
+    })?;
+    let random = random.0.get().copied().unwrap_or_default();
+    Ok(Met { conn, random })
+}
+
+/// The random of our hello, which rustls tells to whoever logs keys. The keys themselves are let go.
+#[derive(Debug, Default)]
+struct Random(OnceLock<[u8; 32]>);
+
+impl rustls::KeyLog for Random {
+    fn log(&self, _: &str, client_random: &[u8], _: &[u8]) {
+        if let Ok(random) = client_random.try_into() {
+            let _ = self.0.set(random);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -256,7 +279,9 @@ mod tests {
             status(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 9\r\n\r\nnot here!").await;
         assert_eq!(code, Some(503));
         let (code, line) = status(b"SSH-2.0-\x1b[31mevil\r\n").await;
-        assert_eq!((code, line.as_str()), (None, "SSH-2.0-[31mevil"));
+        assert_eq!((code, line.as_str()), (None, "SSH-2.0-?[31mevil"));
+        let (_, line) = status("HTTP/1.1 503 \u{202e}elbaliavanU\r\n\r\n".as_bytes()).await;
+        assert_eq!(line, "HTTP/1.1 503 ?elbaliavanU");
         let cut = b"HTTP/1.1 101 Switching";
         assert!(answered(cut).await.is_err(), "half a yes is none");
     }

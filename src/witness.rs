@@ -1,24 +1,28 @@
 //! A backend's own visitor: goes to its foolscap kites from outside, where any visitor goes, and sees whether it comes
-//! to the node that it left.
+//! to the node that it left, and by which frontend.
 //!
-//! Through Tor it goes through an exit, on a circuit that nothing else uses, to the kite's public name. In direct mode
-//! it goes to the frontend's address. It uses the dialer that the backend was given, and so has no other way.
+//! Through Tor it goes through an exit, on a circuit that nothing else uses: first where the kite's name leads, then to the own
+//! address of each frontend that it was not seen to come in by. In direct mode it goes to the frontends' addresses. It uses
+//! the dialer that the backend was given, and so has no other way. A frontend is called proven only if the visitor was seen
+//! to come in by one of its tunnels ([`crate::observe::arrivals`]).
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use futures::StreamExt;
+use futures::stream;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::backend::Plan;
 use crate::code::Code;
 use crate::config::Service;
-use crate::dial::{DialError, Dialer, FrontendAddr};
+use crate::dial::{DialError, Dialer, FrontendAddr, Goal};
 use crate::kite::Protocol;
-use crate::observe::board::{Board, Probed, kite_of};
-use crate::observe::status::Outcome;
+use crate::observe::arrivals::{Expected, Mark};
+use crate::observe::board::{Board, Probed, Score, kite_of};
+use crate::observe::status::{Outcome, Way};
 use crate::random::jitter;
 use crate::sniff::TubId;
 use crate::sniff::foolscap::TUB_ID_LEN;
@@ -28,10 +32,18 @@ use crate::visit::{self, VisitError};
 pub const SETTLED: Duration = Duration::from_secs(2);
 /// Between two visits that found all well, with jitter: rarely enough to be no beacon.
 pub const EVERY: Duration = Duration::from_secs(6 * 3600);
-/// After a visit that did not, and at least between any two.
+/// After a visit that did not, and at least between any two that nobody asked for.
 pub const AGAIN: Duration = Duration::from_secs(600);
 /// How long one visit may take. Through Tor it needs a circuit of its own.
 pub const VISIT: Duration = Duration::from_secs(60);
+/// Kites that are visited at one time, each by one visitor.
+pub const AT_ONCE: usize = 2;
+/// Before a visit, with jitter: so that those of many kites are no volley.
+pub const STAGGER: Duration = Duration::from_millis(600);
+/// Visits in [`SPAN`], whoever asks for them. Beyond that the last ones must do.
+pub const MOST: usize = 240;
+/// See [`MOST`].
+pub const SPAN: Duration = Duration::from_secs(3600);
 /// How often the tunnels are looked at for kites that came up.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -72,10 +84,26 @@ pub struct Witness {
     dialer: Arc<dyn Dialer>,
     board: Board,
     how: Witnessing,
+    turns: Semaphore,
+    paid: Mutex<VecDeque<Instant>>,
 }
 
 /// A frontend and a kite, as the board writes them.
 type Pair = (String, String);
+
+/// A kite that flies, and where.
+struct Flying {
+    service: Service,
+    frontends: Vec<FrontendAddr>,
+}
+
+impl Flying {
+    fn pairs(&self) -> impl Iterator<Item = Pair> {
+        let kite = kite_of(&self.service);
+        let pair = move |f: &FrontendAddr| (f.to_string(), kite.clone());
+        self.frontends.iter().map(pair)
+    }
+}
 
 impl Witness {
     /// One that has seen nothing yet.
@@ -90,87 +118,156 @@ impl Witness {
             dialer,
             board,
             how,
+            turns: Semaphore::new(AT_ONCE),
+            paid: Mutex::default(),
         }
     }
 
     /// Visits each kite after it came up, and rarely from then on, for as long as it is polled.
     pub async fn watch(&self) {
         let mut due: HashMap<Pair, Instant> = HashMap::new();
-        let mut visited: HashMap<Pair, Instant> = HashMap::new();
         loop {
-            tokio::time::sleep(LOOK).await;
+            sleep(LOOK).await;
             let flying = self.flying();
             // Nothing is due where nothing flies.
-            due.retain(|pair, _| flying.iter().any(|(_, _, at)| at == pair));
-            let now = Instant::now();
-            for (frontend, service, pair) in flying {
-                let earliest = visited.get(&pair).map(|last| *last + AGAIN);
-                let first = earliest.map_or(now + SETTLED, |at| at.max(now + SETTLED));
-                let at = *due.entry(pair.clone()).or_insert(first);
-                if at > now {
+            due.retain(|pair, _| flying.iter().any(|kite| kite.pairs().any(|at| at == *pair)));
+            for kite in flying {
+                let now = Instant::now();
+                let mut is_due = false;
+                for pair in kite.pairs() {
+                    let at = due.entry(pair).or_insert_with(|| now + jitter(SETTLED));
+                    is_due |= *at <= now;
+                }
+                if !is_due {
                     continue;
                 }
-                let outcome = self.visit(&frontend, &service).await;
-                let wait = match outcome {
-                    Outcome::Proven | Outcome::Reached => EVERY,
-                    Outcome::Failed | Outcome::NotProbed => AGAIN,
-                };
-                visited.insert(pair.clone(), Instant::now());
-                due.insert(pair, Instant::now() + jitter(wait));
+                let lately = now.checked_sub(AGAIN);
+                self.round(&kite, |at| lately.is_none_or(|lately| at >= lately))
+                    .await;
+                let (probes, names) = (self.board.probes(), self.board.by_name());
+                let failed = |p: &Probed| p.outcome == Outcome::Failed || p.finding == NO_WAY;
+                let of_kite = |p: &&Probed| p.kite == kite_of(&kite.service);
+                let unnamed = names.iter().filter(of_kite).any(failed);
+                for pair in kite.pairs() {
+                    let mut last = probes.iter().filter(|p| is_of(p, &pair));
+                    let wait = match last.next() {
+                        Some(p) if !unnamed && !failed(p) => EVERY,
+                        _ => AGAIN,
+                    };
+                    // What was fresh enough was not visited, and keeps its time.
+                    if due.get(&pair).is_some_and(|at| *at <= now) {
+                        due.insert(pair, Instant::now() + jitter(wait));
+                    }
+                }
             }
-            visited.retain(|_, last| last.elapsed() < 2 * EVERY);
         }
     }
 
-    /// Visits all kites that fly, now.
+    /// Visits all kites that fly. What another has visited since this was asked for is not visited again.
     pub async fn visit_all(&self) {
-        let flying = self.flying();
-        let visits = flying.iter().map(|(frontend, service, _)| async {
-            let _ = self.visit(frontend, service).await;
-        });
-        join_all(visits).await;
+        let asked = Instant::now();
+        let rounds = stream::iter(self.flying());
+        let round = |kite: Flying| async move { self.round(&kite, |at| at >= asked).await };
+        rounds.for_each_concurrent(AT_ONCE, round).await;
     }
 
     /// The foolscap kites that fly, and where.
-    fn flying(&self) -> Vec<(FrontendAddr, Service, Pair)> {
+    fn flying(&self) -> Vec<Flying> {
         let plan = self.plans.borrow().clone();
         let views = self.board.view();
-        let mut flying = Vec::new();
-        for frontend in &plan.frontends {
-            for service in &plan.services {
-                let pair = (frontend.address.to_string(), kite_of(service));
-                let up = views
-                    .iter()
-                    .any(|v| v.state == "up" && v.frontend == pair.0 && v.kites.contains(&pair.1));
-                if up && service.protocol == Protocol::Foolscap {
-                    flying.push((frontend.address.clone(), service.clone(), pair));
-                }
+        let foolscap = plan.services.iter();
+        let foolscap = foolscap.filter(|s| s.protocol == Protocol::Foolscap);
+        let flies = |service: &Service| {
+            let kite = kite_of(service);
+            let is_up = |f: &FrontendAddr| {
+                let at = f.to_string();
+                let mut here = views.iter().filter(|v| v.frontend == at);
+                here.any(|v| v.state == "up" && v.kites.contains(&kite))
+            };
+            let frontends = plan.frontends.iter().map(|f| f.address.clone());
+            Flying {
+                service: service.clone(),
+                frontends: frontends.filter(is_up).collect(),
             }
-        }
-        flying
+        };
+        let all = foolscap.map(flies);
+        all.filter(|kite| !kite.frontends.is_empty()).collect()
     }
 
-    /// One visit. What it found is written on the board.
-    pub async fn visit(&self, frontend: &FrontendAddr, service: &Service) -> Outcome {
-        let began = Instant::now();
-        let port = self.how.port(frontend);
-        let found = match () {
-            () if service.name.is_wildcard() => Found {
-                outcome: Outcome::NotProbed,
-                finding: "wildcard",
-                text: "the kite is a wildcard and has no name that one could visit".to_owned(),
-            },
-            () => match timeout(VISIT, self.go(frontend, service, port)).await {
-                Ok(found) => found,
-                Err(_) => Found::timed_out(),
-            },
+    /// Visits one kite: where its name leads, and each of its frontends that this does not prove. What was visited at a time
+    /// that is fresh enough is passed over.
+    async fn round(&self, kite: &Flying, is_fresh: impl Fn(Instant) -> bool) {
+        // It is never closed. Whoever waited may find that another has done it.
+        let Ok(_turn) = self.turns.acquire().await else {
+            return;
+        };
+        let Flying { service, frontends } = kite;
+        let name = kite_of(service);
+        let is_old = |f: &&FrontendAddr| {
+            let pair = (f.to_string(), name.clone());
+            let probes = self.board.probes();
+            let mut last = probes.iter().filter(|p| is_of(p, &pair));
+            last.next().is_none_or(|p| !is_fresh(p.at))
+        };
+        let mut ports: Vec<u16> = frontends.iter().map(|f| self.how.port(f)).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        if !self.dialer.finds_names() || service.name.is_wildcard() {
+            ports.clear();
+        }
+        let old: Vec<_> = frontends.iter().filter(is_old).collect();
+        for port in ports {
+            let to = format!("{}:{port}", service.name);
+            let names = self.board.by_name();
+            let mut last = names.iter().filter(|p| p.kite == name && p.to == to);
+            if !old.is_empty() && last.next().is_none_or(|p| !is_fresh(p.at)) {
+                self.visit(service, Goal::Name(&service.name), port).await;
+            }
+        }
+        for frontend in old.iter().filter(|f| is_old(f)) {
+            let goal = Goal::Frontend(frontend);
+            self.visit(service, goal, self.how.port(frontend)).await;
+        }
+    }
+
+    /// One visit, out of turn. What it found is written on the board, and said here; nothing if there were too many of late.
+    pub async fn visit(&self, service: &Service, goal: Goal<'_>, port: u16) -> Option<Probed> {
+        let (way, host, frontend) = match goal {
+            Goal::Name(name) => (Way::Name, name.to_string(), None),
+            Goal::Frontend(f) => (Way::Frontend, host_of(f), Some(f)),
         };
         let kite = kite_of(service);
-        let address = frontend.to_string();
+        let mut began = Instant::now();
+        let mut found = match frontend {
+            _ if service.name.is_wildcard() => Found::unvisited(
+                "wildcard",
+                "the kite is a wildcard and has no name that one could visit",
+            ),
+            Some(f) if f.is_onion() => Found::unvisited(
+                "onion",
+                "an onion frontend takes no visitors at its onion address, and the kite's name does not lead to it",
+            ),
+            _ => {
+                self.may_pay().then_some(())?;
+                sleep(jitter(STAGGER)).await;
+                began = Instant::now();
+                match timeout(VISIT, self.go(service, goal, port)).await {
+                    Ok(found) => found,
+                    Err(_) => Found::timed_out(),
+                }
+            }
+        };
+        let goal = frontend.map(ToString::to_string);
+        found.settle(goal.as_deref());
+        let by = goal.or(found.through.take());
+        let shown = by
+            .clone()
+            .unwrap_or_else(|| format!("its name, {host}:{port}"));
+        let text = &found.text;
         match found.outcome {
-            Outcome::Proven => tracing::info!("{kite} via {address}: {}", found.text),
+            Outcome::Proven => tracing::info!("{kite} via {shown}: {text}"),
             Outcome::Reached | Outcome::NotProbed => {
-                tracing::info!("{kite} via {address}: not proven: {}", found.text);
+                tracing::info!("{kite} via {shown}: not proven: {text}");
             }
             Outcome::Failed => {
                 let code = match found.finding {
@@ -178,57 +275,81 @@ impl Witness {
                     _ => Code::VisitFailed,
                 };
                 tracing::warn!(
-                    "[{code}] {kite} via {address}: a visitor does not come to this node: {}",
-                    found.text
+                    "[{code}] {kite} via {shown}: a visitor does not come to this node: {text}"
                 );
-                self.board
-                    .trouble(&kite, &format!("[{code}] {}", found.text));
+                self.board.trouble(&kite, &format!("[{code}] {text}"));
             }
         }
-        self.board.probed(Probed {
-            frontend: address,
+        let visit = Probed {
+            frontend: by,
             kite,
-            to: format!("{}:{port}", service.name),
+            to: format!("{host}:{port}"),
+            way,
             outcome: found.outcome,
             finding: found.finding,
             text: found.text,
             at: Instant::now(),
             took: began.elapsed(),
-        });
-        found.outcome
+            score: Score::default(),
+        };
+        self.board.probed(visit.clone());
+        Some(visit)
     }
 
-    async fn go(&self, frontend: &FrontendAddr, service: &Service, port: u16) -> Found {
-        let dialled = self.dialer.visit(frontend, &service.name, port).await;
-        let mut conn = match dialled {
+    /// Whether one more may be paid now. It is counted.
+    fn may_pay(&self) -> bool {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        while paid.front().is_some_and(|at| at.elapsed() >= SPAN) {
+            paid.pop_front();
+        }
+        if paid.len() >= MOST {
+            tracing::debug!("no visit is paid: there were {MOST} in the last hour");
+            return false;
+        }
+        paid.push_back(Instant::now());
+        true
+    }
+
+    async fn go(&self, service: &Service, goal: Goal<'_>, port: u16) -> Found {
+        let expected = self.board.arrivals().expect();
+        let mut conn = match self.dialer.visit(goal, port).await {
             Ok(conn) => conn,
-            Err(e) => return Found::undialled(&e, frontend),
-        };
-        let tub = match service.tub {
-            Some(tub) => tub,
-            None => {
-                // One that belongs to nobody: a node says that it does not know it.
-                let mut random = [0; TUB_ID_LEN];
-                rand::RngCore::fill_bytes(&mut rand::rng(), &mut random);
-                let tub = TubId::from_random(random);
-                return Found::nameless(visit::ask(&mut conn, &service.name, tub).await);
+            Err(e) => {
+                let frontends = &self.plans.borrow().frontends;
+                let hidden = frontends.iter().all(|f| f.address.is_onion());
+                return Found::undialled(&e, goal, hidden);
             }
         };
+        let Some(tub) = service.tub else {
+            // One that belongs to nobody: a node says that it does not know it.
+            let mut random = [0; TUB_ID_LEN];
+            rand::RngCore::fill_bytes(&mut rand::rng(), &mut random);
+            let tub = TubId::from_random(random);
+            let asked = visit::ask(&mut conn, &service.name, tub).await;
+            let mark = tub.as_str().as_bytes().try_into().ok();
+            return Found::nameless(asked).seen(&expected, mark);
+        };
         let asked = visit::ask(&mut conn, &service.name, tub).await;
-        match asked {
-            Ok(()) => match visit::secure(conn, tub).await {
-                Ok(_) => Found {
-                    outcome: Outcome::Proven,
-                    finding: "own-node",
-                    text: format!(
-                        "a visitor from outside comes to this node, tub {tub}, and nothing was changed on the way",
-                        tub = tub.as_str()
-                    ),
-                },
-                Err(e) => Found::failed(&e),
-            },
+        if let Err(e) = asked {
+            return Found::failed(&e);
+        }
+        match visit::secure(conn, tub).await {
+            Ok(met) => Found::own_node(tub).seen(&expected, Some(met.random)),
             Err(e) => Found::failed(&e),
         }
+    }
+}
+
+fn is_of(visit: &Probed, (frontend, kite): &Pair) -> bool {
+    visit.frontend.as_ref() == Some(frontend) && visit.kite == *kite
+}
+
+/// As it stands before a port.
+fn host_of(frontend: &FrontendAddr) -> String {
+    let host = frontend.host();
+    match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host.to_owned(),
     }
 }
 
@@ -237,36 +358,93 @@ struct Found {
     outcome: Outcome,
     finding: &'static str,
     text: String,
+    /// The frontend that brought the visitor.
+    through: Option<String>,
 }
 
+/// The finding where Tor, or the exit, did not get there.
+const NO_WAY: &str = "no-way-there";
+
 impl Found {
-    fn timed_out() -> Self {
+    fn new(outcome: Outcome, finding: &'static str, text: impl Into<String>) -> Self {
         Self {
-            outcome: Outcome::Failed,
-            finding: "timed-out",
-            text: format!(
-                "no answer within {} s; look whether the tunnel stands, and at the frontend",
-                VISIT.as_secs()
-            ),
+            outcome,
+            finding,
+            text: text.into(),
+            through: None,
         }
     }
 
+    /// Nobody went there, for this reason.
+    fn unvisited(finding: &'static str, why: &str) -> Self {
+        Self::new(Outcome::NotProbed, finding, why)
+    }
+
+    /// The visitor came to the end of its way. Whether we have seen it come in is said by its mark.
+    fn seen(mut self, expected: &Expected, mark: Option<Mark>) -> Self {
+        self.through = mark.and_then(|mark| expected.came_by(&mark));
+        self
+    }
+
+    /// What came by another frontend than it went to, or by none of ours, has proven nothing of where it went.
+    fn settle(&mut self, goal: Option<&str>) {
+        if self.outcome != Outcome::Proven {
+            return;
+        }
+        let how = match (goal, self.through.as_deref()) {
+            (Some(goal), Some(by)) if by == goal => return,
+            (None, Some(_)) => return,
+            (_, Some(by)) => format!("it came in by {by}, to which this frontend's address leads"),
+            (_, None) => "it came in by none of this backend's tunnels: another backend flies the kite, too, or the \
+                          name leads to the node in another way"
+                .to_owned(),
+        };
+        *self = Self {
+            through: self.through.take(),
+            ..Self::new(
+                Outcome::Reached,
+                "other-way",
+                format!("a visitor from outside comes to this node, but {how}"),
+            )
+        };
+    }
+
+    fn own_node(tub: TubId) -> Self {
+        Self::new(
+            Outcome::Proven,
+            "own-node",
+            format!(
+                "a visitor from outside comes to this node, tub {}, and nothing was changed on the way",
+                tub.as_str()
+            ),
+        )
+    }
+
+    fn timed_out() -> Self {
+        Self::new(
+            Outcome::Failed,
+            "timed-out",
+            format!(
+                "no answer within {} s; look whether the tunnel stands, and at the frontend",
+                VISIT.as_secs()
+            ),
+        )
+    }
+
     /// Where Tor, or the exit, is to blame, nothing is known of the kite.
-    fn undialled(error: &DialError, frontend: &FrontendAddr) -> Self {
-        let unknown = match error {
-            DialError::Refused | DialError::Closed => false,
-            // The name of a kite at an onion frontend may be known to nobody outside.
-            DialError::NameNotFound => frontend.is_onion(),
-            DialError::Unreachable | DialError::TimedOut => false,
-            _ => true,
+    fn undialled(error: &DialError, goal: Goal<'_>, hidden: bool) -> Self {
+        let (outcome, finding) = match error {
+            // The name of a kite at onion frontends may be known to nobody outside.
+            DialError::NameNotFound if hidden => (Outcome::NotProbed, NO_WAY),
+            DialError::NameNotFound => (Outcome::Failed, "name-not-found"),
+            DialError::Refused
+            | DialError::Closed
+            | DialError::Unreachable
+            | DialError::TimedOut => (Outcome::Failed, "unreachable"),
+            _ => (Outcome::NotProbed, NO_WAY),
         };
-        let (outcome, finding) = match (unknown, error) {
-            (true, _) => (Outcome::NotProbed, "no-way-there"),
-            (false, DialError::NameNotFound) => (Outcome::Failed, "name-not-found"),
-            (false, _) => (Outcome::Failed, "unreachable"),
-        };
-        let text = match error {
-            DialError::NameNotFound => {
+        let text = match (error, goal) {
+            (DialError::NameNotFound, Goal::Name(_)) => {
                 "the kite's name was not found; have its DNS record lead to the frontend".to_owned()
             }
             _ => format!(
@@ -274,11 +452,7 @@ impl Found {
                  if it is another port, set public_port under [probe]"
             ),
         };
-        Self {
-            outcome,
-            finding,
-            text,
-        }
+        Self::new(outcome, finding, text)
     }
 
     fn failed(error: &VisitError) -> Self {
@@ -311,11 +485,7 @@ impl Found {
                 ("closed", "the frontend, or something before it, hung up")
             }
         };
-        Self {
-            outcome: Outcome::Failed,
-            finding,
-            text: format!("{error}; {remedy}"),
-        }
+        Self::new(Outcome::Failed, finding, format!("{error}; {remedy}"))
     }
 
     /// Without a tub, a node can say that it is one, and no more.
@@ -330,11 +500,10 @@ impl Found {
     }
 
     fn reached() -> Self {
-        Self {
-            outcome: Outcome::Reached,
-            finding: "some-node",
-            text: "a visitor from outside comes to a foolscap node; set tub_id, and it is seen whether it is this one"
-                .to_owned(),
-        }
+        Self::new(
+            Outcome::Reached,
+            "some-node",
+            "a visitor from outside comes to a foolscap node; set tub_id, and it is seen whether it is this one",
+        )
     }
 }

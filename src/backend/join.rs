@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -15,19 +14,17 @@ use crate::cli::{BackendArgs, JoinArgs};
 use crate::code::{Code, Coded};
 use crate::config::draft::{BackendDraft, Way};
 use crate::config::{self, BackendConfig, ConfigError, places};
-use crate::dial::{
-    DialError, Dialer, DirectDialer, Egress, EgressArgs, EgressError, FrontendAddr, Lane,
-    OriginAddr, TorDialer,
-};
+use crate::dial::{DialError, Dialer, EgressArgs, FrontendAddr, Lane, OriginAddr};
 use crate::invitation::{Invitation, InvitationError, MAX_LINE, new_secret};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::observe::progress::Event;
-use crate::run::{self, RunError};
+use crate::run::RunError;
+use crate::sandbox;
 use crate::shutdown::Shutdown;
 use crate::sniff::TubId;
 use crate::tahoe::dir::{DirError, NodeDir, replace};
-use crate::tls::{FileError, TlsClient, put_secret};
-use crate::tor::{self, TorError};
+use crate::tls::{FileError, put_secret};
+use crate::way_out::WayOut;
 use crate::wire::join::{Ask, Heard, MAX_BODY, Refusal, Reply, parse_reply, put_ask};
 use crate::wizard::ask::{self, Asker, NoAnswer};
 
@@ -120,12 +117,6 @@ pub enum JoinError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is not clear how to go out.
-    #[error(transparent)]
-    Egress(#[from] EgressError),
-    /// Tor did not start.
-    #[error("{}; {}", .0, .0.hint())]
-    Tor(#[from] TorError),
     /// The frontend was not reached. It has heard nothing.
     #[error("{frontend}: {source}; {}. The invitation was not used", .source.hint())]
     Dial {
@@ -181,9 +172,9 @@ pub enum JoinError {
     /// Nobody reads what we say.
     #[error("cannot write: {0}")]
     Output(io::Error),
-    /// Tor cannot be started as it is configured.
+    /// It is not clear how to go out, or Tor cannot be started.
     #[error(transparent)]
-    Run(#[from] Box<RunError>),
+    Out(#[from] Box<RunError>),
     /// Another frontend would hear of the kite.
     #[error(
         "{}: {frontend} has no `kites`, so it is asked for all of them, and would hear of {kite}; write kites = […] under \
@@ -202,10 +193,11 @@ pub enum JoinError {
 impl JoinError {
     /// True if what was said is to be mended, false if the world is.
     pub fn is_usage(&self) -> bool {
-        !matches!(
-            self,
-            Self::Dial { .. } | Self::Lost(_) | Self::Tor(_) | Self::Stopped | Self::Output(_)
-        )
+        match self {
+            Self::Dial { .. } | Self::Lost(_) | Self::Stopped | Self::Output(_) => false,
+            Self::Out(e) => e.is_configuration(),
+            _ => true,
+        }
     }
 }
 
@@ -221,15 +213,13 @@ impl Coded for JoinError {
             Self::OtherWay { .. } | Self::Already { .. } | Self::Hears { .. } => {
                 Code::Contradiction
             }
-            Self::Run(e) => e.code(),
+            Self::Out(e) => e.code(),
             Self::NeedsTor => Code::TorOff,
             Self::Node(e) => e.code(),
             Self::Config(e) => e.code(),
             Self::Secret(_) | Self::Write { .. } | Self::NoAnswer(_) | Self::Stopped => {
                 Code::NotWritten
             }
-            Self::Egress(e) => e.code(),
-            Self::Tor(e) => e.code(),
             Self::Dial { source, .. } => source.code(),
             Self::Lost(_) | Self::Foreign(_) | Self::Refused { .. } | Self::Protocols { .. } => {
                 Code::InvitationRefused
@@ -351,52 +341,35 @@ impl Join {
         self.dir.join(places::BACKEND)
     }
 
-    /// Makes the secret, tells the frontend, and writes both down. `progress` hears of Tor's start.
-    pub async fn run(
-        &self,
-        progress: impl FnMut(&Event<'_>) + Send,
-        shutdown: Shutdown,
-    ) -> Result<BackendConfig, JoinError> {
-        // What would not load is not begun.
+    /// Makes the secret, and sees that all that is to be written can be read. Nobody has been told of it.
+    pub fn begin(self) -> Result<Begun, JoinError> {
         let secret_file = self.secret_file();
-        let (secret, fresh) = self.secret(&secret_file)?;
-        let forget = || {
-            if fresh {
-                let _ = std::fs::remove_file(self.dir.join(&secret_file));
-            }
+        let (secret, is_new) = self.secret(&secret_file)?;
+        let chosen = self.check(self.protocol).and_then(|config| {
+            let args = EgressArgs {
+                via_tor: config.tor.enabled || self.way.via_tor,
+                ..config.egress()
+            };
+            let way_out = WayOut::choose(args, config.ca_file.as_deref()).map_err(Box::new)?;
+            Ok((config, way_out))
+        });
+        let secret = Made {
+            secret,
+            path: self.dir.join(&secret_file),
+            is_new,
         };
-        let config = self.check(Protocol::Foolscap).inspect_err(|_| forget())?;
-        let exchange = self.exchange(&config, &secret, progress);
-        let exchanged = tokio::select! {
-            exchanged = exchange => exchanged,
-            () = shutdown.requested() => return Err(JoinError::Stopped),
-        };
-        let protocols = match exchanged {
-            Ok(protocols) => protocols,
+        match chosen {
+            Ok((config, way_out)) => Ok(Begun {
+                join: self,
+                secret,
+                config,
+                way_out,
+            }),
             Err(e) => {
-                // Where the frontend may have taken it the secret is kept, for the next try.
-                let unsure = matches!(e, JoinError::Lost(_))
-                    || matches!(&e, JoinError::Refused { why, .. } if *why == Refusal::Trouble);
-                if !unsure {
-                    forget();
-                }
-                return Err(e);
+                secret.forget();
+                Err(e)
             }
-        };
-        let known = protocols.iter().filter_map(|word| word.parse().ok());
-        let known: Vec<Protocol> = known.collect();
-        // What the kite is for is said on this side: else a frontend could have it carry what the origin must not show.
-        if !known.contains(&self.protocol) {
-            return Err(JoinError::Protocols {
-                frontend: Box::new(self.invitation.frontend.clone()),
-                kite: self.invitation.kite.clone(),
-                wanted: self.protocol,
-                granted: list(&known),
-            });
         }
-        let config = self.check(self.protocol)?;
-        self.write(self.protocol)?;
-        Ok(config)
     }
 
     fn draft(&self, protocol: Protocol) -> BackendDraft {
@@ -467,29 +440,107 @@ impl Join {
         }
         Ok(())
     }
+}
 
+/// A secret on the disk.
+#[derive(Debug)]
+struct Made {
+    secret: Secret,
+    path: PathBuf,
+    /// No earlier try has left it.
+    is_new: bool,
+}
+
+impl Made {
+    /// Nobody has heard of it.
+    fn forget(&self) {
+        if self.is_new {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// All that was to be done before the frontend is asked has been done.
+#[derive(Debug)]
+pub struct Begun {
+    join: Join,
+    secret: Made,
+    config: BackendConfig,
+    way_out: WayOut,
+}
+
+impl Begun {
+    /// What this is about.
+    pub fn join(&self) -> &Join {
+        &self.join
+    }
+
+    /// In Tor mode, builds the walls that a backend has; what is still to be written can be. To be called before any other thread
+    /// is there.
+    pub fn confine(&self) -> Result<(), JoinError> {
+        let keep = sandbox::Plan {
+            directories: vec![self.join.dir.clone(), self.config.state_dir.clone()],
+            ..sandbox::Plan::default()
+        };
+        Ok(self.way_out.confine(keep).map_err(Box::new)?)
+    }
+
+    /// Tells the frontend the secret, and writes down where it belongs. `progress` hears of Tor's start.
+    pub async fn run(
+        self,
+        progress: impl FnMut(&Event<'_>) + Send,
+        shutdown: Shutdown,
+    ) -> Result<(Join, BackendConfig), JoinError> {
+        let Self {
+            join,
+            secret,
+            config,
+            way_out,
+        } = self;
+        let exchange = join.exchange(way_out, &secret.secret, progress);
+        let exchanged = tokio::select! {
+            exchanged = exchange => exchanged,
+            () = shutdown.requested() => return Err(JoinError::Stopped),
+        };
+        let protocols = match exchanged {
+            Ok(protocols) => protocols,
+            Err(e) => {
+                // Where the frontend may have taken it the secret is kept, for the next try.
+                let unsure = matches!(e, JoinError::Lost(_))
+                    || matches!(&e, JoinError::Refused { why, .. } if *why == Refusal::Trouble);
+                if !unsure {
+                    secret.forget();
+                }
+                return Err(e);
+            }
+        };
+        let known = protocols.iter().filter_map(|word| word.parse().ok());
+        let known: Vec<Protocol> = known.collect();
+        // What the kite is for is said on this side: else a frontend could have it carry what the origin must not show.
+        if !known.contains(&join.protocol) {
+            return Err(JoinError::Protocols {
+                frontend: Box::new(join.invitation.frontend.clone()),
+                kite: join.invitation.kite.clone(),
+                wanted: join.protocol,
+                granted: list(&known),
+            });
+        }
+        join.write(join.protocol)?;
+        Ok((join, config))
+    }
+}
+
+impl Join {
     /// Dials as the backend will, and asks.
     async fn exchange(
         &self,
-        config: &BackendConfig,
+        way_out: WayOut,
         secret: &Secret,
         mut progress: impl FnMut(&Event<'_>) + Send,
     ) -> Result<Vec<String>, JoinError> {
-        let egress = Egress::decide(EgressArgs {
-            via_tor: config.tor.enabled || self.way.via_tor,
-            ..config.egress()
-        })?;
-        let tls = TlsClient::new(config.ca_file.as_deref())?;
-        let dialer: Arc<dyn Dialer> = match egress {
-            Egress::Direct(allowed) => Arc::new(DirectDialer::new(allowed, tls)),
-            Egress::Tor(settings) => {
-                run::needs(&settings).map_err(Box::new)?;
-                let client = Arc::new(tor::Client::start(settings)?);
-                client.bootstrap(&mut |p| progress(&Event::Tor(&p))).await?;
-                Arc::new(TorDialer::new(client, tls))
-            }
-        };
-        let reply = ask_frontend(&*dialer, &self.invitation, secret).await?;
+        let opened = way_out.open(|p| progress(&Event::Tor(&p))).await;
+        let way = opened.map_err(Box::new)?;
+        let reply = ask_frontend(&*way.dialer, &self.invitation, secret).await?;
         match reply {
             Reply::Joined { protocols } => Ok(protocols),
             Reply::Refused(why) => Err(JoinError::Refused {

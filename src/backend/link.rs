@@ -67,6 +67,9 @@ pub(super) struct Link {
     dies_of_ping: bool,
 }
 
+/// Between two lines that say of one kite the same refusal.
+const REFUSED_AGAIN: Duration = Duration::from_secs(3600);
+
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
@@ -430,16 +433,19 @@ impl Link {
         let address = &self.shown;
         tracing::info!("frontend {address}: connected ({})", self.dialer.describe());
         for id in &verdict.flying {
-            tracing::info!("kite up: {} via {address}", self.shown_kite(id));
+            let place = format!("{} via {address}", self.shown_kite(id));
+            self.noise.refused.forget(&place);
+            tracing::info!("kite up: {place}");
         }
         for refusal in &verdict.refused {
             let (why, remedy) = explain(&refusal.why);
-            tracing::warn!(
-                "[{}] kite refused: {} via {address}: {why}; {remedy}",
-                refusal.why.code(),
-                self.shown_kite(&refusal.id)
-            );
             let kite = self.shown_kite(&refusal.id);
+            let (place, now) = (format!("{kite} via {address}"), Instant::now());
+            let refused = &self.noise.refused;
+            if let Some(before) = refused.due(&place, why, REFUSED_AGAIN, now) {
+                let code = refusal.why.code();
+                tracing::warn!("[{code}] kite refused: {place}: {why}; {remedy}{before}");
+            }
             self.slot.trouble(&format!("{kite}: {why}; {remedy}"));
         }
         for id in &verdict.flying {

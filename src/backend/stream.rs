@@ -15,9 +15,10 @@ use super::watch::Watch;
 use crate::code::{Code, Coded};
 use crate::config::Service;
 use crate::dial::{OriginConn, OriginDialer};
-use crate::kite::KiteName;
+use crate::kite::{KiteName, Protocol};
+use crate::observe::arrivals::Look;
 use crate::observe::board::Tally;
-use crate::observe::hush::Hush;
+use crate::observe::hush::{Hush, Hushes};
 use crate::observe::traffic::{Count, Reason};
 use crate::refusal;
 use crate::sniff::Voice;
@@ -30,13 +31,15 @@ pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an origin may take to read who its visitor is: some kilobytes, for which its socket has room.
 pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What strangers can make a backend say, each at most once a minute.
+/// What others can make a backend say, each at most once in a while.
 #[derive(Default)]
 pub(super) struct Noise {
     unflown: Hush,
     turned_away: Hush,
     no_origin: Hush,
     deaf: Hush,
+    /// What frontends say no to, by the kite and the frontend.
+    pub(super) refused: Hushes,
 }
 
 /// What all streams of a tunnel have in common.
@@ -75,6 +78,10 @@ pub(super) async fn serve(
         return refuse(stream, refusal::offline(&open.proto));
     };
     let count = tally.of(Some(service));
+    let look = match service.protocol {
+        Protocol::Foolscap => tally.look(),
+        _ => None,
+    };
     drop(tally);
     if open.rtls && !service.protocol.is_plaintext() {
         count.refuse(Reason::NotForThis);
@@ -90,7 +97,7 @@ pub(super) async fn serve(
         !now.iter().any(same)
     };
     tokio::select! {
-        () = join(stream, &open, service, &watch, &noise, &count) => {}
+        () = join(stream, &open, service, look, &watch, &noise, &count) => {}
         Ok(_) = services.wait_for(is_gone) => {
             tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
         }
@@ -102,13 +109,14 @@ async fn join(
     stream: TunnelStream,
     open: &Open,
     service: &Service,
+    look: Option<Look>,
     watch: &Watch,
     noise: &Noise,
     count: &Arc<Count>,
 ) {
     let sid = stream.sid();
     // To let it in needs much memory for a moment, the rest a little for weeks.
-    let admitted = match Box::pin(admit(stream, open, service, watch, noise)).await {
+    let admitted = match Box::pin(admit(stream, open, service, look, watch, noise)).await {
         Ok(admitted) => admitted,
         Err(why) => return why.into_iter().for_each(|why| count.refuse(why)),
     };
@@ -145,6 +153,7 @@ async fn admit(
     mut stream: TunnelStream,
     open: &Open,
     service: &Service,
+    look: Option<Look>,
     watch: &Watch,
     noise: &Noise,
 ) -> Result<Admitted, Option<Reason>> {
@@ -167,6 +176,9 @@ async fn admit(
         Ok(Err(Turned::Left)) => return Err(None),
         Err(_) => return turn_away(stream, Voice::Close, Reason::Slow),
     };
+    if let Some(look) = &look {
+        look.opening(&held);
+    }
     let offline = refusal::offline(service.protocol.on_wire());
     if !watch.trusts(service).await {
         tracing::debug!(
@@ -213,7 +225,7 @@ async fn admit(
         stream,
         origin,
         held,
-        inspect: (!gate.is_open()).then(|| Box::new(Guard(gate)) as Box<dyn Inspect + Send>),
+        inspect: (!gate.is_open()).then(|| Box::new(Guard { gate, look }) as _),
     })
 }
 
@@ -305,8 +317,11 @@ fn refuse(stream: TunnelStream, voice: Voice) {
     stream.close();
 }
 
-/// The gate, as the splice asks it.
-struct Guard(Gate);
+/// The gate, as the splice asks it; and who looks whether this is a visitor of our own.
+struct Guard {
+    gate: Gate,
+    look: Option<Look>,
+}
 
 impl Guard {
     fn answer(verdict: Verdict) -> Result<(), Objection> {
@@ -319,15 +334,18 @@ impl Guard {
 
 impl Inspect for Guard {
     fn visitor_said(&mut self, bytes: &[u8]) -> Result<(), Objection> {
-        Self::answer(self.0.from_visitor(bytes))
+        if let Some(look) = &mut self.look {
+            look.said(bytes);
+        }
+        Self::answer(self.gate.from_visitor(bytes))
     }
 
     fn origin_said(&mut self, bytes: &[u8]) -> Result<(), Objection> {
-        Self::answer(self.0.from_origin(bytes))
+        Self::answer(self.gate.from_origin(bytes))
     }
 
     fn is_open(&self) -> bool {
-        self.0.is_open()
+        self.gate.is_open() && self.look.as_ref().is_none_or(Look::is_done)
     }
 }
 

@@ -4,7 +4,7 @@
 //! to see. With Tor nothing here goes out otherwise than through it.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -14,17 +14,16 @@ use tokio::time::{sleep, timeout};
 use super::CheckError;
 use crate::backend::{self, Plan, probe};
 use crate::cli::{BackendArgs, CheckArgs};
-use crate::config::{BackendConfig, NodeSide, Service, places};
+use crate::config::{BackendConfig, ConfigError, NodeSide, Service, places};
 use crate::control;
-use crate::dial::{Dialer, DirectDialer, Egress, OriginDialer, TorDialer};
+use crate::dial::OriginDialer;
 use crate::kite::Protocol;
 use crate::observe::board::{Board, kite_of};
 use crate::observe::status::{self, Outcome, Role, Status};
 use crate::observe::traffic::Speed;
-use crate::run;
+use crate::run::RunError;
 use crate::shutdown;
-use crate::tls::TlsClient;
-use crate::tor::Client;
+use crate::way_out::{self, Opened, WayOut};
 use crate::witness::Witness;
 
 /// How long Tor may take to start.
@@ -77,15 +76,76 @@ struct Checker<'a, W> {
     report: Report,
 }
 
-/// Checks all, and writes the table, or JSON. Gives the exit status.
-pub async fn run(args: &CheckArgs, out: &mut (impl Write + Send)) -> Result<u8, CheckError> {
-    let mut checker = Checker {
-        out,
-        json: args.json,
-        report: Report::default(),
-    };
-    checker.all(args).await?;
-    checker.end()
+/// A check whose files have been read, and which has dialled nothing.
+pub struct Check {
+    json: bool,
+    /// The number of kites, if the configuration is one.
+    kites: Result<usize, ConfigError>,
+    /// The same configuration with its secrets.
+    config: Option<Result<BackendConfig, ConfigError>>,
+    /// Where nobody has said whether Tor is used there is none.
+    way_out: Option<Result<WayOut, RunError>>,
+    /// Whether the node's files are well, and what is to be said of them.
+    node: Option<(bool, String)>,
+}
+
+impl Check {
+    /// Reads what there is to read.
+    pub fn prepare(args: &CheckArgs) -> Result<Self, CheckError> {
+        let mut flags = BackendArgs {
+            config: args.config.clone(),
+            state_dir: args.state_dir.clone(),
+            via_tor: args.via_tor,
+            ..BackendArgs::default()
+        };
+        places::settle_backend(&mut flags);
+        let kites = NodeSide::load(&flags).map(|side| side.kites.len());
+        let config = kites.is_ok().then(|| BackendConfig::load(&flags));
+        let way_out = match &config {
+            Some(Ok(config)) if config.tor.said || args.direct => {
+                Some(WayOut::choose(config.egress(), config.ca_file.as_deref()))
+            }
+            _ => None,
+        };
+        let look = |dir: &PathBuf| -> Result<(bool, String), CheckError> {
+            let mut text = Vec::new();
+            let well = super::node::run(dir, args.config.as_deref(), &mut text)?;
+            Ok((well, String::from_utf8_lossy(&text).trim_end().to_owned()))
+        };
+        Ok(Self {
+            json: args.json,
+            kites,
+            config,
+            way_out,
+            node: args.node.as_ref().map(look).transpose()?,
+        })
+    }
+
+    /// Whether Tor may be started.
+    pub fn uses_tor(&self) -> bool {
+        matches!(&self.config, Some(Ok(config)) if config.tor.enabled)
+    }
+
+    /// In Tor mode, builds the walls that a backend has. A kite that runs can still be asked.
+    pub fn confine(&self) -> Result<(), RunError> {
+        let (Some(Ok(config)), Some(Ok(way_out))) = (&self.config, &self.way_out) else {
+            return Ok(());
+        };
+        let mut keep = way_out::of_backend(config);
+        keep.sockets.push(Role::Backend.socket(&config.state_dir));
+        way_out.confine(keep)
+    }
+
+    /// Checks all, and writes the table, or JSON. Gives the exit status.
+    pub async fn run(self, out: &mut (impl Write + Send)) -> Result<u8, CheckError> {
+        let mut checker = Checker {
+            out,
+            json: self.json,
+            report: Report::default(),
+        };
+        checker.all(self).await?;
+        checker.end()
+    }
 }
 
 impl<W: Write + Send> Checker<'_, W> {
@@ -150,53 +210,36 @@ impl<W: Write + Send> Checker<'_, W> {
         Ok(exit)
     }
 
-    async fn all(&mut self, args: &CheckArgs) -> Result<(), CheckError> {
-        let mut flags = BackendArgs {
-            config: args.config.clone(),
-            state_dir: args.state_dir.clone(),
-            via_tor: args.via_tor,
-            ..BackendArgs::default()
-        };
-        places::settle_backend(&mut flags);
-        let side = NodeSide::load(&flags);
-        match &side {
-            Ok(side) => {
-                let number = side.kites.len();
-                let kites = if number == 1 { "kite" } else { "kites" };
-                self.row("config", Finding::Ok, format!("{number} {kites}"))?
-            }
+    async fn all(&mut self, check: Check) -> Result<(), CheckError> {
+        match check.kites {
+            Ok(1) => self.row("config", Finding::Ok, "1 kite")?,
+            Ok(number) => self.row("config", Finding::Ok, format!("{number} kites"))?,
             Err(e) => self.row("config", Finding::Failed, e.to_string())?,
         }
-        if side.is_ok() {
-            match BackendConfig::load(&flags) {
-                Ok(config) => {
-                    self.row(
-                        "secrets",
-                        Finding::Ok,
-                        "each kite has one that its owner alone can read",
-                    )?;
-                    self.beyond(config, args.direct).await?;
-                }
-                Err(e) => {
-                    self.row("secrets", Finding::Failed, e.to_string())?;
-                    self.unseen("there is no usable configuration")?;
-                }
+        match check.config {
+            Some(Ok(config)) => {
+                self.row(
+                    "secrets",
+                    Finding::Ok,
+                    "each kite has one that its owner alone can read",
+                )?;
+                self.beyond(config, check.way_out).await?;
             }
-        } else {
-            self.unseen("there is no usable configuration")?;
+            Some(Err(e)) => {
+                self.row("secrets", Finding::Failed, e.to_string())?;
+                self.unseen("there is no usable configuration")?;
+            }
+            None => self.unseen("there is no usable configuration")?,
         }
-        if let Some(dir) = &args.node {
-            let mut text = Vec::new();
-            let well = super::node::run(dir, args.config.as_deref(), &mut text)?;
+        if let Some((well, text)) = check.node {
             let result = if well { Finding::Ok } else { Finding::Failed };
-            for line in String::from_utf8_lossy(&text).trim_end().lines() {
-                // The last line is the verdict on all.
-                if !self.json && line.starts_with("  ") {
+            // The last line is the verdict on all.
+            for line in text.lines().filter(|line| line.starts_with("  ")) {
+                if !self.json {
                     writeln!(self.out, "{line}")?;
                 }
             }
-            let text = String::from_utf8_lossy(&text);
-            self.row("node", result, text.trim_end())?;
+            self.row("node", result, text)?;
         }
         Ok(())
     }
@@ -209,13 +252,17 @@ impl<W: Write + Send> Checker<'_, W> {
     }
 
     /// What lies behind a configuration that can be used.
-    async fn beyond(&mut self, config: BackendConfig, direct: bool) -> Result<(), CheckError> {
+    async fn beyond(
+        &mut self,
+        config: BackendConfig,
+        way_out: Option<Result<WayOut, RunError>>,
+    ) -> Result<(), CheckError> {
         for service in &config.services {
             self.origin(service).await?;
         }
         let socket = Role::Backend.socket(&config.state_dir);
-        match control::status(&socket).await {
-            Ok(status) => {
+        match (control::status(&socket).await, way_out) {
+            (Ok(status), _) => {
                 self.tor(&status)?;
                 self.ways(&status)?;
                 let asked = Instant::now();
@@ -225,7 +272,7 @@ impl<W: Write + Send> Checker<'_, W> {
                 }
                 Ok(())
             }
-            Err(control::AskError::Nobody(_)) if !config.tor.said && !direct => {
+            (Err(control::AskError::Nobody(_)), None) => {
                 self.row(
                     "tor",
                     Finding::NotChecked,
@@ -237,8 +284,10 @@ impl<W: Write + Send> Checker<'_, W> {
                 }
                 Ok(())
             }
-            Err(control::AskError::Nobody(_)) => self.for_a_while(config).await,
-            Err(e) => {
+            (Err(control::AskError::Nobody(_)), Some(way_out)) => {
+                self.for_a_while(config, way_out).await
+            }
+            (Err(e), _) => {
                 for what in ["tor", "frontend", "kite", "visitor"] {
                     self.row(what, Finding::NotChecked, e.to_string())?;
                 }
@@ -272,13 +321,19 @@ impl<W: Write + Send> Checker<'_, W> {
     }
 
     /// Runs a backend, until it is seen whether its kites fly and are reached.
-    async fn for_a_while(&mut self, config: BackendConfig) -> Result<(), CheckError> {
-        let lost = |e: String| (Finding::Failed, e);
-        let started = start(&config).await.map_err(lost);
-        let (dialer, client): (Arc<dyn Dialer>, _) = match started {
-            Ok(started) => started,
-            Err((result, text)) => {
-                self.row("tor", result, text)?;
+    async fn for_a_while(
+        &mut self,
+        config: BackendConfig,
+        way_out: Result<WayOut, RunError>,
+    ) -> Result<(), CheckError> {
+        let opened = match way_out {
+            Ok(way_out) => open(way_out).await,
+            Err(e) => Err(e.to_string()),
+        };
+        let Opened { dialer, client } = match opened {
+            Ok(opened) => opened,
+            Err(why) => {
+                self.row("tor", Finding::Failed, why)?;
                 for what in ["frontend", "kite", "visitor"] {
                     self.row(what, Finding::NotChecked, "there is no way out")?;
                 }
@@ -399,45 +454,51 @@ impl<W: Write + Send> Checker<'_, W> {
         Ok(())
     }
 
-    /// What visitors from outside come to.
+    /// What visitors from outside come to: by name, where that did not show through whom, and through each frontend.
     /// A visit that is older than `age` says nothing of now.
     fn visitors(&mut self, status: &Status, age: Duration) -> Result<(), CheckError> {
         for kite in &status.kites {
+            let name = &kite.kite;
+            for visit in kite.by_name.iter().filter(|p| p.frontend.is_none()) {
+                let (result, text) = visited(visit, age);
+                let text = format!("{name} at {}, where its name leads: {text}", visit.to);
+                self.row("visitor", result, text)?;
+            }
             for at in &kite.wanted_at {
-                let name = &kite.kite;
-                let probe = kite.probes.iter().find(|p| p.frontend == *at);
-                let (result, text) = match probe {
-                    _ if !kite.kite.starts_with("foolscap") => (
-                        Finding::NotChecked,
-                        format!("{name}: only foolscap kites can be visited"),
-                    ),
-                    Some(probe) if probe.ago > age.as_secs() + 1 => (
-                        Finding::NotChecked,
-                        format!(
-                            "{name} at {}, {at}: the visit was not over in time; the last one, {} s ago: {}",
-                            probe.to, probe.ago, probe.text
-                        ),
-                    ),
-                    Some(probe) if kite.flies_at.contains(at) => {
-                        let result = match probe.outcome {
-                            Outcome::Proven => Finding::Ok,
-                            Outcome::Failed => Finding::Failed,
-                            Outcome::Reached | Outcome::NotProbed => Finding::NotChecked,
-                        };
-                        (
-                            result,
-                            format!("{name} at {}, {at}: {}", probe.to, probe.text),
-                        )
+                let (result, text) = match kite.probe(at) {
+                    Some(visit) if kite.flies_at.contains(at) => {
+                        let (result, text) = visited(visit, age);
+                        (result, format!("{name} at {}, {at}: {text}", visit.to))
                     }
                     _ => (
                         Finding::NotChecked,
-                        format!("{name} at {at}: it does not fly there"),
+                        format!("{name} at {at}: {}", kite.unvisited(at)),
                     ),
                 };
                 self.row("visitor", result, text)?;
             }
         }
         Ok(())
+    }
+}
+
+/// What a visit says, if it is not older than `age`.
+fn visited(visit: &status::Probe, age: Duration) -> (Finding, String) {
+    let result = match visit.outcome {
+        Outcome::Proven => Finding::Ok,
+        Outcome::Failed => Finding::Failed,
+        Outcome::Reached | Outcome::NotProbed => Finding::NotChecked,
+    };
+    match visit.outcome {
+        Outcome::NotProbed => (result, format!("not visited: {}", visit.text)),
+        _ if visit.ago > age.as_secs() + 1 => (
+            Finding::NotChecked,
+            format!(
+                "it was not visited now, or that was not over in time; the last visit, {} s ago: {}",
+                visit.ago, visit.text
+            ),
+        ),
+        _ => (result, visit.text.clone()),
     }
 }
 
@@ -457,27 +518,15 @@ fn is_settled(status: &Status) -> bool {
     !status.frontends.is_empty() && status.frontends.iter().all(settled)
 }
 
-/// The way out, as the configuration has it.
-async fn start(config: &BackendConfig) -> Result<(Arc<dyn Dialer>, Option<Arc<Client>>), String> {
-    let egress = Egress::decide(config.egress()).map_err(|e| e.to_string())?;
-    let tls = TlsClient::new(config.ca_file.as_deref()).map_err(|e| e.to_string())?;
-    match egress {
-        Egress::Direct(allowed) => Ok((Arc::new(DirectDialer::new(allowed, tls)), None)),
-        Egress::Tor(settings) => {
-            run::needs(&settings).map_err(|e| e.to_string())?;
-            let client = Client::start(settings).map_err(|e| format!("{e}; {}", e.hint()))?;
-            let client = Arc::new(client);
-            let mut last = String::new();
-            let mut heed = |p: crate::tor::Progress| last = p.blocked.unwrap_or(p.text);
-            let started = timeout(TOR_START, client.bootstrap(&mut heed)).await;
-            match started {
-                Ok(Ok(())) => Ok((Arc::new(TorDialer::new(client.clone(), tls)), Some(client))),
-                Ok(Err(e)) => Err(format!("{e}; {}", e.hint())),
-                Err(_) => Err(format!(
-                    "it did not start within {} s: {last}",
-                    TOR_START.as_secs()
-                )),
-            }
-        }
+/// The way out, if Tor does not take too long to start.
+async fn open(way_out: WayOut) -> Result<Opened, String> {
+    let mut last = String::new();
+    let opening = way_out.open(|p| last = p.blocked.unwrap_or(p.text));
+    match timeout(TOR_START, opening).await {
+        Ok(opened) => opened.map_err(|e| e.to_string()),
+        Err(_) => Err(format!(
+            "it did not start within {} s: {last}",
+            TOR_START.as_secs()
+        )),
     }
 }

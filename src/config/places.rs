@@ -3,9 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, problem};
+use super::{ConfigError, backend_state_dir, frontend_state_dir, problem};
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::code::Code;
+use crate::observe::status::Role;
 
 /// The backend's file.
 pub const BACKEND: &str = "backend.toml";
@@ -56,6 +57,14 @@ pub fn settle_kites(config: &mut Option<PathBuf>, state_dir: Option<&Path>) {
     if config.is_none() && state_dir.is_none() {
         *config = usual(FRONTEND);
     }
+}
+
+/// The state directories in which this user's kites are to be found: as was said, or as the usual file of each role says, or
+/// the usual one.
+pub fn state_dirs(given: Option<&Path>) -> Result<[(Role, PathBuf); 2], ConfigError> {
+    let backend = backend_state_dir(usual(BACKEND).as_deref(), given)?;
+    let frontend = frontend_state_dir(usual(FRONTEND).as_deref(), given)?;
+    Ok([(Role::Backend, backend), (Role::Frontend, frontend)])
 }
 
 /// What to do where there is no configuration and nobody to be asked.

@@ -50,7 +50,7 @@ pub async fn visit(public: SocketAddr, kite: &KiteName, tub: &str) -> Result<Vis
     let failed = |e: visit::VisitError| e.to_string();
     visit::ask(&mut conn, kite, tub).await.map_err(failed)?;
     let clear = conn.read + conn.written;
-    let mut tls = visit::secure(conn, tub).await.map_err(failed)?;
+    let mut tls = visit::secure(conn, tub).await.map_err(failed)?.conn;
     tls.write_all(b"hello").await.map_err(told)?;
     let mut message = String::new();
     tls.read_to_string(&mut message).await.map_err(told)?;

@@ -10,10 +10,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{
-    BoxConn, DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Lane,
-    prove, tune, tune_tunnel,
+    BoxConn, DIRECT_DIAL_TIMEOUT, DialError, Dialer, Dialled, DirectAllowed, FrontendAddr, Goal,
+    Lane, prove, tune, tune_tunnel,
 };
-use crate::kite::KiteName;
 use crate::tls::TlsClient;
 
 /// Dials over the Internet: the frontend sees this machine's address, the resolver the frontend's name.
@@ -45,12 +44,10 @@ impl Dialer for DirectDialer {
         prove(conn, to, &self.tls).await
     }
 
-    async fn visit(
-        &self,
-        frontend: &FrontendAddr,
-        _: &KiteName,
-        port: u16,
-    ) -> Result<BoxConn, DialError> {
+    async fn visit(&self, goal: Goal<'_>, port: u16) -> Result<BoxConn, DialError> {
+        let Goal::Frontend(frontend) = goal else {
+            return Err(DialError::Socket(io::ErrorKind::Unsupported));
+        };
         if frontend.is_onion() {
             return Err(DialError::NeedsTor);
         }

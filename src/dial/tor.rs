@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-use super::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, TOR_DIAL_TIMEOUT, prove};
-use crate::kite::KiteName;
+use super::{
+    BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane, TOR_DIAL_TIMEOUT, prove,
+};
 use crate::tls::TlsClient;
 use crate::tor::{Client, ErrorKind, IsolationToken};
 
@@ -76,20 +77,23 @@ impl Dialer for TorDialer {
         result
     }
 
-    /// By the kite's name, as visitors come: which frontend it leads to is the name's affair.
-    async fn visit(
-        &self,
-        _: &FrontendAddr,
-        kite: &KiteName,
-        port: u16,
-    ) -> Result<BoxConn, DialError> {
+    async fn visit(&self, goal: Goal<'_>, port: u16) -> Result<BoxConn, DialError> {
         let own = IsolationToken::new();
-        let dialling = self.client.connect(kite.as_str(), port, own);
+        // Names are found at the exit.
+        let host = match goal {
+            Goal::Name(kite) => kite.as_str(),
+            Goal::Frontend(frontend) => frontend.host(),
+        };
+        let dialling = self.client.connect(host, port, own);
         let stream = timeout(TOR_DIAL_TIMEOUT, dialling)
             .await
             .map_err(|_| DialError::TimedOut)?
             .map_err(sort)?;
         Ok(Box::new(stream))
+    }
+
+    fn finds_names(&self) -> bool {
+        true
     }
 
     /// Leaves the tunnel's circuits behind: the next attempt goes another way, and not

@@ -26,9 +26,12 @@ use crate::code::Code;
 use crate::config::{Acme, CertificateFiles};
 use crate::dial::AuthorityDialer;
 use crate::kite::KiteName;
+use crate::plain::plain;
 use crate::random::jitter;
 use crate::tls::{Challenge, FileError, WebClient, put_secret, secret_text};
 
+/// What is shown of the authority's own words, in letters.
+const MAX_DETAIL: usize = 400;
 /// Longest wait for one certificate, from the order to the chain.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// How long the authority may take to look, or to sign.
@@ -226,9 +229,10 @@ impl Issuer {
                     turn.by_tls = !turn.by_tls;
                 }
                 tracing::error!(
-                    "[{}] no certificate for {name} from {}: {e}; next attempt in {} min",
+                    "[{}] no certificate for {name} from {}: {}; next attempt in {} min",
                     Code::NoCertificate,
                     self.config.directory,
+                    plain(&e.to_string(), MAX_DETAIL),
                     pause.as_secs().div_ceil(60)
                 );
             }
@@ -368,14 +372,8 @@ async fn why(order: &mut instant_acme::Order) -> String {
         };
         if let Some(problem) = state.challenges.iter().find_map(|c| c.error.as_ref()) {
             let detail = problem.detail.clone();
-            return printable(&detail.unwrap_or_else(|| problem.to_string()));
+            return plain(&detail.unwrap_or_else(|| problem.to_string()), MAX_DETAIL);
         }
     }
     "it did not say why".to_owned()
-}
-
-/// Text of the authority's, fit for a log line.
-fn printable(text: &str) -> String {
-    let fit = text.chars().filter(|c| !c.is_control());
-    fit.take(400).collect()
 }

@@ -264,7 +264,7 @@ impl Judge {
         self.authorities.review(Instant::now(), now_unix()).await;
     }
 
-    /// May this peer try an invitation now?
+    /// Is this peer heard if its invitation is none of ours? One who has a right one is.
     pub fn may_try_invitation(&self, peer: Option<Visitor>) -> bool {
         self.guesses().may_try(peer, INVITATIONS, Instant::now())
     }

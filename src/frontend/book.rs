@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use data_encoding::BASE64;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -277,6 +278,31 @@ impl Book {
         Ok(self.read(INVITED)?.into_iter().filter_map(read).collect())
     }
 
+    /// The invitation of this number.
+    pub(super) fn invitation(&self, id: &str) -> Result<Option<Invited>, BookError> {
+        self.look_up(INVITED, id)
+    }
+
+    /// The kite of this name.
+    pub(super) fn kite(&self, name: &str) -> Result<Option<Entry>, BookError> {
+        self.look_up(KITES, name)
+    }
+
+    /// One row, if there is one that this kite understands.
+    fn look_up<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'static, &'static str, &'static [u8]>,
+        key: &str,
+    ) -> Result<Option<T>, BookError> {
+        let reading = || -> Result<Option<Zeroizing<Vec<u8>>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(table)?;
+            let row = table.get(key)?;
+            Ok(row.map(|text| Zeroizing::new(text.value().to_vec())))
+        };
+        let text = reading().map_err(|e| broken(&self.path, e))?;
+        Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
     fn read(
         &self,
         table: TableDefinition<'static, &'static str, &'static [u8]>,
@@ -343,11 +369,17 @@ impl Tables<'_> {
 
 fn private(dir: &Path, path: &Path) -> std::io::Result<File> {
     std::fs::create_dir_all(dir)?;
-    let mut open = OpenOptions::new();
-    open.read(true).write(true).create(true).truncate(false);
-    let file = open.mode(0o600).open(path)?;
-    give_to_owner_of(dir, &file)?;
-    Ok(file)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    // A new one is made by nobody's link.
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            give_to_owner_of(dir, &file)?;
+            Ok(file)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => options.open(path),
+        Err(e) => Err(e),
+    }
 }
 
 fn broken(path: &Path, problem: impl std::fmt::Display) -> BookError {

@@ -60,6 +60,13 @@ pub async fn invite(
         "This line lets whoever holds it fly {kite} at {frontend}: once, and for {shown} from now.\n\
          Hand it to the node's operator in a way that others cannot read. They run: kite backend join"
     )?;
+    if kite.is_wildcard() {
+        writeln!(
+            aside,
+            "Mind: {kite} is not one name. Whoever holds the line may fly any name below it that nobody else flies, one after \
+             the other, and visitors will take them for yours."
+        )?;
+    }
     aside.flush()?;
     writeln!(out, "{}", *invitation.line())?;
     out.flush()?;

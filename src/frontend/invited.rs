@@ -169,13 +169,13 @@ impl Book {
 
     /// Whether the token is one of ours, for this kite, whatever became of it.
     pub fn is_genuine(&self, token: &Token, kite: &str) -> Result<bool, BookError> {
-        let all = self.invited()?;
-        let named = all.iter().find(|(id, _)| *id == token.id());
-        Ok(named.is_some_and(|(_, i)| i.is_for(token, kite)))
+        let named = self.invitation(&token.id())?;
+        Ok(named.is_some_and(|i| i.is_for(token, kite)))
     }
 
     /// Spends a token: the kite is in the book by the same transaction, or nothing has changed. To ask for the same
-    /// again, with the same secret, changes nothing and is answered in the same way.
+    /// again, with the same secret, changes nothing and is answered in the same way. Whoever has none that is to be spent
+    /// costs a look into the book, and no write.
     pub fn redeem(
         &self,
         token: &Token,
@@ -183,56 +183,38 @@ impl Book {
         secret: &Secret,
         now_unix: u64,
     ) -> Result<Redeemed, BookError> {
-        let refused = |why, name: Option<&Invited>| {
-            let name = name.map(|invited| invited.name.clone());
-            Redeemed::Refused { why, name }
+        let (id, with) = (token.id(), Hash::of(secret.expose()));
+        let judge = |found: Option<Invited>, flying: Option<Entry>| {
+            let Some(invited) = found.filter(|i| i.is_for(token, kite)) else {
+                let (why, name) = (Refusal::Unknown, None);
+                return Step::Done(Redeemed::Refused { why, name });
+            };
+            invited.judge(&with, flying, now_unix)
         };
-        let with = Hash::of(secret.expose());
+        // Tokens are for the kite that is named, or for nothing.
+        let (found, flying) = (self.invitation(&id)?, self.kite(kite)?);
+        if let Step::Done(redeemed) = judge(found, flying) {
+            return Ok(redeemed);
+        }
         self.write(|tables| {
-            let id = token.id();
-            let found = match tables.invited.get(id.as_str())? {
-                Some(text) => serde_json::from_slice::<Invited>(text.value()).ok(),
-                None => None,
+            let found = row(tables.invited.get(id.as_str())?);
+            let flying = row(tables.kites.get(kite)?);
+            let (mut invited, name) = match judge(found, flying) {
+                Step::Spend(invited, name) => (invited, name),
+                Step::Done(redeemed) => return Ok(redeemed),
             };
-            let Some(mut invited) = found.filter(|i| i.is_for(token, kite)) else {
-                return Ok(refused(Refusal::Unknown, None));
+            let refused = |why| {
+                let name = Some(name.to_string());
+                Ok(Redeemed::Refused { why, name })
             };
-            let refused = |why| refused(why, Some(&invited));
-            let Ok(name) = invited.name.parse::<KiteName>() else {
-                return Ok(refused(Refusal::Trouble));
-            };
-            let expired = now_unix >= invited.expires;
-            match &invited.state {
-                State::Revoked => return Ok(refused(Refusal::Revoked)),
-                State::Spent(by) if !by.is(&with) => return Ok(refused(Refusal::Used)),
-                State::Open | State::Spent(_) if expired => return Ok(refused(Refusal::Expired)),
-                State::Spent(_) => {
-                    let flying = tables.kites.get(name.as_str())?;
-                    let entry =
-                        flying.and_then(|t| serde_json::from_slice::<Entry>(t.value()).ok());
-                    let ours = |entry: &Entry| {
-                        let grant = entry.grant(name.as_str());
-                        grant.is_some_and(|g| Hash::of(g.secret.expose()).is(&with))
-                    };
-                    return Ok(match entry.filter(ours) {
-                        Some(entry) => Redeemed::Kite {
-                            name,
-                            entry: Box::new(entry),
-                            again: true,
-                        },
-                        None => refused(Refusal::Removed),
-                    });
-                }
-                State::Open => {}
-            }
             let entry = invited.entry.clone().with_secret(secret);
             let text = Zeroizing::new(serde_json::to_vec(&entry).unwrap_or_default());
             match tables.add(&name, &text)? {
                 Ok(()) => {}
-                Err(BookError::Exists(_)) => return Ok(refused(Refusal::Taken)),
-                Err(_) => return Ok(refused(Refusal::Trouble)),
+                Err(BookError::Exists(_)) => return refused(Refusal::Taken),
+                Err(_) => return refused(Refusal::Trouble),
             }
-            invited.state = State::Spent(with);
+            invited.state = State::Spent(with.clone());
             put(tables, &id, &invited)?;
             Ok(Redeemed::Kite {
                 name,
@@ -241,6 +223,54 @@ impl Book {
             })
         })
     }
+}
+
+/// What is to be done with a genuine token.
+enum Step {
+    Done(Redeemed),
+    Spend(Box<Invited>, KiteName),
+}
+
+impl Invited {
+    /// What comes of its token, with a secret of this hash, while this kite flies.
+    fn judge(self, with: &Hash, flying: Option<Entry>, now_unix: u64) -> Step {
+        let refused = |why| {
+            let name = Some(self.name.clone());
+            Step::Done(Redeemed::Refused { why, name })
+        };
+        let Ok(name) = self.name.parse::<KiteName>() else {
+            return refused(Refusal::Trouble);
+        };
+        let expired = now_unix >= self.expires;
+        match &self.state {
+            State::Revoked => refused(Refusal::Revoked),
+            State::Spent(by) if !by.is(with) => refused(Refusal::Used),
+            State::Open | State::Spent(_) if expired => refused(Refusal::Expired),
+            State::Open if flying.is_some() => refused(Refusal::Taken),
+            State::Open => Step::Spend(Box::new(self), name),
+            State::Spent(_) => {
+                let ours = |entry: &Entry| {
+                    let grant = entry.grant(name.as_str());
+                    grant.is_some_and(|g| Hash::of(g.secret.expose()).is(with))
+                };
+                match flying.filter(ours) {
+                    Some(entry) => Step::Done(Redeemed::Kite {
+                        name,
+                        entry: Box::new(entry),
+                        again: true,
+                    }),
+                    None => refused(Refusal::Removed),
+                }
+            }
+        }
+    }
+}
+
+/// What a row says, if this kite can read it.
+fn row<T: serde::de::DeserializeOwned>(
+    text: Option<redb::AccessGuard<'_, &'static [u8]>>,
+) -> Option<T> {
+    serde_json::from_slice(text?.value()).ok()
 }
 
 fn all(tables: &Tables<'_>) -> Result<Vec<(String, Invited)>, redb::Error> {
@@ -417,6 +447,25 @@ mod tests {
             Err(Refusal::Unknown),
             "it is forgotten"
         );
+    }
+
+    #[test]
+    fn a_token_that_is_not_spent_costs_no_write() {
+        let Table { book, _dir } = book();
+        let token = invite(&book);
+        let bytes = || std::fs::read(_dir.path().join(crate::frontend::book::FILE)).expect("it");
+        let before = bytes();
+        for now in [NOW, NOW + 100] {
+            assert!(why(&book, &Token::new(), "a", now).is_err());
+        }
+        assert_eq!(why(&book, &token, "a", NOW + 100), Err(Refusal::Expired));
+        assert!(bytes() == before, "it was written");
+        assert_eq!(why(&book, &token, "a", NOW), Ok(false));
+        let spent = bytes();
+        assert!(spent != before, "a write is seen");
+        assert_eq!(why(&book, &token, "a", NOW), Ok(true));
+        assert_eq!(why(&book, &token, "b", NOW), Err(Refusal::Used));
+        assert!(bytes() == spent, "it was written");
     }
 
     #[test]

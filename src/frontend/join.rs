@@ -50,17 +50,13 @@ async fn read<C: Conn>(conn: &mut C, head: &[u8], body: BytesMut) -> Option<Ask>
 }
 
 async fn answer(shared: &Shared, ask: &Ask, peer: Peer<'_>) -> Reply {
-    if !shared.judge.may_try_invitation(peer.known) {
-        return Reply::Refused(Refusal::Busy);
-    }
     let token = Token::read(&ask.token);
     let secret = Secret::new(ask.secret.as_bytes()).filter(|s| s.expose().len() >= LEAST_SECRET);
     let (Some(token), Some(secret)) = (token, secret) else {
-        shared.judge.wrong_invitation(peer.known);
-        return Reply::Refused(Refusal::Unknown);
+        return wrong(shared, peer);
     };
     let (accounts, kite) = (shared.accounts.clone(), ask.kite.clone());
-    // It waits for the disk.
+    // It waits for the disk. A right token waits for nobody's guesses: it is looked up first, which costs a wrong one no write.
     let redeemed =
         tokio::task::spawn_blocking(move || accounts.redeem(&token, &kite, &secret)).await;
     match redeemed {
@@ -82,11 +78,8 @@ async fn answer(shared: &Shared, ask: &Ask, peer: Peer<'_>) -> Reply {
                 (Some(name), why) => {
                     tracing::info!("the invitation to fly {name} was refused to {peer}: {why}");
                 }
-                (None, _) => {
-                    if shared.judge.wrong_invitation(peer.known) {
-                        tracing::info!("{peer} came with an invitation that is none of ours");
-                    }
-                }
+                (None, Refusal::Unknown) => return wrong(shared, peer),
+                (None, _) => {}
             }
             Reply::Refused(why)
         }
@@ -96,4 +89,15 @@ async fn answer(shared: &Shared, ask: &Ask, peer: Peer<'_>) -> Reply {
         }
         Err(_) => Reply::Refused(Refusal::Trouble),
     }
+}
+
+/// The answer to a guess. Who makes many hears that he is to wait, and no more.
+fn wrong(shared: &Shared, peer: Peer<'_>) -> Reply {
+    if !shared.judge.may_try_invitation(peer.known) {
+        return Reply::Refused(Refusal::Busy);
+    }
+    if shared.judge.wrong_invitation(peer.known) {
+        tracing::info!("{peer} came with an invitation that is none of ours");
+    }
+    Reply::Refused(Refusal::Unknown)
 }

@@ -14,6 +14,7 @@ use super::registry::{Claim, Claimant, EndTls, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
 use crate::kite::Protocol;
+use crate::observe::hush::PAUSE;
 use crate::random::random_hex;
 use crate::tunnel::Tunnel;
 use crate::tunnel::buffer::BUFFER_PAYLOAD;
@@ -327,13 +328,12 @@ impl Registration<'_> {
             Code::RefusedOtherwise => Code::KiteRefused,
             code => code,
         };
-        tracing::warn!(
-            "[{code}] kite refused: {}:{} from {}: {why}; {}",
-            id.proto,
-            id.name,
-            self.peer,
-            remedy(code)
-        );
+        let kite = format!("{}:{}", id.proto, id.name);
+        let refused = &self.shared.refused;
+        if let Some(before) = refused.due(&kite, why, PAUSE, Instant::now().into_std()) {
+            let (peer, remedy) = (self.peer, remedy(code));
+            tracing::warn!("[{code}] kite refused: {kite} from {peer}: {why}; {remedy}{before}");
+        }
         push(id);
     }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::status::Outcome;
+use super::arrivals::{Arrivals, Look};
+use super::status::{Outcome, Way};
 use super::traffic::{Count, Ledger, Of};
 use crate::config::Service;
 use crate::dial::Lane;
@@ -21,6 +22,7 @@ pub const MAX_TROUBLES: usize = 32;
 pub struct Board {
     pinned: Arc<Mutex<Pinned>>,
     ledger: Ledger,
+    arrivals: Arrivals,
     news: Arc<Notify>,
 }
 
@@ -30,6 +32,7 @@ struct Pinned {
     origins: Vec<Origin>,
     troubles: VecDeque<Trouble>,
     probes: Vec<Probed>,
+    names: Vec<Probed>,
 }
 
 /// What a kite's origin was last seen to be.
@@ -52,12 +55,14 @@ pub struct Origin {
 /// A visit that a backend paid to a kite of its own.
 #[derive(Debug, Clone)]
 pub struct Probed {
-    /// The frontend.
-    pub frontend: String,
+    /// The frontend that it was to come in by, or was seen to; none if its goal was the kite's name, and it was seen nowhere.
+    pub frontend: Option<String>,
     /// The kite, `protocol:name`.
     pub kite: String,
-    /// Where it went: `name:port`.
+    /// Where it went: `host:port`.
     pub to: String,
+    /// What that is.
+    pub way: Way,
     /// What became of it.
     pub outcome: Outcome,
     /// In one word.
@@ -68,6 +73,34 @@ pub struct Probed {
     pub at: Instant,
     /// How long it took.
     pub took: Duration,
+    /// What came of this one and those before.
+    pub score: Score,
+}
+
+/// What came of the visits to one kite through one frontend, since the start. Those that could not be paid do not count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Score {
+    /// How many were paid.
+    pub visits: u64,
+    /// How many proved the way.
+    pub proven: u64,
+    /// When one did last.
+    pub last_proven: Option<Instant>,
+}
+
+impl Score {
+    fn with(mut self, visit: &Probed) -> Self {
+        match visit.outcome {
+            Outcome::NotProbed => return self,
+            Outcome::Proven => {
+                self.proven += 1;
+                self.last_proven = Some(visit.at);
+            }
+            Outcome::Reached | Outcome::Failed => {}
+        }
+        self.visits += 1;
+        self
+    }
 }
 
 /// Something went wrong.
@@ -198,6 +231,7 @@ impl Board {
         pinned.origins = services.iter().map(place).collect();
         let kites: Vec<_> = services.iter().map(kite_of).collect();
         pinned.probes.retain(|p| kites.contains(&p.kite));
+        pinned.names.retain(|p| kites.contains(&p.kite));
     }
 
     /// A kite's origin was looked at. `trouble` is what is wrong with it.
@@ -229,19 +263,32 @@ impl Board {
         self.lock().origins.clone()
     }
 
-    /// A visit is over. It replaces the one before.
-    pub fn probed(&self, probed: Probed) {
-        let probes = &mut self.lock().probes;
-        let is_it = |p: &Probed| p.frontend == probed.frontend && p.kite == probed.kite;
-        match probes.iter_mut().find(|p| is_it(p)) {
-            Some(old) => *old = probed,
-            None => probes.push(probed),
+    /// A visit is over. It takes the place of the one before.
+    pub fn probed(&self, visit: Probed) {
+        let pinned = &mut *self.lock();
+        if visit.way == Way::Name {
+            let before = |p: &Probed| (&p.kite, &p.to) == (&visit.kite, &visit.to);
+            put(&mut pinned.names, before, visit.clone());
+        }
+        if visit.frontend.is_some() {
+            let before = |p: &Probed| (&p.kite, &p.frontend) == (&visit.kite, &visit.frontend);
+            put(&mut pinned.probes, before, visit.clone());
         }
     }
 
     /// The last visit to each kite through each frontend.
     pub fn probes(&self) -> Vec<Probed> {
         self.lock().probes.clone()
+    }
+
+    /// The last visit by the name of each kite, whose `frontend` is the one that it came in by.
+    pub fn by_name(&self) -> Vec<Probed> {
+        self.lock().names.clone()
+    }
+
+    /// Visitors of our own, and by whom they come in.
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
     }
 
     /// Something went wrong with a frontend, or a kite.
@@ -321,6 +368,7 @@ impl Slot {
         self.change(|entry| tunnel = Some((entry.frontend.clone(), entry.lane.0 + 1)));
         Tally {
             ledger: self.board.ledger.clone(),
+            arrivals: self.board.arrivals.clone(),
             tunnel,
         }
     }
@@ -339,16 +387,37 @@ impl Slot {
 #[derive(Clone)]
 pub struct Tally {
     ledger: Ledger,
+    arrivals: Arrivals,
     tunnel: Option<(String, u8)>,
 }
 
 impl Tally {
+    /// Looks who comes in, if a visitor of our own is on its way.
+    pub fn look(&self) -> Option<Look> {
+        let (frontend, _) = self.tunnel.as_ref()?;
+        self.arrivals.look(frontend)
+    }
+
     /// Those of one kite; or those of none.
     pub fn of(&self, service: Option<&Service>) -> Arc<Count> {
         self.ledger.count(Of {
             tunnel: self.tunnel.clone(),
             kite: service.map(kite_of),
         })
+    }
+}
+
+/// Puts a visit in the place of the one before.
+fn put(visits: &mut Vec<Probed>, before: impl Fn(&Probed) -> bool, visit: Probed) {
+    match visits.iter_mut().find(|p| before(p)) {
+        Some(old) => {
+            let score = old.score.with(&visit);
+            *old = Probed { score, ..visit };
+        }
+        None => {
+            let score = Score::default().with(&visit);
+            visits.push(Probed { score, ..visit });
+        }
     }
 }
 

@@ -331,7 +331,7 @@ impl Book {
             let kites = status.kites.iter().take(MAX_KITES);
             kites.flat_map(|kite| {
                 kite.probes.iter().map(|probe| {
-                    let frontend = ("frontend", probe.frontend.clone());
+                    let frontend = ("frontend", probe.frontend.clone().unwrap_or_default());
                     (vec![("kite", kite.kite.clone()), frontend], probe)
                 })
             })
@@ -426,6 +426,7 @@ mod tests {
             tunnels: 1,
             origin: None,
             probes: vec![],
+            by_name: vec![],
             traffic: Traffic {
                 visitors: 2,
                 ..Traffic::default()

@@ -17,6 +17,7 @@ use super::board::{self, Board, View};
 use super::traffic::{Ledger, Of, Speed, Sum};
 use crate::backend::Plan;
 use crate::frontend::registry::TunnelView;
+use crate::kite::Protocol;
 use crate::tor::{DialReport, Progress};
 
 /// The two roles. Both may run with one state directory.
@@ -140,6 +141,9 @@ pub struct Kite {
     pub origin: Option<Origin>,
     /// What its own visitor found out, per frontend; at a backend.
     pub probes: Vec<Probe>,
+    /// What it found out where the kite's name leads; at a backend that goes through Tor.
+    #[serde(default)]
+    pub by_name: Vec<Probe>,
     /// Its visitors.
     pub traffic: Traffic,
 }
@@ -163,9 +167,10 @@ pub struct Origin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// The kite's own node answered, and nothing was changed on the way.
+    /// It was seen to come in by this frontend, the kite's own node answered, and nothing was changed on the way.
     Proven,
-    /// A foolscap node answered. Whose it is cannot be told without `tub_id`.
+    /// A foolscap node answered. Whose it is cannot be told without `tub_id`; or it was not this frontend that brought the
+    /// visitor.
     Reached,
     /// Something is wrong.
     Failed,
@@ -173,17 +178,32 @@ pub enum Outcome {
     NotProbed,
 }
 
-/// A visit that a backend paid to its own kite, from outside.
+/// What a visitor's goal was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Wherever the kite's name leads, as for everybody.
+    Name,
+    /// The frontend's own address, with the kite's name in its mouth.
+    #[default]
+    Frontend,
+}
+
+/// A visit that a backend paid to its own kite, from outside: the last one, and what came of all since the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Probe {
-    /// The frontend's address, as configured.
-    pub frontend: String,
-    /// Where the visitor went: `name:port`.
+    /// The frontend's address, as configured: the one that was visited, or, for a visit by name, the one that it was seen to
+    /// come in by, if it was one of this backend's.
+    pub frontend: Option<String>,
+    /// Where the visitor went: `host:port`.
     pub to: String,
+    /// What that is.
+    #[serde(default)]
+    pub way: Way,
     /// What became of it.
     pub outcome: Outcome,
-    /// In one word: `own-node`, `some-node`, `other-node`, `altered`, `not-up`, `forbidden`, `limits`, `closed`,
-    /// `timed-out`, `unreachable`, `name-not-found`, `no-way-there` or `wildcard`.
+    /// In one word: `own-node`, `some-node`, `other-way`, `other-node`, `altered`, `not-up`, `forbidden`, `limits`, `closed`,
+    /// `timed-out`, `unreachable`, `name-not-found`, `no-way-there`, `onion` or `wildcard`.
     pub finding: String,
     /// In a sentence.
     pub text: String,
@@ -191,6 +211,15 @@ pub struct Probe {
     pub ago: u64,
     /// How long it took, in milliseconds.
     pub took_ms: Option<u64>,
+    /// How many visits have been paid.
+    #[serde(default)]
+    pub visits: u64,
+    /// How many of them proved the way.
+    #[serde(default)]
+    pub proven: u64,
+    /// Since one did last.
+    #[serde(default)]
+    pub proven_ago: Option<u64>,
 }
 
 /// Something that went wrong.
@@ -306,7 +335,7 @@ impl Status {
 
     /// A backend's, from its board.
     pub fn of_backend(began: Instant, board: &Board, speed: &Speed, plan: &Plan) -> Self {
-        let all_probes = board.probes();
+        let (probes, names) = (board.probes(), board.by_name());
         let sums = board.ledger().sums();
         let views = board.view();
         let kites = board.origins().into_iter().map(|origin| {
@@ -316,15 +345,17 @@ impl Status {
                 .collect();
             let tunnels = at.len();
             at.dedup();
+            let wanted_at = plan.places_of(&origin.kite);
+            let ours = |p: &&board::Probed| {
+                p.kite == origin.kite && p.frontend.as_ref().is_none_or(|f| wanted_at.contains(f))
+            };
             Kite {
                 flies_at: at,
                 tunnels,
                 traffic: sum(&sums, |of| of.kite.as_ref() == Some(&origin.kite)),
-                wanted_at: plan.places_of(&origin.kite),
-                probes: (all_probes.iter())
-                    .filter(|p| p.kite == origin.kite)
-                    .map(Into::into)
-                    .collect(),
+                probes: probes.iter().filter(ours).map(Into::into).collect(),
+                by_name: names.iter().filter(ours).map(Into::into).collect(),
+                wanted_at,
                 kite: origin.kite.clone(),
                 origin: Some(origin.into()),
             }
@@ -372,6 +403,7 @@ impl Status {
                 tunnels: tunnels.iter().filter(|t| t.kites.contains(&kite)).count(),
                 origin: None,
                 probes: Vec::new(),
+                by_name: Vec::new(),
                 traffic: (*sum).into(),
                 kite,
             })
@@ -395,6 +427,39 @@ impl Status {
         };
         self.tunnels.iter().all(|t| stands(&t.frontend))
             && self.tor.as_ref().is_none_or(|tor| tor.refused.is_empty())
+    }
+}
+
+impl Kite {
+    /// Only such kites can be visited, and so proven.
+    pub fn is_foolscap(&self) -> bool {
+        let (protocol, _) = self.kite.split_once(':').unwrap_or_default();
+        let (protocol, _) = protocol.split_once('-').unwrap_or((protocol, ""));
+        protocol == Protocol::Foolscap.to_string()
+    }
+
+    /// Its own visitor's last visit through this frontend.
+    pub fn probe(&self, frontend: &str) -> Option<&Probe> {
+        let through = |p: &&Probe| p.frontend.as_deref() == Some(frontend);
+        self.probes.iter().find(through)
+    }
+
+    /// Whether that has proven the way.
+    pub fn is_proven(&self, frontend: &str) -> bool {
+        let probe = self.probe(frontend);
+        probe.is_some_and(|p| p.outcome == Outcome::Proven)
+    }
+}
+
+impl Probe {
+    /// What it found, in a word or two.
+    pub fn word(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Proven => "proven",
+            Outcome::Reached => "reached, not proven",
+            Outcome::Failed => "FAILED",
+            Outcome::NotProbed => "not visited",
+        }
     }
 }
 
@@ -483,11 +548,15 @@ impl From<&board::Probed> for Probe {
         Self {
             frontend: probed.frontend.clone(),
             to: probed.to.clone(),
+            way: probed.way,
             outcome: probed.outcome,
             finding: probed.finding.to_owned(),
             text: probed.text.clone(),
             ago: ago(probed.at),
             took_ms: Some(milliseconds(probed.took)),
+            visits: probed.score.visits,
+            proven: probed.score.proven,
+            proven_ago: probed.score.last_proven.map(ago),
         }
     }
 }

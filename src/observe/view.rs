@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ratatui::Frame;
@@ -31,8 +31,8 @@ pub enum ViewError {
     #[error("--watch needs a terminal; leave it out for text, or use --json for programs")]
     NoTerminal,
     /// No kite.
-    #[error("no kite runs with the state directory {}; name another with --state-dir", .0.display())]
-    Nobody(PathBuf),
+    #[error("no kite runs with the state directory {0}; name another with --state-dir")]
+    Nobody(String),
     /// The terminal failed.
     #[error("the terminal cannot be used: {0}")]
     Terminal(#[from] io::Error),
@@ -58,37 +58,49 @@ pub struct View {
     colours: bool,
 }
 
-/// Shows the kite of a state directory until q, Ctrl-C or `shutdown`. The terminal is as it was afterwards.
-pub async fn watch(state_dir: &Path, shutdown: Shutdown) -> Result<(), ViewError> {
+/// Shows the kites of these state directories, one at a time, until q, Ctrl-C or `shutdown`. The terminal is as it was afterwards.
+pub async fn watch(kites: &[(Role, PathBuf)], shutdown: Shutdown) -> Result<(), ViewError> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(ViewError::NoTerminal);
     }
-    let roles = [Role::Backend, Role::Frontend];
-    let there = |role: &Role| role.socket(state_dir).exists();
-    let role = roles.into_iter().find(there);
-    let role = role.ok_or_else(|| ViewError::Nobody(state_dir.to_owned()))?;
-    let mut view = View::new(role, std::env::var_os("NO_COLOR").is_none());
+    let nobody = || ViewError::Nobody(named(kites));
+    let (role, _) = kites.iter().find(is_there).ok_or_else(nobody)?;
+    let mut view = View::new(*role, std::env::var_os("NO_COLOR").is_none());
     let terminal = ratatui::try_init()?;
     let ended = tokio::select! {
-        ended = show(&mut view, terminal, state_dir) => ended,
+        ended = show(&mut view, terminal, kites) => ended,
         () = shutdown.requested() => Ok(()),
     };
     ratatui::restore();
     Ok(ended?)
 }
 
+fn is_there((role, dir): &&(Role, PathBuf)) -> bool {
+    role.socket(dir).exists()
+}
+
+/// The directories, for a message.
+pub fn named(kites: &[(Role, PathBuf)]) -> String {
+    let mut names: Vec<_> = kites.iter().map(|(_, d)| d.display().to_string()).collect();
+    names.dedup();
+    names.join(" or ")
+}
+
 async fn show(
     view: &mut View,
     mut terminal: ratatui::DefaultTerminal,
-    state_dir: &Path,
+    kites: &[(Role, PathBuf)],
 ) -> io::Result<()> {
     let mut asks = tokio::time::interval(ASK);
     let mut keys = tokio::time::interval(KEYS);
     loop {
         tokio::select! {
             _ = asks.tick() => {
-                let asked = control::status(&view.role.socket(state_dir)).await;
-                view.take(asked.map_err(|e| e.to_string()));
+                let shown = view.role;
+                for (role, dir) in kites.iter().filter(|(role, _)| *role == shown) {
+                    let asked = control::status(&role.socket(dir)).await;
+                    view.take(asked.map_err(|e| e.to_string()));
+                }
                 terminal.draw(|frame| view.draw(frame))?;
             }
             _ = keys.tick() => {
@@ -100,12 +112,9 @@ async fn show(
                                 KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                                 KeyCode::Char('c') if ctrl => return Ok(()),
                                 KeyCode::Tab => {
-                                    let other = match view.role {
-                                        Role::Backend => Role::Frontend,
-                                        Role::Frontend => Role::Backend,
-                                    };
-                                    if other.socket(state_dir).exists() {
-                                        *view = View::new(other, view.colours);
+                                    let mut others = kites.iter().filter(is_there);
+                                    if let Some((other, _)) = others.find(|(r, _)| *r != view.role) {
+                                        *view = View::new(*other, view.colours);
                                         asks.reset_immediately();
                                     }
                                 }
@@ -337,7 +346,8 @@ impl View {
                 .as_ref()
                 .map_or("", |o| o.state.as_str())
                 .to_owned();
-            let worst = k.probes.iter().max_by_key(|p| match p.outcome {
+            let visits = k.probes.iter().chain(&k.by_name);
+            let worst = visits.max_by_key(|p| match p.outcome {
                 Outcome::Proven => 0,
                 Outcome::Reached => 1,
                 Outcome::NotProbed => 2,
@@ -349,7 +359,7 @@ impl View {
                     (format!("FAILED: {}", p.finding), self.bad())
                 }
                 Some(p) => (format!("not proven: {}", p.finding), Style::new()),
-                None if self.role == Role::Backend => ("not probed".to_owned(), Style::new()),
+                None if self.role == Role::Backend => ("not visited".to_owned(), Style::new()),
                 None => (String::new(), Style::new()),
             };
             let flies = if k.tunnels > 0 {
@@ -465,6 +475,7 @@ mod tests {
                     last_trouble: None,
                 }),
                 probes: Vec::new(),
+                by_name: Vec::new(),
                 traffic,
             }],
             troubles: vec![Trouble {

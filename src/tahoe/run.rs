@@ -12,7 +12,7 @@ use crate::code::{Code, Coded};
 use crate::config::{ConfigError, NodeSide};
 use crate::control;
 use crate::kite::KiteName;
-use crate::observe::status::{Role, Status};
+use crate::observe::status::{self, Role, Status};
 
 /// Why there are no lines.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ pub fn run(
     let kite = Kite::new(&side, |name| {
         flag(name).or_else(|| announced_port(&node.node.cfg, name))
     })?;
-    write(dir, &mut node, &kite, out)
+    write(dir, &mut node, &kite, running, out)
 }
 
 /// How the backend is whose node this is, if it runs.
@@ -79,24 +79,43 @@ pub async fn running(args: &TahoeArgs) -> Option<Status> {
     control::status(&Role::Backend.socket(&dir)).await.ok()
 }
 
-/// Whether visitors come by the hints of the lines, as far as the running backend has seen.
-fn proof(kite: &Kite, running: Option<&Status>) -> String {
+/// Whether visitors come by the hints of the lines, as far as the running backend has seen: in all, and through each frontend.
+fn proof(kite: &Kite, running: Option<&Status>) -> Vec<String> {
     let Some(status) = running else {
-        return "not proven: no kite runs that could say whether visitors come here".to_owned();
+        return vec![
+            "not proven: no kite runs that could say whether visitors come here".to_owned(),
+        ];
     };
     let proven = status.proven_hints();
     let location = kite.location();
     let mut missing = location
         .split(',')
         .filter(|hint| !proven.iter().any(|p| p == hint));
-    match missing.next() {
+    let mut lines = vec![match missing.next() {
         None => {
             "proven: a visitor from outside came to this node, through each frontend".to_owned()
         }
         Some(hint) => {
             format!("not proven: {hint}; `kite status` says what its visitor from outside found")
         }
+    }];
+    let known = |k: &&status::Kite| {
+        kite.names
+            .iter()
+            .any(|n| k.kite.ends_with(&format!(":{}", n.name)))
+    };
+    for one in status.kites.iter().filter(known) {
+        for visit in one.by_name.iter().filter(|p| p.frontend.is_none()) {
+            lines.push(format!("  {} by its name: {}", one.kite, visit.word()));
+        }
+        for at in &one.wanted_at {
+            let word = one
+                .probe(at)
+                .map_or_else(|| one.unvisited(at), |p| p.word());
+            lines.push(format!("  {} through {at}: {word}", one.kite));
+        }
     }
+    lines
 }
 
 fn print(
@@ -111,7 +130,11 @@ fn print(
         Change::set("node", "web.port", "tcp:3456:interface=127.0.0.1"),
     );
     writeln!(out, "# tahoe.cfg of the node at {}", kite.origin)?;
-    writeln!(out, "# tub.location is {}", proof(kite, running))?;
+    writeln!(
+        out,
+        "# tub.location is {}",
+        proof(kite, running).join("\n# ")
+    )?;
     if usual_port {
         writeln!(
             out,
@@ -125,6 +148,7 @@ fn write(
     dir: &Path,
     node: &mut NodeDir,
     kite: &Kite,
+    running: Option<&Status>,
     out: &mut impl Write,
 ) -> Result<bool, TahoeError> {
     let written = node.write(kite)?;
@@ -143,6 +167,11 @@ fn write(
         }
         writeln!(out, "Restart the node: it reads the file at its start.")?;
     }
+    writeln!(
+        out,
+        "Its tub.location is {}",
+        proof(kite, running).join("\n")
+    )?;
     let left: Vec<Finding> = check(&node.node, Some(kite))
         .into_iter()
         .filter(|f| f.severity != Severity::Note)

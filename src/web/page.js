@@ -208,11 +208,14 @@ function peers(status) {
 
 // What became of the visits that a backend pays to its own kite, from outside.
 function visits(kite) {
-  const tried = kite.probes.filter((p) => p.outcome !== "not-probed");
-  const failed = tried.filter((p) => p.outcome === "failed");
-  if (!tried.length) return "not tried";
-  if (!failed.length) return mark("good", "reaches the node");
-  return mark("bad", failed.map((p) => p.finding).join(", ") + " by " + failed.map((p) => short(p.frontend)).join(", "));
+  const proven = kite.probes.filter((p) => p.outcome === "proven").length;
+  const failed = kite.probes.concat((kite.by_name || []).filter((p) => !p.frontend)).filter((p) => p.outcome === "failed");
+  if (failed.length) {
+    return mark("bad", failed.map((p) => p.finding + " by " + (p.frontend ? short(p.frontend) : "its name")).join(", "));
+  }
+  if (!kite.probes.length) return "not visited";
+  if (proven < kite.wanted_at.length) return "proven through " + proven + " of " + many(kite.wanted_at.length, "frontend", "frontends");
+  return mark("good", "reaches the node");
 }
 
 function kites(status) {

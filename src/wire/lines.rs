@@ -13,6 +13,7 @@ use super::chunk::MAX_FRAME;
 use super::frame::{HEADROOM, put_line};
 use super::service::{fields, id, kite_id, visible};
 use super::{decimal, printable};
+use crate::plain::plain;
 
 pub use super::service::{KiteId, LinesError, ServiceLine};
 
@@ -335,11 +336,11 @@ fn motd(value: &[u8]) -> Option<String> {
         b.and_then(|&b| char::from(b).to_digit(16))
             .and_then(|d| u8::try_from(d).ok())
     };
-    let mut plain = Vec::new();
+    let mut said = Vec::new();
     let mut at = 0;
     while let Some(&byte) = encoded.get(at) {
         at += 1;
-        plain.push(
+        said.push(
             match (byte, hex(encoded.get(at)), hex(encoded.get(at + 1))) {
                 (b'+', ..) => b' ',
                 (b'%', Some(high), Some(low)) => {
@@ -350,13 +351,9 @@ fn motd(value: &[u8]) -> Option<String> {
             },
         );
     }
-    plain.truncate(MAX_TEXT);
-    let text = String::from_utf8_lossy(&plain);
-    Some(
-        text.chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect(),
-    )
+    said.truncate(MAX_TEXT);
+    let text = String::from_utf8_lossy(&said);
+    Some(plain(&text, MAX_TEXT))
 }
 
 /// Form-encodes a text.

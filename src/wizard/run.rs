@@ -126,17 +126,20 @@ pub fn backend(asker: &mut dyn Asker) -> Result<FirstRun, FirstRunError> {
         is_free: &mut |at| bind(at).is_ok(),
     };
     let answers = ask_backend::ask(asker, &mut world)?;
-    match &answers.door {
+    match answers.door {
         Door::Secret(agreed) => asker.say(&agreed.write(&dir)?)?,
         Door::Invitation(join) => {
+            // Without walls: what is asked next may want the node's files, and the backend builds its own.
+            let begun = join.begin()?;
             let done = wait(async {
                 // Ctrl-C ends it, as everywhere in the questions; what was begun is taken up again by the same invitation.
                 let (_trigger, order) = shutdown::channel();
                 let mut display = progress::Display::new();
-                join.run(move |p| display.show(p), order).await
+                begun.run(move |p| display.show(p), order).await
             })?;
+            let (join, config) = done?;
             let mut said = Vec::new();
-            let _ = join::report(join, &done?, &mut said);
+            let _ = join::report(&join, &config, &mut said);
             let said = String::from_utf8_lossy(&said).into_owned();
             let written = said
                 .lines()

@@ -2,6 +2,7 @@
 //! panics, nothing takes memory beyond its limits.
 
 use bytes::{Bytes, BytesMut};
+use kite::plain::plain;
 use kite::wire::frame::{
     put_data, put_eof, put_kites, put_noop, put_open, put_ping, put_pong, put_skb,
 };
@@ -164,11 +165,7 @@ fn any_lines() -> impl Strategy<Value = Lines> {
                 sign_this,
                 ok,
                 invalid: invalid.into_iter().collect(),
-                motd: motd.map(|text: String| {
-                    text.chars()
-                        .map(|c| if c.is_control() { ' ' } else { c })
-                        .collect()
-                }),
+                motd: motd.map(|text: String| plain(&text, usize::MAX)),
                 session_id,
                 frame,
                 quota,

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use kite::backend::{self, Plan};
 use kite::config::Frontend as To;
-use kite::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane};
-use kite::kite::{KiteName, Protocol};
+use kite::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane};
+use kite::kite::Protocol;
 use kite::observe::board::Board;
 use kite::shutdown::{self, Trigger};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -86,13 +86,8 @@ impl Dialer for Watched {
         self.inner.dial(to, lane).await
     }
 
-    async fn visit(
-        &self,
-        to: &FrontendAddr,
-        kite: &KiteName,
-        port: u16,
-    ) -> Result<BoxConn, DialError> {
-        self.inner.visit(to, kite, port).await
+    async fn visit(&self, goal: Goal<'_>, port: u16) -> Result<BoxConn, DialError> {
+        self.inner.visit(goal, port).await
     }
 
     fn leave(&self, _: &FrontendAddr, lane: Lane) {

@@ -1,20 +1,21 @@
 //! What a kite counts, and what its own visitor from outside finds out.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kite::backend::{self, Plan};
 use kite::config::{Frontend as To, Service};
-use kite::dial::FrontendAddr;
+use kite::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane};
 use kite::kite::Protocol;
 use kite::observe::board::{Board, Probed};
-use kite::observe::status::{Outcome, Status};
+use kite::observe::status::{Outcome, Status, Way};
 use kite::observe::traffic::Speed;
 use kite::shutdown::{self, Trigger};
 use kite::sniff::TubId;
 use kite::visit::tub_of;
-use kite::witness::{Witness, Witnessing};
+use kite::witness::{AT_ONCE, Witness, Witnessing};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -279,12 +280,15 @@ async fn a_kite_that_is_not_up_and_a_closed_port_are_told_apart() {
         ..scene.plan.services[0].clone()
     };
     let port = scene.front.public.port();
+    let witness = scene.witness(port);
+    let found = witness.visit(&grounded, Goal::Frontend(&to), port).await;
+    let found = found.unwrap();
     assert_eq!(
-        scene.witness(port).visit(&to, &grounded).await,
-        Outcome::Failed
+        (found.outcome, found.finding),
+        (Outcome::Failed, "not-up"),
+        "{}",
+        found.text
     );
-    let found = scene.board.probes().pop().unwrap();
-    assert_eq!(found.finding, "not-up", "{}", found.text);
     let closed = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -312,6 +316,192 @@ async fn without_a_tub_nothing_is_proven() {
         found.text
     );
     assert!(scene.status().proven_hints().is_empty());
+}
+
+/// Goes out as the dialer of the other tests does, but visitors go where names and addresses lead in a world of its own.
+struct World {
+    name: Option<SocketAddr>,
+    address: HashMap<String, SocketAddr>,
+    visits: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait::async_trait]
+impl Dialer for World {
+    async fn dial(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError> {
+        dialer().dial(to, lane).await
+    }
+
+    async fn visit(&self, goal: Goal<'_>, _: u16) -> Result<BoxConn, DialError> {
+        let (shown, to) = match goal {
+            Goal::Name(name) => (name.to_string(), self.name),
+            Goal::Frontend(f) => (f.to_string(), self.address.get(&f.to_string()).copied()),
+        };
+        self.visits.lock().unwrap().push(shown);
+        let conn = TcpStream::connect(to.ok_or(DialError::NameNotFound)?).await;
+        Ok(Box::new(conn.map_err(|_| DialError::Refused)?))
+    }
+
+    fn finds_names(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> &'static str {
+        "a world of its own"
+    }
+}
+
+/// A kite at two frontends, whose own visitor goes where name and addresses lead to these of them.
+struct Two {
+    sides: Vec<Side>,
+    board: Board,
+    plan: Plan,
+    visits: Arc<Mutex<Vec<String>>>,
+    witness: Witness,
+    _back: Trigger,
+}
+
+impl Two {
+    async fn with(name: Option<usize>, addresses: [usize; 2]) -> Self {
+        let (node, tub) = node().await;
+        let sides: Vec<_> = (0..2).map(|_| frontend(&[Protocol::Foolscap])).collect();
+        let to = |side: &Side| To {
+            address: side.address.parse().unwrap(),
+            kites: None,
+            tunnels: 1,
+        };
+        let plan = Plan {
+            frontends: sides.iter().map(to).collect(),
+            services: vec![Service {
+                tub: Some(tub),
+                ..service(Protocol::Foolscap, NAME, node, "right")
+            }],
+        };
+        let (board, visits) = (Board::default(), Arc::default());
+        let (back, order) = shutdown::channel();
+        let plans = Plan::fixed(plan.frontends.clone(), plan.services.clone());
+        tokio::spawn(backend::run(plans.clone(), dialer(), board.clone(), order));
+        until("it flies at both", || {
+            board.view().iter().filter(|v| !v.kites.is_empty()).count() == 2
+        })
+        .await;
+        let public = |n: usize| sides[n].public;
+        let here = sides.iter().zip(addresses);
+        let world = World {
+            name: name.map(public),
+            address: here.map(|(s, n)| (s.address.clone(), public(n))).collect(),
+            visits: Arc::clone(&visits),
+        };
+        let how = Witnessing {
+            public_port: Some(80),
+            ..Witnessing::default()
+        };
+        let witness = Witness::new(plans, Arc::new(world), board.clone(), how);
+        Self {
+            sides,
+            board,
+            plan,
+            visits,
+            witness,
+            _back: back,
+        }
+    }
+
+    /// After visits.
+    async fn visited(&self) -> Status {
+        self.witness.visit_all().await;
+        Status::of_backend(Instant::now(), &self.board, &Speed::default(), &self.plan)
+    }
+
+    fn address(&self, n: usize) -> &str {
+        &self.sides[n].address
+    }
+
+    fn visits(&self) -> Vec<String> {
+        self.visits.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_frontend_is_proven_by_a_visit_through_it_and_by_no_other() {
+    // The name leads to the first; the second is visited at its own address.
+    let two = Two::with(Some(0), [0, 1]).await;
+    let status = two.visited().await;
+    let kite = &status.kites[0];
+    assert_eq!(two.visits(), [NAME, two.address(1)]);
+    for (n, way) in [(0, Way::Name), (1, Way::Frontend)] {
+        let probe = kite.probe(two.address(n)).unwrap();
+        assert_eq!((probe.outcome, probe.way), (Outcome::Proven, way));
+        assert_eq!((probe.visits, probe.proven), (1, 1), "{}", probe.text);
+    }
+    assert_eq!(kite.by_name[0].frontend.as_deref(), Some(two.address(0)));
+    assert_eq!(status.proven_hints().len(), 1);
+    assert!(status.screen().contains("reachable?      yes"));
+    let probe = two.visited().await.kites[0].probes[1].clone();
+    assert_eq!((probe.visits, probe.proven), (2, 2), "{}", probe.text);
+
+    // The second's address leads to the first, too: of the second nothing is known.
+    let two = Two::with(Some(0), [0, 0]).await;
+    let status = two.visited().await;
+    let kite = &status.kites[0];
+    assert!(kite.is_proven(two.address(0)));
+    let probe = kite.probe(two.address(1)).unwrap();
+    let found = (probe.outcome, probe.finding.as_str());
+    assert_eq!(found, (Outcome::Reached, "other-way"), "{}", probe.text);
+    assert!(probe.text.contains(two.address(0)), "{}", probe.text);
+    assert!(status.proven_hints().is_empty());
+    let screen = status.screen();
+    assert!(screen.contains("in part: 1 of 2 ways"), "{screen}");
+    assert!(!screen.contains("tub.location = "), "{screen}");
+    let text = status.to_string();
+    for (n, word) in [(0, "proven, "), (1, "reached, not proven, ")] {
+        let line = format!("through {}: {word}", two.address(n));
+        assert!(text.contains(&line), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_nowhere_is_told_from_frontends_that_do_their_part() {
+    let two = Two::with(None, [0, 1]).await;
+    let status = two.visited().await;
+    let kite = &status.kites[0];
+    assert_eq!(two.visits().len(), 3, "{:?}", two.visits());
+    assert!((0..2).all(|n| kite.is_proven(two.address(n))));
+    assert_eq!(kite.by_name[0].finding, "name-not-found");
+    assert!(status.proven_hints().is_empty());
+    let screen = status.screen();
+    assert!(screen.contains("reachable?      NO"), "{screen}");
+    assert!(
+        screen.contains(&format!("by its name, {NAME}:")),
+        "{screen}"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_visited_is_said_not_to_be() {
+    let two = Two::with(Some(0), [0, 1]).await;
+    let onion = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443";
+    let onion: FrontendAddr = onion.parse().unwrap();
+    let service = &two.plan.services[0];
+    let visit = two.witness.visit(service, Goal::Frontend(&onion), 80).await;
+    let visit = visit.unwrap();
+    assert_eq!(
+        (visit.outcome, visit.finding),
+        (Outcome::NotProbed, "onion"),
+        "{}",
+        visit.text
+    );
+    assert_eq!(visit.score.visits, 0);
+    assert!(two.visits().is_empty());
+}
+
+#[tokio::test]
+async fn who_asks_while_another_asks_shares_the_visits() {
+    let two = Two::with(Some(0), [0, 1]).await;
+    let ask = || two.witness.visit_all();
+    tokio::join!(ask(), ask(), ask(), ask(), ask(), ask());
+    // As many as may be under way at once may have set out before they knew of each other.
+    let paid = two.visits().len();
+    assert!((2..=2 * AT_ONCE).contains(&paid), "{:?}", two.visits());
 }
 
 #[tokio::test]

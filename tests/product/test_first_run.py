@@ -1,7 +1,9 @@
 """From nothing to a working kite: the questions of a first run on a real terminal, and invitations."""
 
+import configparser
 import json
 import os
+import pathlib
 import re
 import signal
 import stat
@@ -15,6 +17,7 @@ from island import Island
 from kite import Frontend, Kite, binary, secret_file
 from kite import run as refused
 from proc import wait_until
+from tahoe import create
 from terminal import Terminal
 from traffic import HttpOrigin, Visitor
 
@@ -123,6 +126,63 @@ def test_from_nothing_to_a_working_node(kite, sup, terminal, tmp_path):
     again.expect(rf"kite up: foolscap:{name}")
     again.key(b"\x03")
     assert again.end() == 0
+
+
+@pytest.mark.parametrize("wanted", ["y", "n"], ids=["put-in", "left"])
+def test_the_offer_of_the_nodes_lines(kite, terminal, tmp_path, wanted):
+    """The node in the usual place is found, and its tahoe.cfg gets the lines if that is wanted, and not before."""
+    node = tmp_path / ".tahoe"
+    create("create-node", "--nickname=bob", "--webport=none", "--port=tcp:49293:interface=127.0.0.1",
+           "--location=tcp:bob.example:49293", node)
+    file = node / "tahoe.cfg"
+    before, name = file.read_text(), "tub.bob.example"
+    back = terminal("backend")
+    back.answer(r"The invitation", "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443")
+    back.answer(r"The kite's name", name)
+    back.answer(r"given you a secret", "y")
+    back.answer(r"paste it", "s3cret-of-bobs")
+    back.expect("all connections go through Tor")
+    back.expect(re.escape(f"1: the node in {node}"))
+    back.answer(r"Which node\?", "")
+    back.answer(r"Take it all the same", "y")
+    back.answer(r"Write it", "y")
+    back.expect("needs these lines")
+    back.expect(rf"tub\.location = tcp:{name}:80")
+    back.expect("kite check says so")
+    assert file.read_text() == before
+    back.answer(r"Put them in", wanted)
+    if wanted == "y":
+        kept = back.expect(r"The old file is (\S+)\.\n")[1]
+        assert pathlib.Path(kept).read_text() == before
+        back.expect("Restart the node")
+        config = configparser.ConfigParser()
+        config.read(file)
+        assert config["node"]["tub.location"] == f"tcp:{name}:80" and config["connections"]["tcp"] == "tor"
+        socks = re.search(r'socks_listen = "127\.0\.0\.1:(\d+)"', (tmp_path / "conf" / "backend.toml").read_text())[1]
+        assert config["tor"]["socks.port"] == f"tcp:127.0.0.1:{socks}"
+    else:
+        back.expect(re.escape(f"Later: kite tahoe --write {node}"))
+        assert file.read_text() == before and not list(node.glob("tahoe.cfg?*"))
+    back.answer(r"Start it now", "n")
+    assert back.end() == 0
+    assert "s3cret" not in back.screen and mode(tmp_path / "conf" / f"{name}.secret") == 0o600
+
+
+def test_who_manages_a_frontend_as_root_leaves_its_files_to_its_user(kite, tmp_path):
+    """The service does not run; what is made in its state directory is its user's."""
+    state, user = tmp_path / "state", 65534
+    state.mkdir(mode=0o700)
+    assert os.getuid() == 0, "this test gives files away; run it as root"
+    os.chown(state, user, user)
+    file = tmp_path / "frontend.toml"
+    file.write_text(f'name = "alice.example"\nlisten = ["127.0.0.1:8443"]\nstate_dir = "{state}"\n')
+    refused("frontend", "kites", "add", "bob.alice.example", "--config", file, status=0)
+    said = refused("frontend", "invite", "carol.alice.example", "--config", file, status=0)
+    assert "Mind:" not in said
+    made = {p.name: (p.stat().st_uid, p.stat().st_gid, mode(p)) for p in state.iterdir()}
+    assert made == {name: (user, user, 0o600) for name in ("kites.redb", "frontend-key.pem")}
+    said = refused("frontend", "invite", "*.bob.example", "--config", file, status=0)
+    assert "Mind: *.bob.example is not one name" in said and re.search(LINE, said)
 
 
 @pytest.mark.parametrize("leave", [b"\x03", b"\x04"], ids=["ctrl-c", "end"])

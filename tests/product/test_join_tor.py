@@ -6,6 +6,7 @@ from conftest import ALICE
 from kite import Frontend, Kite, binary
 from lone import Story
 from test_first_run import invite
+from test_sandbox import confined
 
 JOIN_S = 150
 
@@ -29,6 +30,8 @@ def test_no_leak_while_joining(kite, sup, tornet, lone_machine):
                 binary(), "backend", "join", "--via-tor", "--tor-config", arti, "--invitation-file", file,
                 "--origin", "127.0.0.1:1", "--to", sup.directory / name, "--state-dir", sup.directory / "state"],
                 machine=hidden, log=sup.directory / f"{name}.log")
+            joining.wait_log("sandbox: ", 30)
+            assert confined(joining) == {("2", "1")}
             assert joining.wait(JOIN_S) == 0, joining.tail()
         assert f"{name}.bob.example may fly at {via}" in joining.text()
         assert "enabled = true" in (sup.directory / name / "backend.toml").read_text()

@@ -15,6 +15,7 @@ from island import Island
 from kite import Backend, Frontend, Kite, binary, run
 from proc import wait_until
 from screen import COLOURS, Terminal
+from test_sandbox import confined
 
 SCHEMA = json.loads((pathlib.Path(__file__).parents[2] / "docs" / "status-schema.json").read_text())
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
@@ -87,6 +88,13 @@ class Scene:
         self.backend.wait_up(self.kite, self.frontend.ip)
         return self
 
+    def usual(self):
+        """Where the backend's file is the usual one."""
+        place = self.backend.dir / "usual"
+        place.mkdir(exist_ok=True)
+        (place / "backend.toml").write_text(self.backend.file.read_text())
+        return place
+
     def probes(self):
         return self.backend.status()["kites"][0]["probes"]
 
@@ -126,8 +134,12 @@ def test_status(scene, sup):
     assert scene.frontend.ip not in said.stdout.replace(scene.frontend.pinned(), "").replace(
         scene.frontend.pinned(port=80), ""), "a visitor's address, who came from there"
     text = run("status", "--state-dir", scene.backend.state, status=0)
-    for wanted in ("hidden: NO", "visitors: 2,", f"foolscap:{scene.kite.name}: flies on", "speaks foolscap", ": proven:"):
+    for wanted in ("hidden: NO", "visitors: 2,", f"foolscap:{scene.kite.name}: flies on", "speaks foolscap",
+                   f"through {scene.frontend.pinned()}: proven, "):
         assert wanted in text, text
+    assert one["role"] == "frontend" and "through" not in run("status", "--state-dir", scene.frontend.state, status=0)
+    # The state directory is the one that the usual file names.
+    assert "hidden: NO" in run("status", status=0, env={"CONFIGURATION_DIRECTORY": str(scene.usual())})
     broken = json.loads(json.dumps(whole))
     broken[0]["kites"][0]["tunnels"] = "many"
     with pytest.raises(AssertionError):
@@ -171,6 +183,24 @@ def test_watch(scene):
         finally:
             terminal.close()
     assert "terminal" in run("status", "--watch", "--state-dir", scene.backend.state, status=2)
+
+
+def test_start_screen(scene):
+    """On a terminal the answers to the five questions stand together, whatever bars were there before."""
+    terminal = Terminal([binary(), "backend", "--config", str(scene.backend.file)])
+    try:
+        terminal.wait("hidden?         NO", "reachable?      yes", "tahoe.cfg", timeout=60)
+        lines = terminal.shown.replace("\r", "").splitlines()
+        first = next(i for i, line in enumerate(lines) if line.endswith("1 kites, 1 frontends"))
+        questions = [line.split("?")[0].split()[0] for line in lines[first + 1:first + 9] if line.startswith("  ")
+                     and not line.startswith("    ")]
+        assert questions == ["hidden", "reachable", "by", "through", "encrypted", "tahoe.cfg"], lines[first:]
+        assert f"{scene.kite.name}: proven by a visit to {scene.frontend.ip}:" in terminal.shown
+        assert f"tub.location = tcp:{scene.kite.name}:" in terminal.shown
+        terminal.proc.send_signal(signal.SIGTERM)
+        assert terminal.ended()[0] == 0, terminal.shown
+    finally:
+        terminal.close()
 
 
 def test_check(scene, sup):
@@ -229,4 +259,11 @@ def test_probe_through_tor(kite, sup, machine, tornet):
     asking = sup.spawn("check", [binary(), "check", "--config", backend.file], machine=hidden)
     assert asking.wait(60) == 0, asking.tail()
     assert "All is well" in asking.text()
+    # Where no kite runs the check goes out itself: through Tor, and within the walls of a backend.
+    backend.stop()
+    asking = sup.spawn("check-alone", [binary(), "check", "--config", backend.file], machine=hidden)
+    asking.wait_log(r"secrets +ok", 30)
+    assert confined(asking) == {("2", "1")}
+    assert asking.wait(120) == 0, asking.tail()
+    assert "it has started" in asking.text() and "All is well" in asking.text()
     assert hidden.log.dials() <= tornet.relays

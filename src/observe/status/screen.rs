@@ -2,20 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Outcome, Probe, Status};
-
-/// What a visit said of a frontend's kite, or that there was none.
-fn probe_of<'a>(status: &'a Status, frontend: &str) -> Option<&'a Probe> {
-    let probes = status.kites.iter().flat_map(|k| &k.probes);
-    let mut at = probes.filter(|p| p.frontend == frontend);
-    at.find(|p| p.outcome == Outcome::Failed).or_else(|| {
-        status
-            .kites
-            .iter()
-            .flat_map(|k| &k.probes)
-            .find(|p| p.frontend == frontend)
-    })
-}
+use super::{Kite, Outcome, Status};
 
 /// How a frontend proves itself, by its address.
 fn identity(address: &str) -> &'static str {
@@ -34,23 +21,82 @@ fn identity(address: &str) -> &'static str {
     }
 }
 
+/// In front of what belongs to the line above.
+const INDENT: &str = "                    ";
+
+/// What visits to some kites say together.
+struct Visits {
+    /// Of a kite through a frontend at which it is to fly.
+    ways: usize,
+    /// Those of them that are proven.
+    proven: usize,
+    /// Visits that failed, those by a name included.
+    failed: usize,
+    /// Whether the names lead here, as far as that was seen.
+    named: bool,
+}
+
+impl Visits {
+    fn of(kites: &[&Kite]) -> Self {
+        let wanted = |k: &&Kite| k.wanted_at.len();
+        let proven = |k: &&Kite| k.wanted_at.iter().filter(|at| k.is_proven(at)).count();
+        let names = kites.iter().flat_map(|k| &k.by_name);
+        let unseen = names.clone().filter(|p| p.frontend.is_none());
+        let all = kites.iter().flat_map(|k| &k.probes).chain(unseen);
+        Self {
+            ways: kites.iter().map(wanted).sum(),
+            proven: kites.iter().map(proven).sum(),
+            failed: all.filter(|p| p.outcome == Outcome::Failed).count(),
+            named: names.into_iter().all(|p| p.outcome == Outcome::Proven),
+        }
+    }
+
+    fn reach(&self) -> String {
+        let Self {
+            ways,
+            proven,
+            failed,
+            named,
+        } = self;
+        match () {
+            () if *failed > 0 => {
+                format!("NO, not everywhere: {failed} visits from outside failed; {proven} of {ways} ways are proven")
+            }
+            () if *proven == 0 => {
+                "not proven: the kites fly, and no visit from outside was made to the end".to_owned()
+            }
+            () if proven < ways => {
+                format!("in part: {proven} of {ways} ways, of a kite through a frontend, are proven")
+            }
+            () if !named => {
+                "in part: each frontend brings visitors to this node; a kite's name is not proven to".to_owned()
+            }
+            () => "yes: visitors from outside come to this node, through each frontend".to_owned(),
+        }
+    }
+}
+
 impl Status {
-    /// The hints of `tub.location` that visits through every frontend have proven; empty unless each kite's have.
+    /// The hints of `tub.location` that visits through every frontend have proven; empty unless each kite's have. Through Tor
+    /// a visit by the name must have, too; in direct mode nobody has looked where the name leads.
     pub fn proven_hints(&self) -> Vec<String> {
         let mut hints = Vec::new();
-        for kite in self.kites.iter().filter(|k| k.kite.starts_with("foolscap")) {
-            let proven = |at: &String| {
-                let mut here = kite.probes.iter().filter(|p| p.frontend == *at);
-                here.any(|p| p.outcome == Outcome::Proven)
-            };
+        for kite in self.kites.iter().filter(|k| k.is_foolscap()) {
             let everywhere = self.frontends.iter().all(|f| {
                 kite.flies_at.contains(&f.address) || !kite.wanted_at.contains(&f.address)
             });
-            if kite.flies_at.is_empty() || !everywhere || !kite.flies_at.iter().all(proven) {
+            let proven = kite.flies_at.iter().all(|at| kite.is_proven(at));
+            let named = kite.by_name.iter().all(|p| p.outcome == Outcome::Proven);
+            if kite.flies_at.is_empty() || !everywhere || !proven || !named {
                 return Vec::new();
             }
-            for probe in &kite.probes {
-                let hint = format!("tcp:{}", probe.to);
+            let (_, name) = kite.kite.split_once(':').unwrap_or_default();
+            let at = match kite.by_name.is_empty() {
+                true => &kite.probes,
+                false => &kite.by_name,
+            };
+            for (_, port) in at.iter().filter_map(|p| p.to.rsplit_once(':')) {
+                let hint = format!("tcp:{name}:{port}");
                 if !hints.contains(&hint) {
                     hints.push(hint);
                 }
@@ -69,11 +115,8 @@ impl Status {
     }
 
     fn write_screen(&self, out: &mut String) -> std::fmt::Result {
-        let foolscap: Vec<_> = (self.kites.iter())
-            .filter(|k| k.kite.starts_with("foolscap"))
-            .collect();
-        let probes: Vec<_> = foolscap.iter().flat_map(|k| &k.probes).collect();
-        let count = |outcome| probes.iter().filter(|p| p.outcome == outcome).count();
+        let foolscap: Vec<_> = self.kites.iter().filter(|k| k.is_foolscap()).collect();
+        let visits = Visits::of(&foolscap);
         let up = self.frontends.iter().filter(|f| f.up > 0).count();
         let flying = self.kites.iter().filter(|k| k.tunnels > 0).count();
 
@@ -92,24 +135,10 @@ impl Status {
             None => "NO: frontends see this machine's address; --via-tor hides it".to_owned(),
         };
         writeln!(out, "  hidden?         {hidden}")?;
-        let reachable = match (count(Outcome::Proven), count(Outcome::Failed), up) {
-            (_, _, 0) => "NO: no frontend is up".to_owned(),
-            (_, _, _) if flying == 0 => "NO: no kite flies".to_owned(),
-            (proven, 0, _) if proven > 0 && proven == probes.len() => {
-                "yes: visitors from outside come to this node".to_owned()
-            }
-            (_, failed, _) if failed > 0 => {
-                format!(
-                    "NO, not everywhere: {failed} of {} visits from outside failed",
-                    probes.len()
-                )
-            }
-            (0, _, _) => "not proven: the kites fly, and no visit from outside was made to the end"
-                .to_owned(),
-            (proven, _, _) => format!(
-                "in part: {proven} of {} visits from outside came to this node",
-                probes.len()
-            ),
+        let reachable = match () {
+            () if up == 0 => "NO: no frontend is up".to_owned(),
+            () if flying == 0 => "NO: no kite flies".to_owned(),
+            () => visits.reach(),
         };
         writeln!(out, "  reachable?      {reachable}")?;
         for (n, kite) in self.kites.iter().enumerate() {
@@ -126,6 +155,10 @@ impl Status {
                 None => String::new(),
             };
             writeln!(out, "  {question:<15} {} {flies}; {origin}", kite.kite)?;
+            for visit in kite.by_name.iter().filter(|p| p.frontend.is_none()) {
+                let (word, text) = (visit.word(), &visit.text);
+                writeln!(out, "{INDENT}by its name, {}: {word}: {text}", visit.to)?;
+            }
         }
         for (n, frontend) in self.frontends.iter().enumerate() {
             let question = if n == 0 { "through whom?" } else { "" };
@@ -140,21 +173,22 @@ impl Status {
                 (0, Some(error)) => writeln!(out, "; {error}")?,
                 _ => writeln!(out)?,
             }
-            if let Some(probe) = probe_of(self, &frontend.address) {
-                let result = match probe.outcome {
-                    Outcome::Proven => "ok",
-                    Outcome::Reached => "reached, not proven",
-                    Outcome::Failed => "FAILED",
-                    Outcome::NotProbed => "not probed",
-                };
-                writeln!(
-                    out,
-                    "                    visit to {}: {result}: {}",
-                    probe.to, probe.text
-                )?;
+            let at = &frontend.address;
+            for kite in foolscap.iter().filter(|k| k.wanted_at.contains(at)) {
+                write!(out, "{INDENT}{}: ", kite.kite)?;
+                match kite.probe(at) {
+                    Some(visit) if visit.outcome == Outcome::NotProbed => {
+                        writeln!(out, "{}: {}", visit.word(), visit.text)?;
+                    }
+                    Some(visit) => {
+                        let (word, to, text) = (visit.word(), &visit.to, &visit.text);
+                        writeln!(out, "{word} by a visit to {to}: {text}")?;
+                    }
+                    None => writeln!(out, "{}", kite.unvisited(at))?,
+                }
             }
         }
-        let encrypted = match (probes.len(), count(Outcome::Proven)) {
+        let encrypted = match (visits.ways, visits.proven) {
             _ if self.kites.len() > foolscap.len() && foolscap.is_empty() => {
                 "not proven: no kite is foolscap, and others' keys are not known here".to_owned()
             }

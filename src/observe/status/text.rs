@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Kite, Outcome, Role, Status, Traffic, Tunnel};
+use super::{Kite, Outcome, Probe, Role, Status, Traffic, Tunnel};
 
 /// Troubles that are shown. `--json` has all that are remembered.
 const SHOWN_TROUBLES: usize = 5;
@@ -44,23 +44,48 @@ impl fmt::Display for Kite {
                 _ => writeln!(f)?,
             }
         }
-        for probe in &self.probes {
-            let outcome = match probe.outcome {
-                Outcome::Proven => "proven",
-                Outcome::Reached => "reached, not proven",
-                Outcome::Failed => "FAILED",
-                Outcome::NotProbed => "not probed",
-            };
-            writeln!(
-                f,
-                "  from outside, by {} to {}, {} ago: {outcome}: {}",
-                probe.frontend,
-                probe.to,
-                Age(probe.ago),
-                probe.text
-            )?;
+        for probe in self.by_name.iter().filter(|p| p.frontend.is_none()) {
+            writeln!(f, "  by its name: {probe}")?;
+        }
+        for frontend in &self.wanted_at {
+            match self.probe(frontend) {
+                Some(probe) => writeln!(f, "  through {frontend}: {probe}")?,
+                None => writeln!(f, "  through {frontend}: {}", self.unvisited(frontend))?,
+            }
         }
         Ok(())
+    }
+}
+
+impl Kite {
+    /// Why there is no visit through this frontend.
+    pub fn unvisited(&self, frontend: &String) -> &'static str {
+        match () {
+            () if !self.is_foolscap() => "not visited: only foolscap kites can be",
+            () if !self.flies_at.contains(frontend) => "not visited: it does not fly there",
+            () => "not visited yet",
+        }
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (word, to, text) = (self.word(), &self.to, &self.text);
+        match self.outcome {
+            Outcome::NotProbed => write!(f, "{word}: {text}")?,
+            _ => write!(f, "{word}, {} ago at {to}: {text}", Age(self.ago))?,
+        }
+        match (self.visits, self.proven_ago) {
+            // The last one says it all.
+            (..=1, _) => Ok(()),
+            (visits, Some(ago)) => write!(
+                f,
+                " ({} of {visits} visits proved it, the last {} ago)",
+                self.proven,
+                Age(ago)
+            ),
+            (visits, None) => write!(f, " (none of {visits} visits proved it)"),
+        }
     }
 }
 
