@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -30,6 +30,8 @@ use crate::wiped;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether one who waits for visits is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// The longest order, in bytes. A configuration file of the largest size fits.
 const MAX_ORDER: u64 = 4 * 1024 * 1024;
 /// The longest answer that is read, in bytes. One tunnel takes some 300.
@@ -164,7 +166,11 @@ impl Counter {
         } else if asked.as_slice() == WEB.as_bytes() {
             serde_json::to_vec(&desk.web())
         } else if asked.as_slice() == PROBE.as_bytes() {
-            serde_json::to_vec(&self.probe().await)
+            // Who leaves meanwhile gives up its turn.
+            tokio::select! {
+                status = self.probe() => serde_json::to_vec(&status),
+                () = gone(&conn) => return,
+            }
         } else if let Some(order) = asked.strip_prefix(RELOAD.as_bytes()) {
             let _turn = self.orders.lock().await;
             let answer = match serde_json::from_slice(order) {
@@ -196,6 +202,17 @@ impl Counter {
     async fn probe(&self) -> Option<Status> {
         let _turn = self.probes.try_acquire().ok()?;
         Some(self.desk.probe().await)
+    }
+}
+
+/// Waits until the other side has left altogether. That it says no more is no sign of it.
+async fn gone(conn: &UnixStream) {
+    loop {
+        sleep(LOOK).await;
+        let ready = conn.ready(Interest::WRITABLE).await;
+        if ready.map_or(true, |ready| ready.is_write_closed()) {
+            return;
+        }
     }
 }
 
@@ -345,6 +362,16 @@ mod tests {
         assert!(answers.expect("at once").iter().all(Result::is_ok));
         let one_more = timeout(PATIENCE, probe(&path)).await.expect("at once");
         assert!(matches!(one_more, Err(AskError::Busy(_))), "{one_more:?}");
+        // One who is gone keeps nobody waiting.
+        let mut checks = checks.into_iter();
+        checks.next().expect("two").abort();
+        let moment = Duration::from_millis(100);
+        let room = async {
+            while let Ok(Err(AskError::Busy(_))) = timeout(moment, probe(&path)).await {
+                sleep(moment).await;
+            }
+        };
+        timeout(PATIENCE, room).await.expect("there is room again");
         desk.over.notify_waiters();
         for check in checks {
             check.await.expect("no panic").expect("an answer");

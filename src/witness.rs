@@ -149,13 +149,14 @@ impl Witness {
                 let of_kite = |p: &&Probed| p.kite == kite_of(&kite.service);
                 let unnamed = names.iter().filter(of_kite).any(failed);
                 for pair in kite.pairs() {
-                    let mut last = probes.iter().filter(|p| is_of(p, &pair));
-                    let wait = match last.next() {
+                    let last = probes.iter().find(|p| is_of(p, &pair));
+                    let wait = match last {
                         Some(p) if !unnamed && !failed(p) => EVERY,
                         _ => AGAIN,
                     };
-                    // What was fresh enough was not visited, and keeps its time.
-                    if due.get(&pair).is_some_and(|at| *at <= now) {
+                    // Whoever was neither due nor visited keeps its time.
+                    let was_due = due.get(&pair).is_some_and(|at| *at <= now);
+                    if was_due || last.is_some_and(|p| p.at >= now) {
                         due.insert(pair, Instant::now() + jitter(wait));
                     }
                 }

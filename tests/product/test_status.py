@@ -191,7 +191,7 @@ def test_start_screen(scene):
     try:
         terminal.wait("hidden?         NO", "reachable?      yes", "tahoe.cfg", timeout=60)
         lines = terminal.shown.replace("\r", "").splitlines()
-        first = next(i for i, line in enumerate(lines) if line.endswith("1 kites, 1 frontends"))
+        first = next(i for i, line in enumerate(lines) if line.endswith("1 kite, 1 frontend"))
         questions = [line.split("?")[0].split()[0] for line in lines[first + 1:first + 9] if line.startswith("  ")
                      and not line.startswith("    ")]
         assert questions == ["hidden", "reachable", "by", "through", "encrypted", "tahoe.cfg"], lines[first:]

@@ -21,6 +21,14 @@ fn identity(address: &str) -> &'static str {
     }
 }
 
+/// So many of them.
+fn many(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    }
+}
+
 /// In front of what belongs to the line above.
 const INDENT: &str = "                    ";
 
@@ -122,10 +130,10 @@ impl Status {
 
         writeln!(
             out,
-            "kite {}: {} kites, {} frontends",
+            "kite {}: {}, {}",
             self.version,
-            self.kites.len(),
-            self.frontends.len()
+            many(self.kites.len(), "kite"),
+            many(self.frontends.len(), "frontend")
         )?;
         let hidden = match &self.tor {
             Some(tor) if !tor.refused.is_empty() => {
