@@ -437,6 +437,12 @@ impl Source {
                 "save it as UTF-8",
             )
         })?;
+        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        Self::of_text(shown, dir, text)
+    }
+
+    /// What a file says; the paths in it begin at `dir`.
+    fn of_text<T: RoleFile>(shown: String, dir: PathBuf, text: &str) -> Result<(Self, T)> {
         let value = toml::from_str(text).map_err(|e| {
             let e = e.to_string();
             ConfigError::new(
@@ -446,7 +452,6 @@ impl Source {
                 "docs/reference.md lists the keys",
             )
         })?;
-        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
         let rc = None;
         Ok((Self { shown, dir, rc }, value))
     }
@@ -747,6 +752,13 @@ impl FrontendConfig {
     pub(crate) fn translated(translation: Translation) -> Result<Self> {
         let (source, file) = Source::translated(translation)?;
         Self::build(&FrontendArgs::default(), None, source, file)
+    }
+
+    /// What a file of this text would say.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_text(text: &str) -> Result<Self> {
+        let (source, file) = Source::of_text("test.toml".into(), PathBuf::new(), text)?;
+        Self::build(&FrontendArgs::default(), Some("secret"), source, file)
     }
 
     fn with_secret(args: &FrontendArgs, variable: Option<&str>) -> Result<Self> {
@@ -1349,6 +1361,13 @@ impl BackendConfig {
         };
         let (source, file) = Source::translated(translation)?;
         Self::build(&args, None, source, file)
+    }
+
+    /// What a file of this text would say.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_text(text: &str) -> Result<Self> {
+        let (source, file) = Source::of_text("test.toml".into(), PathBuf::new(), text)?;
+        Self::build(&BackendArgs::default(), Some("secret"), source, file)
     }
 
     fn with_secret(args: &BackendArgs, variable: Option<&str>) -> Result<Self> {

@@ -36,6 +36,8 @@ pub mod demo;
 pub mod dial;
 pub mod explain;
 pub mod frontend;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod invitation;
 pub mod kite;
 pub mod listen;

@@ -44,17 +44,17 @@ enum Owner {
 
 /// What a client wants.
 #[derive(Debug)]
-struct Wish {
-    request: SocksRequest,
+pub(crate) struct Wish {
+    pub(crate) request: SocksRequest,
     /// What it sent without waiting for the answer.
-    early: Vec<u8>,
+    pub(crate) early: Vec<u8>,
 }
 
 /// Why a client gets nothing, and the bytes that say so to it.
 #[derive(Debug)]
-struct Refused {
+pub(crate) struct Refused {
     reply: Vec<u8>,
-    reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 #[derive(Default)]
@@ -190,7 +190,7 @@ fn status(error: &DialError) -> SocksStatus {
 
 /// Reads what the client wants: SOCKS5, CONNECT, with or without a user and password, of which
 /// any will do.
-async fn handshake<C>(conn: &mut C) -> io::Result<Result<Wish, Refused>>
+pub(crate) async fn handshake<C>(conn: &mut C) -> io::Result<Result<Wish, Refused>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {

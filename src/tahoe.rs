@@ -5,7 +5,7 @@
 
 pub mod cfg;
 pub mod dir;
-mod endpoint;
+pub(crate) mod endpoint;
 mod rules;
 mod run;
 

@@ -120,6 +120,8 @@ struct State {
 struct Wakers {
     read: Option<Waker>,
     write: Option<Waker>,
+    /// To be told when no more can be written.
+    stop: Option<Waker>,
 }
 
 /// A stream that the frontend has opened for a visitor.
@@ -330,7 +332,14 @@ impl State {
                     self.wake_waiting();
                 }
                 Event::Readable(sid) => wake(self.wakers.get_mut(&sid).map(|w| &mut w.read)),
-                Event::Writable(sid) => wake(self.wakers.get_mut(&sid).map(|w| &mut w.write)),
+                Event::Writable(sid) => {
+                    if let Some(wakers) = self.wakers.get_mut(&sid) {
+                        wake(Some(&mut wakers.write));
+                        if wakers.stop.is_some() && !self.mux.takes(sid) {
+                            wake(Some(&mut wakers.stop));
+                        }
+                    }
+                }
                 Event::Kites(lines) => {
                     if self.kites.len() < MAX_KITES_WAITING {
                         self.kites.push_back(*lines);
@@ -352,6 +361,7 @@ impl State {
         for wakers in self.wakers.values_mut() {
             wake(Some(&mut wakers.read));
             wake(Some(&mut wakers.write));
+            wake(Some(&mut wakers.stop));
         }
         self.wake_waiting();
     }
@@ -443,6 +453,23 @@ impl TunnelStream {
             }
             Capacity::Bytes(n) => Poll::Ready(Some(n)),
         }
+    }
+
+    /// Ready once no more can be written: for whoever has nothing to write now.
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.shared.lock();
+        if state.ended.is_some() || !state.mux.takes(self.sid) {
+            return Poll::Ready(());
+        }
+        if let Some(wakers) = state.wakers.get_mut(&self.sid) {
+            set(&mut wakers.stop, cx);
+        }
+        Poll::Pending
+    }
+
+    /// That the peer takes no more is its own word, in order; else the stream, or the tunnel, broke off.
+    pub fn is_declined(&self) -> bool {
+        self.shared.lock().mux.is_declined(self.sid)
     }
 
     /// Hands payload to the peer; at most what [`TunnelStream::poll_capacity`] said.

@@ -720,3 +720,9 @@ fn metrics_and_the_page_are_for_this_machine_alone() {
     let error = page("contact = \"a\\nb\"").unwrap_err().to_string();
     assert!(error.contains("page.contact"), "{error}");
 }
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    let e = read_limited(Path::new("/dev/zero")).unwrap_err();
+    assert!(e.contains("more than the 1048576 bytes"), "{e}");
+}

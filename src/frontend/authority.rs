@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-mod dns;
+pub(crate) mod dns;
 mod judge;
-mod program;
+pub(crate) mod program;
 
 pub use self::judge::{Judge, Judged, Verdict};
 
@@ -72,9 +72,9 @@ pub enum Source {
 
 /// What an authority says of a kite.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Word {
+pub(crate) struct Word {
     /// Compare the proof with this secret; none if the authority has done that itself.
-    secret: Option<Secret>,
+    pub(crate) secret: Option<Secret>,
     /// Why it may not fly, if it may not.
     refused: Option<String>,
     /// KB that are left.

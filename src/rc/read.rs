@@ -58,7 +58,7 @@ impl Rc {
     }
 
     /// Takes a text as the only file. What it names is not read.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn of_text(text: &str) -> Result<Self, Mistake> {
         Ok(Self {
             settings: parse("test.rc", text)?,

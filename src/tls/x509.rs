@@ -20,7 +20,7 @@ const EXTENSIONS: u64 = 3;
 
 /// What a certificate says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Contents {
+pub(crate) struct Contents {
     /// Its DNS names; where there are none, as in old self-made ones, its common name if that is one.
     pub(super) names: Vec<KiteName>,
     /// The first moment of its life.
@@ -30,7 +30,7 @@ pub(super) struct Contents {
 }
 
 /// Reads a certificate. None if it is none.
-pub(super) fn contents(certificate: &CertificateDer<'_>) -> Option<Contents> {
+pub(crate) fn contents(certificate: &CertificateDer<'_>) -> Option<Contents> {
     let read = parse_der(certificate, |reader| {
         reader.read_sequence(|whole| {
             let contents = whole.next().read_sequence(to_be_signed)?;

@@ -25,6 +25,9 @@ use crate::wire::frame::{
 use crate::wire::handshake::MuxParams;
 use crate::wire::{Limits, Lines, Sid};
 
+#[cfg(any(test, fuzzing))]
+mod audit;
+
 /// Bytes put together for one round of writing. A stream that becomes ready waits
 /// behind at most this much of the others.
 pub const BATCH: usize = 128 * 1024;
@@ -446,6 +449,7 @@ impl Mux {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
         };
+        stream.broken |= abort;
         if eof.read && stream.receiving == Receiving::Open {
             stream.receiving = if abort {
                 Receiving::Aborted
@@ -569,6 +573,18 @@ impl Mux {
         }
     }
 
+    /// More can be written, now or later.
+    pub fn takes(&self, sid: Sid) -> bool {
+        let stream = self.streams.get(&sid);
+        stream.is_some_and(|s| s.sending == Sending::Open)
+    }
+
+    /// The peer has said, in order, that it takes no more.
+    pub fn is_declined(&self, sid: Sid) -> bool {
+        let stream = self.streams.get(&sid);
+        stream.is_some_and(|s| s.sending == Sending::Stopped && !s.broken)
+    }
+
     /// Hands payload to the peer; at most [`Mux::capacity`] bytes.
     pub fn write(&mut self, sid: Sid, chunk: Chunk) {
         if let Some(stream) = self.streams.get_mut(&sid) {
@@ -630,6 +646,7 @@ impl Mux {
         if abort {
             stream.drop_outbox().for_each(drop);
             let never_opened = stream.opening.take().is_some();
+            stream.broken = true;
             stream.receiving = Receiving::Aborted;
             stream.sending = Sending::Finished;
             if !told && !never_opened {
@@ -640,7 +657,10 @@ impl Mux {
         } else {
             if stream.receiving == Receiving::Open {
                 stream.receiving = Receiving::Ended;
-                self.ends.push_back((sid, Eof::WRITE, false));
+                match stream.opening {
+                    Some(_) => stream.ends_both = true,
+                    None => self.ends.push_back((sid, Eof::WRITE, false)),
+                }
             }
             if stream.sending == Sending::Open {
                 stream.sending = Sending::Finishing;
@@ -658,6 +678,14 @@ impl Mux {
         if stream.released && sent && stream.receiving != Receiving::Open {
             self.inbox_total -= stream.inbox_bytes();
             self.in_flight -= stream.in_flight();
+            // Nothing waits for a stream that is gone, lest a peer that opens, ends and reads nothing fill the queues.
+            if stream.queued {
+                self.sparse.retain(|waits| *waits != sid);
+                self.ready.retain(|waits| *waits != sid);
+            }
+            if stream.ack_queued {
+                self.acks.retain(|waits| *waits != sid);
+            }
             self.streams.remove(&sid);
             self.remember(sid);
         }
@@ -852,9 +880,11 @@ impl Mux {
             self.events.push_back(Event::Writable(sid));
         } else if stream.sending == Sending::Finishing {
             stream.sending = Sending::Finished;
-            self.put(out, now, |out| {
-                frame::put_eof(out, sid, Eof::READ, false, &[])
-            });
+            let eof = match stream.ends_both {
+                true => Eof::BOTH,
+                false => Eof::READ,
+            };
+            self.put(out, now, |out| frame::put_eof(out, sid, eof, false, &[]));
             self.forget_if_done(sid);
         }
         self.make_ready(sid);

@@ -252,7 +252,10 @@ impl<L: Local> Join<L> {
     fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         while !self.outbound_done {
             let Some(capacity) = ready!(self.stream.poll_capacity(cx)) else {
-                // The peer takes no more; what the local side still says is for nobody.
+                // What the local side still says is for nobody. If nobody has told us so, it must not take it for heard.
+                if !self.stream.is_declined() {
+                    return Poll::Ready(Err(Broken::Tunnel));
+                }
                 self.outbound_done = true;
                 break;
             };
@@ -283,7 +286,8 @@ impl<L: Local> Join<L> {
                 }
                 Poll::Pending => {
                     self.stream.pool().give(buffer);
-                    return Poll::Pending;
+                    // Who is silent is not to be waited for when nobody listens any more.
+                    ready!(self.stream.poll_stopped(cx));
                 }
             }
         }

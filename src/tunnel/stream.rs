@@ -92,9 +92,13 @@ pub struct Stream {
     pace: Pace,
     /// Our half.
     pub sending: Sending,
+    /// Our half ends with the word that we take no more, either: said before the opening it would be lost.
+    pub ends_both: bool,
     /// Waits for its turn to send.
     pub queued: bool,
 
+    /// The peer has broken it off, or we have.
+    pub broken: bool,
     /// Nobody holds the handle any more.
     pub released: bool,
 }
@@ -117,7 +121,9 @@ impl Stream {
             peer_acked: 0,
             pace: Pace::default(),
             sending: Sending::Open,
+            ends_both: false,
             queued: false,
+            broken: false,
             released: false,
         }
     }

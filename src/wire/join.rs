@@ -146,7 +146,8 @@ pub enum Heard {
 
 /// Looks at what has come of an answer.
 pub fn parse_reply(got: &BytesMut) -> Heard {
-    let Some(end) = memchr::memmem::find(got, b"\r\n\r\n") else {
+    let window = got.get(..MAX_ANSWER_HEAD).unwrap_or(got);
+    let Some(end) = memchr::memmem::find(window, b"\r\n\r\n") else {
         return match got.len() > MAX_ANSWER_HEAD {
             true => Heard::Foreign,
             false => Heard::NeedMore,
@@ -224,5 +225,11 @@ mod tests {
         }
         let endless = BytesMut::from(vec![b'x'; MAX_ANSWER_HEAD + 1].as_slice());
         assert_eq!(parse_reply(&endless), Heard::Foreign);
+        // However much of it comes at once.
+        let mut late = put_reply(&Reply::Refused(Refusal::Used));
+        let status = b"HTTP/1.1 403 Forbidden\r\n".len();
+        let filler = format!("X: {}\r\n", "x".repeat(MAX_ANSWER_HEAD));
+        late.splice(status..status, filler.into_bytes());
+        assert_eq!(parse_reply(&BytesMut::from(&late[..])), Heard::Foreign);
     }
 }

@@ -13,6 +13,7 @@
 mod accounts;
 mod attacks;
 mod balancer;
+mod chaos;
 mod hostile;
 mod introduce;
 mod invitations;

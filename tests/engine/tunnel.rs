@@ -217,6 +217,53 @@ async fn an_abort_is_no_orderly_end() {
     ));
 }
 
+/// Whoever still speaks has not been heard to the end, although it has heard all there was to hear.
+#[tokio::test]
+async fn a_break_is_one_for_whoever_has_only_to_speak_yet() {
+    for kind in [Kind::Kites, Kind::Legacy] {
+        for tunnel_ends in [false, true] {
+            let (front, back) = pair(kind, 4096);
+            let question = Bytes::from_static(b"question");
+            let stream = front.open(visit(), question).unwrap();
+            stream.finish();
+            let taken = within("accepting", back.accept()).await.unwrap().stream;
+            let (mut origin, done) = attach(taken);
+            let mut got = Vec::new();
+            within("the question", origin.read_to_end(&mut got))
+                .await
+                .unwrap();
+            assert_eq!(got, b"question");
+            origin.write_all(b"half an ans").await.unwrap();
+            match tunnel_ends {
+                true => front.close("a test"),
+                false => stream.abort(),
+            }
+            let end = within("the splice's end", done).await.unwrap();
+            assert!(matches!(end, Err(Broken::Tunnel)), "{end:?}");
+        }
+    }
+}
+
+/// Who is told in order to say no more is not broken off, whatever becomes of the tunnel.
+#[tokio::test]
+async fn an_answer_that_needs_no_question_is_a_whole_one() {
+    for kind in [Kind::Kites, Kind::Legacy] {
+        let (front, back) = pair(kind, 4096);
+        let stream = front.open(visit(), Bytes::new()).unwrap();
+        let (mut visitor, done) = attach(stream);
+        let taken = within("accepting", back.accept()).await.unwrap().stream;
+        taken.write(Bytes::from_static(b"go away").into());
+        taken.close();
+        let mut got = Vec::new();
+        within("the answer", visitor.read_to_end(&mut got))
+            .await
+            .unwrap();
+        assert_eq!(got, b"go away");
+        let end = within("the splice's end", done).await.unwrap();
+        assert!(end.is_ok(), "{end:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_dead_tunnel_breaks_its_streams_at_once() {
     let (a, b) = duplex(4096);

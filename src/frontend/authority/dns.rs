@@ -37,12 +37,12 @@ pub(super) async fn ask(
 }
 
 /// A name as one that can be asked for: a wildcard's star has no place there.
-pub(super) fn label(name: &KiteName) -> String {
+pub(crate) fn label(name: &KiteName) -> String {
     name.as_str().replace('*', "_any_")
 }
 
 /// None if what the backend chose would be more than one label: the others would be taken for something else.
-fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -> Option<String> {
+pub(crate) fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -> Option<String> {
     let ServiceLine {
         bsalt,
         fsalt,
@@ -60,7 +60,7 @@ fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -> Option<St
 }
 
 /// None if that is no name: a label has 63 characters, all of them 253, and a peer's salts are its own choice.
-fn query(id: u16, question: &str) -> Option<Vec<u8>> {
+pub(crate) fn query(id: u16, question: &str) -> Option<Vec<u8>> {
     let fits = |label: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(plain)
@@ -78,7 +78,7 @@ fn query(id: u16, question: &str) -> Option<Vec<u8>> {
 }
 
 /// What a packet says, if it is the answer to our question.
-fn take(bytes: &[u8], id: u16, question: &str) -> Reply<Result<Word, &'static str>> {
+pub(crate) fn take(bytes: &[u8], id: u16, question: &str) -> Reply<Result<Word, &'static str>> {
     let Ok(packet) = Packet::parse(bytes) else {
         return Reply::Other;
     };

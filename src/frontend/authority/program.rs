@@ -87,7 +87,7 @@ async fn run(program: &Path, name: &KiteName) -> Result<Zeroizing<Vec<u8>>, Stri
 }
 
 /// None if that is no answer.
-fn parse(text: &[u8]) -> Option<Word> {
+pub(crate) fn parse(text: &[u8]) -> Option<Word> {
     let printed: Printed = serde_json::from_slice(text).ok()?;
     let why = printed.reason.or(printed.error).map(|why| reason(&why));
     let Some(secret) = printed.secret.map(Zeroizing::new) else {
