@@ -202,7 +202,6 @@ def files():
         text = re.sub(r"\\\n\s*", "", text).replace("\\n", "\n").replace('\\"', '"')
         if "=" in text:
             put("files", b"\0", text.encode())
-    put("files", b"\4", b"# c\nsearch example\nnameserver 192.0.2.1\nnameserver ::1\n")
 
 
 def answers():

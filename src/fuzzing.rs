@@ -20,8 +20,11 @@ pub use self::texts::{answers, files, words};
 pub use self::visitor::{foolscap, visitor};
 pub use self::wire::{frames, handshake};
 
+/// What a target does with its bytes.
+pub type Target = fn(&[u8]);
+
 /// All of them, by their names: those of the files in `fuzz/targets`, and of the corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("frames", frames),
     ("handshake", handshake),
     ("visitor", visitor),

@@ -31,6 +31,16 @@ pub enum Reply<T> {
     Other,
 }
 
+impl<T> Reply<T> {
+    /// The answer, if it is one.
+    pub fn taken(self) -> Option<T> {
+        match self {
+            Self::Taken(answer) => Some(answer),
+            Self::Cut | Self::Other => None,
+        }
+    }
+}
+
 /// Asks, and gives the first reply that `take` knows for the answer. The kernel lets through what comes from the server's
 /// address and port only; each question has a port of its own.
 pub async fn ask<T>(

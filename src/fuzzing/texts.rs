@@ -8,7 +8,6 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncRead;
 
 use crate::config::{BackendConfig, FrontendConfig};
-use crate::dial::question::{Reply, usual_server};
 use crate::dial::{FrontendAddr, OriginAddr};
 use crate::frontend::authority::{dns, program};
 use crate::invitation::{Invitation, Token};
@@ -85,7 +84,6 @@ pub fn files(bytes: &[u8]) {
         // Secrets, and what else is in files of their own, would be read from wherever the text says.
         2 if !text.contains("file") => drop(BackendConfig::of_text(text)),
         3 if !text.contains("file") => drop(FrontendConfig::of_text(text)),
-        4 => drop(usual_server(text)),
         _ => {}
     }
 }
@@ -154,7 +152,7 @@ pub fn answers(bytes: &[u8]) {
 const ASKED: &str = "b.f.s.http.ok.test.auth.example";
 
 fn name_server(bytes: &[u8]) {
-    if let Reply::Taken(Ok(word)) = dns::take(bytes, 7, ASKED) {
+    if let Some(Ok(word)) = dns::take(bytes, 7, ASKED).taken() {
         assert!(bytes.starts_with(&[0, 7]), "an answer to somebody else");
         assert!(word.secret.is_none());
     }
@@ -168,11 +166,8 @@ fn question(bytes: &[u8]) {
     let Ok(name) = line.name.parse::<KiteName>() else {
         return;
     };
-    let Some(question) = dns::question(&line, &name, &suffix) else {
-        return;
-    };
-    assert!(question.ends_with(".auth.example"));
-    if let Some(query) = dns::query(7, &question) {
+    if let Some((question, query)) = dns::prepare(7, &line, &name, &suffix) {
+        assert!(question.ends_with(".auth.example"));
         // The kite's own labels, four before and two behind them, the root, twelve bytes before and four behind.
         let labels = question.split('.').count();
         assert_eq!(labels, dns::label(&name).split('.').count() + 6);

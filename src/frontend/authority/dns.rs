@@ -24,9 +24,7 @@ pub(super) async fn ask(
 ) -> Result<Word, String> {
     // It is the backend's doing that there is nothing to ask: that is no failure, which might let it in.
     let id = rand::random();
-    let question = question(line, name, suffix);
-    let Some((question, query)) = question.and_then(|q| query(id, &q).map(|query| (q, query)))
-    else {
+    let Some((question, query)) = prepare(id, line, name, suffix) else {
         return Ok(Word::no("unauthorized"));
     };
     let take = |bytes: &[u8]| take(bytes, id, &question);
@@ -36,13 +34,25 @@ pub(super) async fn ask(
         .map_err(str::to_owned)
 }
 
+/// The question, and the packet that asks it; none if a peer's words make no name.
+pub(crate) fn prepare(
+    id: u16,
+    line: &ServiceLine,
+    name: &KiteName,
+    suffix: &KiteName,
+) -> Option<(String, Vec<u8>)> {
+    let question = question(line, name, suffix)?;
+    let query = query(id, &question)?;
+    Some((question, query))
+}
+
 /// A name as one that can be asked for: a wildcard's star has no place there.
 pub(crate) fn label(name: &KiteName) -> String {
     name.as_str().replace('*', "_any_")
 }
 
 /// None if what the backend chose would be more than one label: the others would be taken for something else.
-pub(crate) fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -> Option<String> {
+fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -> Option<String> {
     let ServiceLine {
         bsalt,
         fsalt,
@@ -60,7 +70,7 @@ pub(crate) fn question(line: &ServiceLine, name: &KiteName, suffix: &KiteName) -
 }
 
 /// None if that is no name: a label has 63 characters, all of them 253, and a peer's salts are its own choice.
-pub(crate) fn query(id: u16, question: &str) -> Option<Vec<u8>> {
+fn query(id: u16, question: &str) -> Option<Vec<u8>> {
     let fits = |label: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(plain)
