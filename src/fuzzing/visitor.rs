@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use super::stays;
+use crate::kite::KiteName;
 use crate::proxy_header;
-use crate::sniff::foolscap::{Negotiation, probe_answer};
+use crate::sniff::foolscap::{Negotiation, TubId, probe_answer};
+use crate::sniff::storage::Storage;
 use crate::sniff::{self, MAX_FIRST_FLIGHT, Sniff, Visitor, http, minecraft, tls, xmpp};
 
 /// First bytes. The first byte says whose: any visitor's, each protocol's own reader, or a proxy's.
@@ -70,14 +72,18 @@ fn proxy(bytes: &[u8]) {
     }
 }
 
-/// A negotiation, both ways. First byte: whether the node is known. Then, again and again, one byte that says who speaks
+/// A negotiation, both ways, as a backend sees it, and as a frontend does that carries storage alone. First byte: whose
+/// eyes, and whether the node is known. Then, again and again, one byte that says who speaks
 /// (its highest bit) and how many bytes, and these bytes. A machine that sees them one by one must come to the same.
 pub fn foolscap(bytes: &[u8]) {
     let Some((known, mut rest)) = bytes.split_first() else {
         return;
     };
-    let kite: crate::kite::KiteName = "*.alice.example".parse().unwrap();
+    let kite: KiteName = "*.alice.example".parse().unwrap();
     let tub = (known & 1 == 1).then(|| "rznjxrmn666ovyilykucaws7ap26djwf".parse().unwrap());
+    if known & 6 != 0 {
+        return storage(known & 2 != 0, rest, &kite, tub);
+    }
     let mut whole = Negotiation::new(kite.clone(), tub);
     let mut single = Negotiation::new(kite, tub);
     // What the origin may see.
@@ -121,6 +127,44 @@ pub fn foolscap(bytes: &[u8]) {
         matches!(single, Sniff::Refuse(_))
     );
 }
+
+/// The same by a frontend that carries storage alone: of a foolscap visitor, whose request comes first, or of TLS.
+fn storage(tls: bool, mut rest: &[u8], kite: &KiteName, tub: Option<TubId>) {
+    let mut turn = || {
+        let (turn, tail) = rest.split_first()?;
+        let (chunk, tail) = tail.split_at(usize::from(turn & 0x7f).min(tail.len()));
+        rest = tail;
+        Some((turn & 0x80 == 0, chunk))
+    };
+    let begun = || match tls {
+        true => Ok(Storage::tls()),
+        false => Storage::foolscap(SPOKEN, kite, tub),
+    };
+    let (Ok(mut whole), Ok(mut single)) = (begun(), begun()) else {
+        return;
+    };
+    while let Some((of_visitor, chunk)) = turn() {
+        let say = |to: &mut Storage, bytes: &[u8]| match of_visitor {
+            true => to.visitor(bytes),
+            false => to.origin(bytes),
+        };
+        let at_once = say(&mut whole, chunk);
+        let one_by_one = chunk.iter().try_for_each(|byte| say(&mut single, &[*byte]));
+        assert_eq!(
+            at_once.is_err(),
+            one_by_one.is_err(),
+            "{at_once:?}, {one_by_one:?}"
+        );
+        if at_once.is_err() {
+            return;
+        }
+    }
+}
+
+/// What foolscap says first.
+const SPOKEN: &[u8] =
+    b"GET /id/rznjxrmn666ovyilykucaws7ap26djwf HTTP/1.1\r\nHost: bob.alice.example\r\n\
+    Upgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n";
 
 /// One request of foolscap's, and behind it TLS or nothing.
 fn check_passed(bytes: &[u8]) {
