@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::backend::introduce::Tell;
@@ -40,11 +40,15 @@ use crate::witness::Witnessing;
 
 use file::{
     AcmeTable, AuthorityEntry, BackendFile, CertificateEntry, FrontendEntry, FrontendFile,
-    GrantEntry, ListenEntry, ListenTable, LocalTable, PageTable, ServiceEntry, TlsEnd, TorTable,
+    GrantEntry, KiteProof, ListenEntry, ListenTable, LocalTable, PageTable, ServiceEntry, TlsEnd,
+    TorTable,
 };
 
 mod credential;
 pub mod file;
+mod tub;
+
+pub use tub::{Open, OpenProof};
 
 /// Largest configuration or secret file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -146,6 +150,8 @@ pub struct FrontendConfig {
     pub page: OwnPage,
     /// What it carries, whatever its kites are allowed.
     pub policy: Policy,
+    /// Kites of strangers, if they are taken.
+    pub open: Option<Open>,
 }
 
 /// Where a running kite shows itself to this machine, if it does.
@@ -357,6 +363,8 @@ pub struct Service<S = Secret> {
     pub origin: OriginAddr,
     /// What proves that it is ours.
     pub secret: S,
+    /// How that proves it.
+    pub by: ProvenBy,
     /// The node's TubID; visitors for another are turned away. Only foolscap kites have one.
     pub tub: Option<TubId>,
     /// Frontends are asked to end its visitors' TLS with a certificate of their own. They can read all of
@@ -364,6 +372,18 @@ pub struct Service<S = Secret> {
     pub tls_at_frontend: bool,
     /// What the origin is told of its visitors.
     pub tell: Tell,
+}
+
+/// How a kite is proved to be ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProvenBy {
+    /// By a secret that the frontend has, too.
+    #[default]
+    Secret,
+    /// By its name, which is its tub's: the secret is the tub's certificate and key, PEM.
+    TubKey,
+    /// By its name, and by the node that answers at this end. The secret is of no use to anybody.
+    Node,
 }
 
 impl<S> Service<S> {
@@ -848,7 +868,10 @@ impl FrontendConfig {
             args.state_dir.as_deref(),
             file.state_dir.as_deref(),
         )?;
-        let others = Book::exists(&state_dir) || !file.authorities.is_empty();
+        let open = (file.open)
+            .map(|table| tub::open(&source, table, &file.limits))
+            .transpose()?;
+        let others = Book::exists(&state_dir) || !file.authorities.is_empty() || open.is_some();
         if kites.is_empty() && !others {
             return Err(ConfigError::new(
                 Code::NothingToDo,
@@ -921,6 +944,7 @@ impl FrontendConfig {
             )?,
             page: own_page(&source, file.page)?,
             policy: file.policy,
+            open,
         })
     }
 }
@@ -1390,8 +1414,21 @@ impl BackendConfig {
             file.kites,
             &file.allow_origin,
             |own| match own {
-                Some((key, path)) => {
-                    entry_secret(&source, key, path, args.secret_file.as_deref(), variable)
+                Some(Own {
+                    key,
+                    file,
+                    tub: Some(tub),
+                }) => match file {
+                    Some(file) => {
+                        let place = source.at(format_args!("{key}.secret_file"));
+                        let directory = std::env::var_os(credential::DIRECTORY);
+                        let lent = credential::file(&place, file, directory.as_deref())?;
+                        tub::read_key(&place, &lent.unwrap_or_else(|| source.path(file)), tub)
+                    }
+                    None => tub::nothing(),
+                },
+                Some(Own { key, file, .. }) => {
+                    entry_secret(&source, key, file, args.secret_file.as_deref(), variable)
                 }
                 None => flag_secret(args.secret_file.as_deref(), variable, "SERVICE"),
             },
@@ -1516,14 +1553,21 @@ fn frontends(
     Ok(frontends)
 }
 
-/// The kites of flags, or else of the file. `secret` is asked for each table's secret, with the table's
-/// key and its file, or once for all flags.
+/// A kite's table, as far as its secret goes.
+struct Own<'a> {
+    key: &'a str,
+    file: Option<&'a Path>,
+    /// That it proves itself by this.
+    tub: Option<TubId>,
+}
+
+/// The kites of flags, or else of the file. `secret` is asked for each table's secret, or once for all flags.
 fn services<S: Clone>(
     source: &Source,
     args: &BackendArgs,
     entries: Vec<ServiceEntry>,
     allowed: &[String],
-    secret: impl Fn(Option<(&str, Option<&Path>)>) -> Result<S>,
+    secret: impl Fn(Option<Own<'_>>) -> Result<S>,
 ) -> Result<Vec<Service<S>>> {
     let allowed = if args.allow_origin.is_empty() {
         allowed
@@ -1547,8 +1591,25 @@ fn services<S: Clone>(
     let services = if args.services.is_empty() {
         let entry = |(i, entry): (usize, ServiceEntry)| {
             let key = format!("kites[{i}]");
-            let secret = secret(Some((&key, entry.secret_file.as_deref())))?;
-            let Ported { protocol, port } = parse_ported(source, &key, &entry)?;
+            let ported = parse_ported(source, &key, &entry)?;
+            let Ported { protocol, port } = ported;
+            let name = parse_name(&source.at(format_args!("{key}.name")), &entry.name)?;
+            let (own_tub, by) = match (entry.proof, &entry.secret_file) {
+                (KiteProof::Secret, _) => (None, ProvenBy::Secret),
+                (KiteProof::Tub, file) => {
+                    let place = source.at(format_args!("{key}.proof"));
+                    let by = match file {
+                        Some(_) => ProvenBy::TubKey,
+                        None => ProvenBy::Node,
+                    };
+                    (Some(tub::tub_in_name(&place, &name, ported)?), by)
+                }
+            };
+            let secret = secret(Some(Own {
+                key: &key,
+                file: entry.secret_file.as_deref(),
+                tub: own_tub,
+            }))?;
             let tub =
                 |text: &String| parse_tub(&source.at(format_args!("{key}.tub_id")), text, protocol);
             let tell = parse_tell(
@@ -1559,13 +1620,14 @@ fn services<S: Clone>(
             Ok(Service {
                 protocol,
                 port,
-                tub: entry.tub_id.as_ref().map(tub).transpose()?,
+                tub: entry.tub_id.as_ref().map(tub).transpose()?.or(own_tub),
+                by,
                 tls_at_frontend: tls_at_frontend(
                     &source.at(format_args!("{key}.tls")),
                     entry.tls,
                     protocol,
                 )?,
-                name: parse_name(&source.at(format_args!("{key}.name")), &entry.name)?,
+                name,
                 origin: parse_origin(
                     &source.at(format_args!("{key}.origin")),
                     &entry.origin,
@@ -1742,6 +1804,7 @@ fn parse_service<S: Clone>(text: &str, allowed: &[IpAddr], secret: &S) -> Result
         name: parse_name("SERVICE", name)?,
         origin: parse_origin("SERVICE", origin, allowed)?,
         secret: secret.clone(),
+        by: ProvenBy::Secret,
         tub: None,
         tls_at_frontend: false,
         tell: Tell::default(),

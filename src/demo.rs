@@ -203,6 +203,7 @@ async fn perform(
         origin: OriginAddr::parse(&node.address.to_string(), false)
             .map_err(|_| DemoError::Broken("the node's address does not parse"))?,
         secret,
+        by: config::ProvenBy::Secret,
         tub: node.tub.parse().ok(),
         tls_at_frontend: false,
         tell: backend::introduce::Tell::default(),

@@ -26,6 +26,7 @@ pub mod kites;
 pub mod limits;
 mod motd;
 pub mod onion;
+mod open;
 mod own_page;
 mod register;
 pub mod registry;
@@ -147,6 +148,8 @@ struct Shared {
     /// For visitors of that name.
     own_page: Option<own_page::Ready>,
     policy: Policy,
+    /// Kites of strangers, if they are taken.
+    open: Option<open::Open>,
     /// For whoever wants more than storage of a kite that carries nothing else.
     storage_page: own_page::Ready,
     log_peers: bool,
@@ -208,6 +211,7 @@ impl Frontend {
             challenges,
             own_page: own_page::Ready::new(&config.page, config.name.as_deref(), config.policy),
             policy: config.policy,
+            open: config.open.map(open::Open::new),
             storage_page: own_page::Ready::storage_only(&config.page),
             name: config.name,
             log_peers: config.log_peers,

@@ -13,6 +13,9 @@ pub const MAX_LABEL: usize = 63;
 /// Longest shared secret, in bytes. A longer one is surely the wrong file.
 pub const MAX_SECRET: usize = 1024;
 
+/// Longest key of a tub with its certificate, as text, in bytes. Foolscap's have 2,900.
+pub const MAX_KEY: usize = 16 * 1024;
+
 /// A kite's public name: a DNS name in lower case, without a trailing dot,
 /// or a wildcard such as `*.alice.example`.
 ///
@@ -319,7 +322,14 @@ impl Secret {
             .then(|| Self(Zeroizing::new(trimmed.to_vec())))
     }
 
-    /// The bytes, for a MAC and nothing else.
+    /// The same for a key that is text, of at most [`MAX_KEY`] bytes.
+    pub fn key(text: &[u8]) -> Option<Self> {
+        let trimmed = text.trim_ascii();
+        (!trimmed.is_empty() && trimmed.len() <= MAX_KEY)
+            .then(|| Self(Zeroizing::new(trimmed.to_vec())))
+    }
+
+    /// The bytes, for a MAC or a signature and nothing else.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

@@ -56,6 +56,7 @@ pub mod sniff;
 pub mod socks;
 pub mod tahoe;
 pub mod tls;
+pub mod tub;
 pub mod tunnel;
 pub mod visit;
 pub mod way_out;

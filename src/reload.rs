@@ -15,7 +15,7 @@ use zeroize::Zeroize;
 
 use crate::backend::Plan;
 use crate::backend::introduce::Tell;
-use crate::config::{BackendConfig, Frontend, Service};
+use crate::config::{BackendConfig, Frontend, ProvenBy, Service};
 use crate::dial::OriginAddr;
 use crate::kite::{Ported, Secret};
 use crate::proxy_header::Version;
@@ -67,6 +67,7 @@ struct KiteOrder {
     forwarded_headers: bool,
     rewrite_host: Option<String>,
     secret: Vec<u8>,
+    by: ProvenBy,
 }
 
 impl Drop for KiteOrder {
@@ -130,6 +131,7 @@ impl Order {
             forwarded_headers: s.tell.forwarded_headers,
             rewrite_host: s.tell.rewrite_host.clone(),
             secret: s.secret.expose().to_vec(),
+            by: s.by,
         };
         Self {
             fixed: Fixed::of(config),
@@ -169,7 +171,11 @@ impl Order {
                     None => None,
                 },
                 tls_at_frontend: k.tls_at_frontend,
-                secret: Secret::new(&k.secret)?,
+                secret: match k.by {
+                    ProvenBy::TubKey => Secret::key(&k.secret)?,
+                    ProvenBy::Secret | ProvenBy::Node => Secret::new(&k.secret)?,
+                },
+                by: k.by,
                 tell: Tell {
                     proxy_protocol: k.proxy_protocol,
                     forwarded_headers: k.forwarded_headers,
@@ -302,6 +308,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
                 "rewrite_host",
             ),
             (was.tls_at_frontend != kite.tls_at_frontend, "tls"),
+            (was.by != kite.by, "proof"),
             (was.secret != kite.secret, "secret"),
         ];
         let parts: Vec<_> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
@@ -332,6 +339,7 @@ mod tests {
             name: part().parse().expect("a name"),
             origin: OriginAddr::parse(part(), true).expect("an origin"),
             secret: Secret::new(secret.as_bytes()).expect("a secret"),
+            by: ProvenBy::Secret,
             tub: None,
             tls_at_frontend: false,
             tell: Tell::default(),

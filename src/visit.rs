@@ -10,7 +10,6 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
-use sha1::{Digest, Sha1};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -20,7 +19,8 @@ use crate::kite::KiteName;
 use crate::plain::plain;
 use crate::sniff::TubId;
 use crate::sniff::foolscap::{MAX_NEGOTIATION, probe_request};
-use crate::tls::x509;
+use crate::tub;
+pub use crate::tub::tub_of;
 
 /// What is shown of an answer that is none, in letters.
 const MAX_LINE: usize = 80;
@@ -61,13 +61,6 @@ impl Coded for VisitError {
             }
         }
     }
-}
-
-/// The name of the tub with this certificate: base32 of its SHA-1, in lower case.
-pub fn tub_of(certificate: &[u8]) -> String {
-    data_encoding::BASE32_NOPAD
-        .encode(&Sha1::digest(certificate))
-        .to_ascii_lowercase()
 }
 
 /// Asks for the tub, byte for byte as foolscap's client does, and reads the answer.
@@ -173,26 +166,18 @@ struct TubVerifier {
 }
 
 impl TubVerifier {
-    /// Checks a signature by the certificate's key. rustls reads no certificates of version 1, and foolscap makes
-    /// such.
+    /// Checks a signature by the certificate's key.
     fn verify(
         &self,
         message: &[u8],
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let wrong = |what: CertificateError| rustls::Error::InvalidCertificate(what);
-        let (kind, key) = x509::key(cert).ok_or(wrong(CertificateError::BadEncoding))?;
-        let known = self.provider.signature_verification_algorithms.mapping;
-        let mut fit = known
-            .iter()
-            .filter(|(scheme, _)| *scheme == dss.scheme)
-            .flat_map(|(_, all)| all.iter())
-            .filter(|one| one.public_key_alg_id().as_ref() == kind);
-        let verifies = fit.any(|one| one.verify_signature(&key, message, dss.signature()).is_ok());
-        match verifies {
-            true => Ok(HandshakeSignatureValid::assertion()),
-            false => Err(wrong(CertificateError::BadSignature)),
+        let wrong = |what: CertificateError| Err(rustls::Error::InvalidCertificate(what));
+        match tub::signed_by(&self.provider, cert, dss.scheme, message, dss.signature()) {
+            Some(true) => Ok(HandshakeSignatureValid::assertion()),
+            Some(false) => wrong(CertificateError::BadSignature),
+            None => wrong(CertificateError::BadEncoding),
         }
     }
 }

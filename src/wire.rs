@@ -7,7 +7,7 @@
 //! which `tests/fixtures/pagekite` holds the bytes.
 //!
 //! * [`handshake`]: who flies which kite, and the proof of it. [`lines`] is its text.
-//! * [`sign`]: the signatures inside. [`proof`]: what two kites have instead.
+//! * [`sign`]: the signatures inside. [`proof`]: what two kites have instead. [`tub`]: what proves a kite that has no secret.
 //! * [`frame`]: everything after the handshake. [`chunk`] is its envelope.
 
 use std::fmt;
@@ -21,6 +21,7 @@ pub mod lines;
 pub mod proof;
 mod service;
 pub mod sign;
+pub mod tub;
 
 pub use chunk::{Limits, MAX_FRAME};
 pub use frame::{Control, Decoder, Eof, Frame, FrameError, HEADROOM, Open, PingText, StreamFrame};

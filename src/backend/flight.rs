@@ -164,8 +164,9 @@ impl Flight {
     /// Would another handshake ask for something else? Where the origins are is no part of it.
     fn is_outdated(&self, services: &[Service]) -> bool {
         let same = |(a, b): (&Service, &Service)| {
-            (a.ported().on_wire(), &a.name, &a.secret, a.tls_at_frontend)
-                == (b.ported().on_wire(), &b.name, &b.secret, b.tls_at_frontend)
+            (a.ported().on_wire(), &a.name, a.by, a.tls_at_frontend)
+                == (b.ported().on_wire(), &b.name, b.by, b.tls_at_frontend)
+                && a.secret == b.secret
         };
         services.len() != self.asked.len() || !services.iter().zip(self.asked.iter()).all(same)
     }

@@ -16,16 +16,18 @@ use super::{
     HANDSHAKE_TIMEOUT, LIVED, QUICK_FOR, RETRY_FIRST, RETRY_MAX, RETRY_QUICK, RETRY_REFUSED,
 };
 use crate::code::{Code, Coded};
-use crate::config::Service;
+use crate::config::{ProvenBy, Service};
 use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, Slot, Stage};
 use crate::random::{jitter, random_hex};
 use crate::shutdown::Shutdown;
+use crate::tub::TubKey;
 use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::{
-    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
+    BackendHandshake, By, HandshakeError, Options, ProofPolicy, RefusalKind, Step, TubSigner,
+    Verdict, Wanted,
 };
 use crate::wire::{Binding, KiteId};
 
@@ -365,6 +367,7 @@ impl Link {
             secret: s.secret.clone(),
             bsalt: random_hex(36),
             end_tls: s.tls_at_frontend,
+            by: by(s),
         });
         let options = Options {
             replace: self.session.clone().filter(|s| !self.siblings.stands(s)),
@@ -523,6 +526,22 @@ async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
     conn.flush().await
 }
 
+/// What proves that a kite is ours. A key was looked at when the configuration was read; without one the frontend is
+/// left to look who answers.
+fn by(service: &Service) -> By {
+    match service.by {
+        ProvenBy::Secret => By::Secret,
+        ProvenBy::Node => By::Tub(None),
+        ProvenBy::TubKey => {
+            let key = TubKey::read(service.secret.expose()).ok();
+            By::Tub(key.map(|key| {
+                let certificate = key.certificate().to_vec();
+                TubSigner::new(&certificate, move |message| key.sign(message))
+            }))
+        }
+    }
+}
+
 impl Coded for RefusalKind {
     fn code(&self) -> Code {
         match self {
@@ -535,6 +554,9 @@ impl Coded for RefusalKind {
             Self::Proto => Code::ProtocolNotCarried,
             Self::Proof => Code::ProofRequired,
             Self::TlsEnded => Code::TlsWouldEnd,
+            Self::NoTubs => Code::NotOpen,
+            Self::Tub | Self::TubKey | Self::TubNode => Code::TubUnproven,
+            Self::Full => Code::FrontendBusy,
             Self::Duplicate => Code::KiteTaken,
             Self::Other(_) => Code::RefusedOtherwise,
         }
@@ -579,6 +601,26 @@ pub(super) fn explain(why: &RefusalKind) -> (&str, &'static str) {
         RefusalKind::TlsEnded => (
             "the frontend would end TLS for it, and this kite has TLS of its own",
             "ask its operator to leave the name out of its TLS endpoints",
+        ),
+        RefusalKind::NoTubs => (
+            "the frontend lets no kite prove itself by its tub",
+            "ask its operator for [open], or for a secret, and give that",
+        ),
+        RefusalKind::Tub => (
+            "the key that was shown is not that of the tub in its name",
+            "begin the name with the tub of this node (my_nodeid), and give its private/node.pem as secret_file",
+        ),
+        RefusalKind::TubKey => (
+            "the frontend wants a proof by the tub's key",
+            "give the node's private/node.pem as secret_file, and a pinned or onion address of the frontend",
+        ),
+        RefusalKind::TubNode => (
+            "the frontend went through the tunnel, and did not come to the tub in its name",
+            "let the node run, and see that `origin` is its foolscap port",
+        ),
+        RefusalKind::Full => (
+            "the frontend has no place for another kite that proves itself",
+            "kite tries again by itself; or ask its operator, or another's",
         ),
         RefusalKind::Duplicate => (
             "another tunnel flies this kite",

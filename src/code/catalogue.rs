@@ -563,6 +563,22 @@ catalogue! {
         then: TriesAgain,
         example: "foolscap:bob.alice.example via alice.example:443: a visitor does not come to this node: the upgrade was refused: HTTP/1.1 503 Unavailable; …",
     }
+    NotOpen = "KITE-F46" {
+        title: "a frontend lets no kite prove itself by its tub",
+        cause: "The kite has no secret for this frontend, and the frontend is not open: it has no [open] section, or is older than that, or no kite.",
+        subject: "the kite and the frontend in the message",
+        remedy: "Ask the frontend's operator for [open], or for a secret; or fly the kite at an open frontend only (`kites` under [[frontends]]).",
+        then: TriesAgain,
+        example: "kite refused: foolscap:rznjxrmn666ovyilykucaws7ap26djwf.alice.example via alice.example:443: the frontend lets no kite prove itself by its tub; ask its operator for [open], or for a secret, and give that",
+    }
+    TubUnproven = "KITE-F47" {
+        title: "a kite did not prove that it is called by its own tub",
+        cause: "The key that was shown is another tub's, or none was shown where the frontend wants one; or the frontend paid a visit through the new tunnel and came to another node, or to none within its time.",
+        subject: "the kite and the frontend in the message",
+        remedy: "Begin the kite's name with the node's TubID (my_nodeid), give private/node.pem as secret_file, and let the node run.",
+        then: TriesAgain,
+        example: "kite refused: foolscap:rznjxrmn666ovyilykucaws7ap26djwf.alice.example via alice.example:443: the frontend wants a proof by the tub's key; give the node's private/node.pem as secret_file, and a pinned or onion address of the frontend",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {

@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, schema_for};
 use serde::Deserialize;
 
 use super::ProofRule;
+use super::tub::OpenProof;
 use crate::frontend::limits::Limits;
 use crate::frontend::storage::Policy;
 use crate::proxy_header::Version;
@@ -83,6 +84,32 @@ pub(super) struct FrontendFile {
     #[serde(default)]
     #[schemars(extend("default" = "any"))]
     pub policy: Policy,
+    /// Kites that need no secret: each is called by its node's tub, and proves it.
+    pub open: Option<OpenTable>,
+}
+
+/// Kites of strangers, called `TUBID.domain`. They carry foolscap and nothing else, whatever `policy` says.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(title = "[open]")]
+#[serde(deny_unknown_fields)]
+pub(super) struct OpenTable {
+    /// What stands behind the TubID. Its wildcard must lead here: `*.alice.example`.
+    pub domain: String,
+    /// `"key"`: the tub's key must sign for the tunnel. `"node"`: it is enough that the tub answers at the tunnel's end, which somebody
+    /// in between can bring about as well.
+    #[serde(default)]
+    #[schemars(extend("default" = "key"))]
+    pub proof: OpenProof,
+    /// How many such kites may fly at a time.
+    #[schemars(range(min = 1), extend("default" = 1000))]
+    pub kites: Option<u32>,
+    /// How many of them from one address. Backends that come through Tor share the addresses of its exits.
+    #[schemars(range(min = 1), extend("default" = 64))]
+    pub kites_per_address: Option<u32>,
+    /// Limits of each. Where neither this nor `[limits]` says anything: 100GB in 30 days, 256 connections at a time, 600 new ones a
+    /// minute.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// Something that a running kite shows to this machine alone.
@@ -354,6 +381,11 @@ pub(super) struct ServiceEntry {
     /// one of systemd's credentials. Without it `--secret-file`, or the variable `KITE_SECRET`.
     #[schemars(extend("x-flag" = "--secret-file"))]
     pub secret_file: Option<PathBuf>,
+    /// What proves that the kite is ours: `"secret"`, or `"tub"` where the name begins with the node's TubID and the frontend is open.
+    /// `secret_file` is then the node's `private/node.pem`; without it the frontend can only look who answers, and not all take that.
+    #[serde(default)]
+    #[schemars(extend("default" = "secret"))]
+    pub proof: KiteProof,
     /// The node's TubID: visitors for any other are turned away here. It stands in the node's `my_nodeid`, and between `pb://`
     /// and `@` in its FURLs. For `foolscap` only.
     pub tub_id: Option<String>,
@@ -368,6 +400,17 @@ pub(super) struct ServiceEntry {
     pub forwarded_headers: bool,
     /// Another `Host` in the first request. For `http` and `websocket` only.
     pub rewrite_host: Option<String>,
+}
+
+/// What proves that a kite is ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum KiteProof {
+    /// A secret that the frontend has, too.
+    #[default]
+    Secret,
+    /// Its name, which is its tub's.
+    Tub,
 }
 
 /// Where the TLS of a kite's visitors ends.

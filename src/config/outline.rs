@@ -20,6 +20,8 @@ pub struct FrontendOutline {
     pub kites: Vec<(KiteName, BTreeSet<Protocol>)>,
     /// What is carried, whatever these are allowed.
     pub policy: Policy,
+    /// Below what strangers' kites may fly, and whether their nodes' answers are proof enough.
+    pub open: Option<(KiteName, OpenProof)>,
     /// Whether backends may come through an onion service, too.
     pub onion: bool,
     /// Whether peers' addresses are logged.
@@ -94,12 +96,16 @@ impl FrontendOutline {
         for (_, protocols) in &mut kites {
             file.policy.narrow(protocols);
         }
+        let open = (file.open)
+            .map(|table| tub::open(&source, table, &file.limits))
+            .transpose()?;
         let acme = file.acme.map(|table| acme(&source, table)).transpose()?;
         let authorities = parse_authorities(&source, file.authorities, &file.limits)?;
         let endpoints = |c: &CertificateEntry| c.endpoints;
         Ok(Self {
             kites,
             policy: file.policy,
+            open: open.map(|open| (open.domain, open.proof)),
             onion: args.onion || file.onion,
             log_peers: args.log_peers || file.log_peers.unwrap_or(false),
             certificates: acme.is_some() || !file.certificates.is_empty(),

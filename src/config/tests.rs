@@ -92,6 +92,121 @@ fn a_policy_that_leaves_nothing_is_a_mistake() {
 }
 
 #[test]
+fn an_open_frontend_needs_no_kites_and_has_limits_of_its_own() {
+    let dir = place();
+    let load = |text: &str| {
+        let text = format!("listen = [\"0.0.0.0:80\"]\nstate_dir = \"state\"\n{text}");
+        frontend(&dir, &text)
+    };
+    let open = |text: &str| load(text).unwrap().open.expect("it is open");
+    let usual = open("[open]\ndomain = \"alice.example\"\n");
+    assert_eq!((usual.kites, usual.per_address), (1000, 64));
+    assert_eq!(usual.proof, OpenProof::Key);
+    assert_eq!(usual.limits.quota.map(|q| q.0), Some(100 << 30));
+    assert_eq!(usual.limits.period_days, Some(30));
+    let own = open(
+        "[limits]\nstreams = 5\n[open]\ndomain = \"alice.example\"\nproof = \"node\"\nkites = 7\n\
+         limits = { quota = \"1GB\" }\n",
+    );
+    assert_eq!((own.kites, own.proof), (7, OpenProof::Node));
+    assert_eq!(own.limits.quota.map(|q| q.0), Some(1 << 30));
+    assert_eq!(
+        (own.limits.period_days, own.limits.streams),
+        (None, Some(5))
+    );
+    for (text, words) in [
+        (
+            "domain = \"*.alice.example\"",
+            "open.domain: kites cannot be called",
+        ),
+        (
+            "domain = \"alice.example\"\nkites = 0",
+            "open.kites: with none",
+        ),
+        (
+            "domain = \"alice.example\"\nproof = \"none\"",
+            "unknown variant",
+        ),
+        ("kites = 1", "missing field `domain`"),
+    ] {
+        let said = load(&format!("[open]\n{text}\n")).unwrap_err().to_string();
+        assert!(said.contains(words), "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_kite_may_be_proved_by_its_tub() {
+    let dir = place();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["newpb_thingy".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let pem = certificate.pem() + &key.serialize_pem();
+    let tub = crate::tub::tub_of(certificate.der());
+    write(&dir, "node.pem", &pem);
+    let mode = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join("node.pem");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o600);
+    let load = |name: &str, rest: &str| {
+        let text = format!(
+            "[[frontends]]\naddress = \"plain://alice.example:80\"\n[[kites]]\nname = \"{name}.alice.example\"\n\
+             origin = \"127.0.0.1:49293\"\nproof = \"tub\"\n{rest}\n"
+        );
+        backend(&dir, &text)
+    };
+    let by_key = load(&tub, "secret_file = \"node.pem\"").unwrap();
+    let kite = &by_key.services[0];
+    assert_eq!(
+        (kite.by, kite.tub.map(|t| t.as_str().to_owned())),
+        (ProvenBy::TubKey, Some(tub.clone()))
+    );
+    assert_eq!(kite.secret.expose(), pem.trim().as_bytes());
+    assert_eq!(load(&tub, "").unwrap().services[0].by, ProvenBy::Node);
+    let other = "a".repeat(32);
+    for (name, rest, words) in [
+        (
+            other.as_str(),
+            "secret_file = \"node.pem\"",
+            "the key of another tub",
+        ),
+        ("bob", "", "does not begin with a TubID"),
+        (
+            tub.as_str(),
+            "protocol = \"http\"",
+            "has no tub to prove itself by",
+        ),
+        (tub.as_str(), "port = 80", "has no tub to prove itself by"),
+        (
+            tub.as_str(),
+            "secret_file = \"absent\"",
+            "there is no such file",
+        ),
+    ] {
+        let said = load(name, rest).unwrap_err().to_string();
+        assert!(said.contains(words), "{rest}: {said}");
+        assert!(!said.contains(&key.serialize_pem()));
+    }
+    // As Tahoe writes it, in a directory that is closed, and in one that is not.
+    mode(0o644);
+    let closed = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    closed(0o700);
+    assert!(load(&tub, "secret_file = \"node.pem\"").is_ok());
+    closed(0o755);
+    let said = load(&tub, "secret_file = \"node.pem\"")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("other users may read this key (mode 644)"),
+        "{said}"
+    );
+}
+
+#[test]
 fn authorities_are_read_and_bad_ones_are_named() {
     let dir = place();
     let listen = "listen = [\"0.0.0.0:80\"]\nstate_dir = \"state\"\n[[authorities]]\n";

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::config::outline::{BackendOutline, FrontendOutline};
-use crate::config::{Frontend, Service};
+use crate::config::{Frontend, OpenProof, Service};
 use crate::dial::{FrontendAddr, OriginAddr, Trust};
 use crate::frontend::authority;
 use crate::kite::Protocol;
@@ -465,6 +465,16 @@ pub fn of_public_side(config: &FrontendOutline) -> Sight {
 
 fn open_of_public_side(config: &FrontendOutline, readable: &[String]) -> Vec<String> {
     let mut open = Vec::new();
+    match &config.open {
+        Some((domain, OpenProof::Key)) => open.push(format!(
+            "strangers may fly kites below {domain}, each under its own tub's name; two programs can put anything into their TLS"
+        )),
+        Some((domain, OpenProof::Node)) => open.push(format!(
+            "strangers may fly kites below {domain}, and whoever can reach a node can fly a kite in its name, until it comes \
+             with its key (proof = \"node\")"
+        )),
+        None => {}
+    }
     if !readable.is_empty() {
         open.push(format!(
             "kites without TLS of their own may fly as {}: everybody between here and their visitors can read them, \

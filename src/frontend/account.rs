@@ -36,6 +36,9 @@ pub enum End {
     /// Who knows about it does not answer.
     #[error("its authority does not answer")]
     Unanswered,
+    /// Somebody else has shown more for its name.
+    #[error("another has better proved that the name is theirs")]
+    Outdone,
 }
 
 impl End {
@@ -48,6 +51,7 @@ impl End {
             Self::Connections => "noconns",
             Self::Refused(word) => word,
             Self::Unanswered => "overload",
+            Self::Outdone => "duplicate",
         }
     }
 }

@@ -301,6 +301,12 @@ impl Accounts {
             .collect()
     }
 
+    /// Is there a grant for this very name?
+    pub fn grants(&self, name: &KiteName) -> bool {
+        let all = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        all.contains_key(name)
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<Holding> {
         let all = self.table.read().unwrap_or_else(PoisonError::into_inner);

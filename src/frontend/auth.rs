@@ -264,6 +264,17 @@ impl Judge {
         self.authorities.review(Instant::now(), now_unix()).await;
     }
 
+    /// Is this the answer to a challenge of ours that is not too old?
+    pub fn challenged(&self, line: &ServiceLine, now_unix: u64) -> bool {
+        let answer = check(line, b"", &self.process_secret, now_unix, None);
+        !matches!(answer, Check::NeedsChallenge | Check::StaleChallenge)
+    }
+
+    /// A port where visitors come in.
+    pub fn port(&self) -> u16 {
+        self.ports.first().copied().unwrap_or(80)
+    }
+
     /// Is this peer heard if its invitation is none of ours? One who has a right one is.
     pub fn may_try_invitation(&self, peer: Option<Visitor>) -> bool {
         self.guesses().may_try(peer, INVITATIONS, Instant::now())

@@ -49,6 +49,9 @@ pub(super) async fn save(shared: &Arc<Shared>) {
 impl Shared {
     /// Takes down what may not fly any more, and tells its backends why.
     pub(super) fn revoke(&self) {
+        if let Some(open) = &self.open {
+            open.end_where(|name| self.accounts.grants(name));
+        }
         for Revoked { key, end, tunnels } in self.registry.revoke(now_unix()) {
             let (proto, name) = &*key;
             tracing::warn!(

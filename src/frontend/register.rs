@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
@@ -10,6 +12,7 @@ use super::Shared;
 use super::account::now_unix;
 use super::auth::{Asker, Judgement};
 use super::limits::Visitor;
+use super::open::{self, Named, Pending};
 use super::registry::{Claim, Claimant, EndTls, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
@@ -31,6 +34,8 @@ use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a backend is told how much of its quota is left, as pagekite.py's frontend does.
 pub const TELL_QUOTA: Duration = Duration::from_secs(15 * 60);
+/// Kites of one tunnel that wait for a visit at one time.
+const MAX_WAITING: usize = 64;
 /// The feature of a backend that wants no more than it asks for (protocol page §3.1).
 const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
@@ -67,17 +72,17 @@ impl std::fmt::Display for Peer<'_> {
 pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>) {
     let session = random_hex(40);
     // The handshake needs much memory for a moment, a tunnel little for weeks.
-    if let Some((proven, binding, endings)) =
-        Box::pin(admit(shared, *backend, &session, peer)).await
-    {
+    if let Some((proven, agreed)) = Box::pin(admit(shared, *backend, &session, peer)).await {
         let registration = Registration {
             shared,
             peer,
             session: &session,
-            binding,
-            endings,
+            agreed,
         };
         registration.fly(proven).await;
+    }
+    if let Some(open) = &shared.open {
+        open.leave(&session, None);
     }
     for (proto, name) in shared.registry.release(&session) {
         tracing::info!("kite down: {proto}:{name}");
@@ -91,6 +96,17 @@ struct Proven {
     wants_quota: bool,
     read_ahead: BytesMut,
     mux: Option<MuxParams>,
+    /// Kites that fly once a visit has come to their tubs.
+    pending: Vec<Pending>,
+}
+
+/// What a request and its connection make of a registration.
+struct Agreed {
+    /// Set if proofs are agreed: what they are bound to.
+    binding: Option<Binding>,
+    /// What the connection is known by, agreed or not.
+    known_by: Option<Binding>,
+    endings: Endings,
 }
 
 /// The handshake. Besides, what the registration was agreed to be.
@@ -99,7 +115,7 @@ async fn admit(
     backend: Asking,
     session: &str,
     peer: Peer<'_>,
-) -> Option<(Proven, Option<Binding>, Endings)> {
+) -> Option<(Proven, Agreed)> {
     let Asking {
         mut conn,
         binding,
@@ -119,25 +135,29 @@ async fn admit(
         shared,
         peer,
         session,
-        binding: binding.filter(|_| {
-            let services = &request.lines.services;
-            request.lines.has_proof() && !shared.judge.needs_signature(services)
-        }),
-        endings: Endings::of(&request.lines),
+        agreed: Agreed {
+            known_by: binding.clone(),
+            binding: binding.filter(|_| {
+                let services = &request.lines.services;
+                request.lines.has_proof() && !shared.judge.needs_signature(services)
+            }),
+            endings: Endings::of(&request.lines),
+        },
     };
     let proof = registration.prove(&mut conn, &mut first, &request.lines);
     match tokio::time::timeout(PROOF_TIMEOUT, proof).await {
-        Ok(Ok(true)) => {
+        Ok(Ok(Some(pending))) => {
             let proven = Proven {
+                pending,
                 conn,
                 wants_quota: !request.lines.has_feature(MOBILE),
                 // A copy, if anything: the request stands in the same block.
                 read_ahead: BytesMut::from(&first[..]),
                 mux: request.lines.mux(),
             };
-            return Some((proven, registration.binding, registration.endings));
+            return Some((proven, registration.agreed));
         }
-        Ok(Ok(false)) => tracing::info!("a backend at {peer} proved no kite"),
+        Ok(Ok(None)) => tracing::info!("a backend at {peer} proved no kite"),
         Ok(Err(e)) => tracing::info!("a backend at {peer} left during the handshake: {e}"),
         Err(_) => tracing::info!(
             "a backend at {peer} proved nothing within {} s",
@@ -151,9 +171,7 @@ struct Registration<'a> {
     shared: &'a Shared,
     peer: Peer<'a>,
     session: &'a str,
-    /// Set if proofs are agreed: what they are bound to.
-    binding: Option<Binding>,
-    endings: Endings,
+    agreed: Agreed,
 }
 
 /// For which of its kites a backend lets us end visitors' TLS.
@@ -183,13 +201,14 @@ impl Endings {
 
 impl Registration<'_> {
     /// Answers the request, and reads the proof if it comes within the tunnel
-    /// (protocol page §3.4). True if a kite flies; the backend knows the verdict then.
+    /// (protocol page §3.4). Something if a kite flies, or may do so once it is visited: these. The backend knows the verdict
+    /// then.
     async fn prove(
         &self,
         conn: &mut BoxConn,
         buf: &mut BytesMut,
         asked: &Lines,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<Option<Vec<Pending>>, Trouble> {
         let mut answer = Lines {
             session_id: Some(self.session.to_owned()),
             ..Lines::default()
@@ -200,7 +219,7 @@ impl Registration<'_> {
             answer.window_kb = Some(RECV_WINDOW_KB.min(mux.window_kb));
             answer.frame = Some(BUFFER_PAYLOAD as u32);
         }
-        if self.binding.is_some() {
+        if self.agreed.binding.is_some() {
             answer.features.push(KITE_PROOF.to_owned());
         }
         answer.features.push(ADD_KITES.to_owned());
@@ -208,6 +227,9 @@ impl Registration<'_> {
             answer.features.push(KITE_TLS.to_owned());
         }
         self.shared.judge.capabilities(&mut answer);
+        if self.shared.open.is_some() {
+            open::capabilities(asked, &mut answer);
+        }
         let mut claimant = Claimant {
             replace: asked.replace.as_deref(),
             ..self.claimant()
@@ -218,39 +240,54 @@ impl Registration<'_> {
             claimant.retire = asked.retire.as_deref();
             claimant.several = true;
         }
-        self.judge(&asked.services, claimant, &mut answer).await;
+        let pending = self.judge(asked, claimant, &mut answer).await;
         let mut out = BytesMut::new();
         put_answer(&mut out, &answer);
         send(conn, &out).await?;
         if !answer.ok.is_empty() {
-            return Ok(true);
+            return Ok(Some(pending));
         }
         // Without AddKites the backend dials again with its proof (§3.5).
         if let Some(other) = &asked.replace {
             self.shared.registry.wishes_to_replace(self.session, other);
         }
         if answer.sign_this.is_empty() || !asked.has_feature(ADD_KITES) {
-            return Ok(false);
+            return Ok(None);
         }
-        let services = next_services(conn, buf).await?;
+        let lines = next_services(conn, buf).await?;
         let mut verdict = Lines {
             session_id: Some(self.session.to_owned()),
             ..Lines::default()
         };
-        self.judge(&services, claimant, &mut verdict).await;
+        let pending = self.judge(&lines, claimant, &mut verdict).await;
         out.clear();
         put_kites(&mut out, &verdict);
         send(conn, &out).await?;
-        Ok(!verdict.ok.is_empty())
+        Ok((!verdict.ok.is_empty()).then_some(pending))
     }
 
-    /// Judges service lines; what is proven is reserved. The decisions are added to `verdict`.
-    async fn judge(&self, services: &[ServiceLine], claimant: Claimant<'_>, verdict: &mut Lines) {
+    /// Judges service lines; what is proven is reserved. The decisions are added to `verdict`. What is left to be
+    /// visited is returned.
+    async fn judge(
+        &self,
+        lines: &Lines,
+        claimant: Claimant<'_>,
+        verdict: &mut Lines,
+    ) -> Vec<Pending> {
         let asker = Asker {
             peer: self.peer.known,
-            binding: self.binding.as_ref(),
+            binding: self.agreed.binding.as_ref(),
             now_unix: now_unix(),
         };
+        let mut pending = Vec::new();
+        let is_tubs = |line: &&ServiceLine| {
+            let id = line.kite_id();
+            !line.fsalt.is_empty() && lines.tubs.iter().any(|claim| claim.id == id)
+        };
+        let (tubs, services): (Vec<_>, Vec<_>) = lines.services.iter().partition(is_tubs);
+        for line in tubs {
+            pending.extend(self.judge_tub(line, lines, claimant, verdict));
+        }
         let judgements = services
             .iter()
             .map(|line| self.shared.judge.judge(line, asker));
@@ -261,7 +298,12 @@ impl Registration<'_> {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
                 Judgement::Proven(mut leave) => {
                     let (proof, account) = (leave.proof.take(), leave.account.clone());
-                    let end_tls = self.endings.kite(&id);
+                    let end_tls = self.agreed.endings.kite(&id);
+                    // Names that the operator has given away go before those of strangers.
+                    let open = self.shared.open.as_ref();
+                    if open.is_some_and(|open| open.gives_way(&id.name, None)) {
+                        self.shared.revoke();
+                    }
                     let ends = self.ends_tls(&id, &leave.terms, end_tls);
                     let claimant = Claimant {
                         end_tls,
@@ -299,6 +341,121 @@ impl Registration<'_> {
                 }
             }
         }
+        pending
+    }
+
+    /// Judges a kite that is called by its tub. Nothing is reserved: that is for after the visit.
+    fn judge_tub(
+        &self,
+        line: &ServiceLine,
+        lines: &Lines,
+        claimant: Claimant<'_>,
+        verdict: &mut Lines,
+    ) -> Option<Pending> {
+        let shared = self.shared;
+        let id = line.kite_id();
+        let named = Named {
+            replace: claimant.replace.map(str::to_owned),
+            beside: claimant.beside.to_vec(),
+            retire: claimant.retire.map(str::to_owned),
+            several: claimant.several,
+        };
+        let granted = || {
+            let name = id.name.parse().ok();
+            name.is_some_and(|name| shared.accounts.grants(&name))
+        };
+        let claim = lines.tubs.iter().find(|claim| claim.id == id);
+        let judged = match (&shared.open, claim) {
+            (Some(open), Some(claim))
+                if shared.judge.challenged(line, now_unix()) && !granted() =>
+            {
+                let known_by = self.agreed.known_by.as_ref();
+                open.judge(claim, &line.fsalt, lines, known_by, &named)
+                    .map(|pending| (open, pending))
+            }
+            _ => Err("unauthorized"),
+        };
+        match judged {
+            Ok((open, pending)) => {
+                if open.gives_way(&id.name, Some(&pending)) {
+                    shared.revoke();
+                }
+                if shared.registry.contested(&id, claimant) {
+                    self.refuse(id, "another tunnel flies it", |id| {
+                        verdict.duplicate.push(id)
+                    });
+                    return None;
+                }
+                verdict.motd = shared.motd.text();
+                verdict.ok.push(id);
+                Some(pending)
+            }
+            Err(why) => {
+                self.refuse(id, why, |id| {
+                    verdict.invalid.push((id, Some(why.to_owned())))
+                });
+                None
+            }
+        }
+    }
+
+    /// Visits a kite's tub through its tunnel.
+    async fn visit(
+        &self,
+        tunnel: &Tunnel,
+        pending: Pending,
+    ) -> (Pending, Result<(), &'static str>) {
+        let visited = match &self.shared.open {
+            Some(open) => open.visit(&pending, tunnel, self.shared.judge.port()).await,
+            None => Err("unauthorized"),
+        };
+        (pending, visited)
+    }
+
+    /// A kite's tub has been visited: it flies, or is told that it does not.
+    fn visited(&self, tunnel: &Tunnel, pending: &Pending, visited: Result<(), &'static str>) {
+        let flying = self.shared.registry.of_session(self.session);
+        match visited.and_then(|()| self.claim(pending)) {
+            Ok(()) => {
+                self.shared.registry.activate(self.session, tunnel);
+                self.announce(&flying);
+            }
+            Err(why) => self.refuse(pending.id.clone(), why, |id| {
+                tunnel.send_kites(Lines {
+                    // pagekite.py closes the whole tunnel on a verdict without any OK.
+                    ok: self
+                        .shared
+                        .registry
+                        .one_of(self.session)
+                        .into_iter()
+                        .collect(),
+                    invalid: vec![(id, Some(why.to_owned()))],
+                    ..Lines::default()
+                });
+            }),
+        }
+    }
+
+    fn claim(&self, pending: &Pending) -> Result<(), &'static str> {
+        let Some(open) = &self.shared.open else {
+            return Err("unauthorized");
+        };
+        let leave = open.seat(pending, self.session, self.peer.known, now_unix())?;
+        let named = &pending.named;
+        let claimant = Claimant {
+            replace: named.replace.as_deref(),
+            beside: &named.beside,
+            retire: named.retire.as_deref(),
+            several: named.several,
+            ..self.claimant()
+        };
+        let why = match self.shared.registry.claim(&pending.id, leave, claimant) {
+            Claim::Granted | Claim::Held => return Ok(()),
+            Claim::Full => "quota",
+            Claim::Duplicate => "duplicate",
+        };
+        open.leave(self.session, Some(pending));
+        Err(why)
     }
 
     fn claimant(&self) -> Claimant<'_> {
@@ -344,6 +501,7 @@ impl Registration<'_> {
             wants_quota,
             read_ahead,
             mux,
+            pending,
         } = proven;
         let tunnel = Tunnel::start(
             conn,
@@ -359,14 +517,20 @@ impl Registration<'_> {
         };
         tracing::info!("tunnel from {} ({kind})", self.peer);
         self.announce(&[]);
-        if self.shared.registry.one_of(self.session).is_none() {
-            tunnel.close("none of its kites may fly any more");
-        }
+        let visit = |pending| self.visit(&tunnel, pending);
+        let mut visits: FuturesUnordered<_> = pending.into_iter().map(visit).collect();
         let mut tell = tokio::time::interval_at(Instant::now() + TELL_QUOTA, TELL_QUOTA);
         // A backend may ask for more kites at any time (§3.8).
         loop {
+            if visits.is_empty() && self.shared.registry.one_of(self.session).is_none() {
+                tunnel.close("none of its kites may fly any more");
+            }
             let lines = tokio::select! {
                 lines = tunnel.next_kites() => lines,
+                Some((pending, visited)) = visits.next() => {
+                    self.visited(&tunnel, &pending, visited);
+                    continue;
+                }
                 _ = tell.tick(), if wants_quota => {
                     let accounts = self.shared.registry.accounts_of(self.session);
                     let left = accounts.iter().filter_map(|a| a.left(now_unix()).kb);
@@ -385,8 +549,7 @@ impl Registration<'_> {
                 session_id: Some(self.session.to_owned()),
                 ..Lines::default()
             };
-            self.judge(&lines.services, self.claimant(), &mut verdict)
-                .await;
+            let pending = self.judge(&lines, self.claimant(), &mut verdict).await;
             self.shared.registry.activate(self.session, &tunnel);
             let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
             if verdict.ok.is_empty() && refused {
@@ -395,6 +558,12 @@ impl Registration<'_> {
             }
             tunnel.send_kites(verdict);
             self.announce(&flying);
+            for pending in pending {
+                match visits.len() {
+                    0..MAX_WAITING => visits.push(visit(pending)),
+                    _ => self.visited(&tunnel, &pending, Err("overload")),
+                }
+            }
         }
         tracing::info!("tunnel from {} ended: {}", self.peer, tunnel.ended().await);
     }
@@ -446,10 +615,7 @@ async fn send(conn: &mut BoxConn, bytes: &[u8]) -> Result<(), Trouble> {
 }
 
 /// Reads frames until one has service lines; from a stranger nothing else counts.
-async fn next_services(
-    conn: &mut BoxConn,
-    buf: &mut BytesMut,
-) -> Result<Vec<ServiceLine>, Trouble> {
+async fn next_services(conn: &mut BoxConn, buf: &mut BytesMut) -> Result<Lines, Trouble> {
     let mut decoder = Decoder::new(Limits::UNPROVEN);
     loop {
         while let Some(frame) = decoder.decode(buf)? {
@@ -457,7 +623,7 @@ async fn next_services(
                 && let Some(lines) = control.kites
                 && !lines.services.is_empty()
             {
-                return Ok(lines.services);
+                return Ok(*lines);
             }
         }
         buf.reserve(READ);

@@ -376,6 +376,32 @@ impl Registry {
         Claim::Granted
     }
 
+    /// Would a claim be a duplicate's now? Whoever is in the way is asked for a sign of life.
+    pub fn contested(&self, id: &KiteId, claimant: Claimant<'_>) -> bool {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let named = |session: &String| {
+            claimant.beside.contains(session)
+                || [claimant.session]
+                    .into_iter()
+                    .chain(claimant.replace)
+                    .chain(claimant.retire)
+                    .any(|one| one == session)
+        };
+        let key = (id.proto.clone(), id.name.clone());
+        let Some(entry) = sky.kites.get(&key) else {
+            return false;
+        };
+        let alive = |h: &&Holder| h.tunnel.as_ref().is_none_or(|t| !t.is_closed());
+        let mut rivals = entry.holders.iter().filter(alive).peekable();
+        if rivals.peek().is_none() || entry.holders.iter().any(|h| named(&h.session)) {
+            return false;
+        }
+        rivals
+            .filter_map(|h| h.tunnel.as_ref())
+            .for_each(Tunnel::ask);
+        true
+    }
+
     /// `session` is challenged, and would like to replace another. A backend that answers by dialling again
     /// (protocol page §3.5) then names `session` instead: what it wished counts with its proof. A session that does not fly
     /// is not remembered.

@@ -689,9 +689,10 @@ impl Route {
     }
 
     /// Where the kite carries storage alone: is this visitor such?
-    fn confine(&mut self, arrived: Arrived<'_>) -> Result<(), Voice> {
+    fn confine(&mut self, shared: &Shared, arrived: Arrived<'_>) -> Result<(), Voice> {
         if self.found.storage_only {
-            self.storage = Some(Box::new(storage::begin(&self.host, None, arrived)?));
+            let tub = shared.open.as_ref().and_then(|open| open.tub(&self.host));
+            self.storage = Some(Box::new(storage::begin(&self.host, tub, arrived)?));
         }
         Ok(())
     }
@@ -725,7 +726,7 @@ fn route_http(shared: &Shared, head: &HttpHead, port: u16, first: &[u8]) -> Resu
     };
     let mut route = wish.route(shared, host, port)?;
     route.repeatable = head.bare && first.len() == head.len;
-    route.confine(Arrived::Request(head, first))?;
+    route.confine(shared, Arrived::Request(head, first))?;
     Ok(route)
 }
 
@@ -818,7 +819,7 @@ fn route_tls(
         (Some(sni), _) => TLS.route(shared, sni, door.port),
         (None, Some(kite)) if asked.is_none() => {
             let mut route = own(NAMELESS_TLS.route(shared, kite, door.port), DENIED)?;
-            route.confine(Arrived::Hello(hello, first))?;
+            route.confine(shared, Arrived::Hello(hello, first))?;
             Ok(route)
         }
         (None, _) => Err(DENIED),

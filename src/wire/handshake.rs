@@ -15,6 +15,7 @@
 //! [`check`], [`put_answer`] and [`super::frame::put_kites`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
@@ -22,6 +23,7 @@ use super::chunk::Limits;
 use super::frame::{Control, Decoder, Frame, FrameError, put_kites};
 use super::proof::{self, Binding, Prover};
 use super::sign;
+use super::tub::{self, KITE_TUB, TubCertificate, TubClaim, TubSignature};
 use crate::kite::{KiteName, Secret};
 
 pub use super::heads::{
@@ -101,6 +103,48 @@ pub struct Wanted {
     pub bsalt: String,
     /// The frontend may end its visitors' TLS, if it can; see [`KITE_TLS`].
     pub end_tls: bool,
+    /// What proves that it is ours.
+    pub by: By,
+}
+
+/// What proves that a kite is ours.
+#[derive(Debug, Clone, Default)]
+pub enum By {
+    /// Its secret.
+    #[default]
+    Secret,
+    /// Its name, which is its tub's ([`KITE_TUB`]): by the tub's key; without it the frontend can only look who answers
+    /// at the other end of the tunnel. The secret is not used.
+    Tub(Option<TubSigner>),
+}
+
+/// A tub's key, as far as it must be known here.
+#[derive(Clone)]
+pub struct TubSigner {
+    certificate: TubCertificate,
+    sign: Arc<Sign>,
+}
+
+/// Gives the scheme, and the signature.
+type Sign = dyn Fn(&[u8]) -> Option<(u16, Vec<u8>)> + Send + Sync;
+
+impl TubSigner {
+    /// The tub's certificate, and what its key does with a message.
+    pub fn new(
+        certificate: &[u8],
+        sign: impl Fn(&[u8]) -> Option<(u16, Vec<u8>)> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            certificate: TubCertificate(certificate.to_vec()),
+            sign: Arc::new(sign),
+        }
+    }
+}
+
+impl fmt::Debug for TubSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TubSigner(…)")
+    }
 }
 
 impl Wanted {
@@ -235,6 +279,16 @@ pub enum RefusalKind {
     Proof,
     /// Our own refusal: the frontend ends TLS for a kite that did not ask for it.
     TlsEnded,
+    /// Our own refusal: the frontend lets no kite prove itself by its tub.
+    NoTubs,
+    /// The tub's key did not prove the name.
+    Tub,
+    /// The frontend wants a proof by the tub's key.
+    TubKey,
+    /// Another node than the tub of this name, or none, was behind the tunnel.
+    TubNode,
+    /// There is no place for another kite that proves itself.
+    Full,
     /// Another tunnel flies it, perhaps our own former one.
     Duplicate,
     /// In the frontend's own words, which are printable; may be empty.
@@ -265,6 +319,12 @@ impl RefusalKind {
             Some("port") => Self::Port,
             Some("proto") => Self::Proto,
             Some("proof") => Self::Proof,
+            Some("tub") => Self::Tub,
+            Some("tub-key") => Self::TubKey,
+            Some("tub-node") => Self::TubNode,
+            Some("full") => Self::Full,
+            // Of a kite that flew already, or was to.
+            Some("duplicate") => Self::Duplicate,
             _ => Self::Other(why.unwrap_or_default()),
         }
     }
@@ -292,6 +352,12 @@ struct Entry {
     /// The frontend's challenge, once there was one.
     fsalt: Option<String>,
     fate: Fate,
+}
+
+impl Entry {
+    fn by_tub(&self) -> bool {
+        matches!(self.wanted.by, By::Tub(_))
+    }
 }
 
 #[derive(Clone)]
@@ -385,12 +451,20 @@ impl BackendHandshake {
     fn answered(&mut self, answer: Lines) -> Result<Step, HandshakeError> {
         let first_round = matches!(self.state, State::Asked);
         let in_tunnel = answer.has_feature(ADD_KITES);
+        let takes_tubs = answer.has_feature(KITE_TUB);
         self.verdict.proven =
             first_round && self.options.proof.binding().is_some() && answer.has_proof();
         if !self.verdict.proven && matches!(self.options.proof, ProofPolicy::Demand(_)) {
             return Err(HandshakeError::NoProof);
         }
         self.learn(answer)?;
+        let unproven = |e: &&mut Entry| e.by_tub() && matches!(e.fate, Fate::Open);
+        for entry in (self.entries.iter_mut())
+            .filter(unproven)
+            .filter(|_| !takes_tubs)
+        {
+            entry.fate = Fate::Refused(RefusalKind::NoTubs);
+        }
         let open = |e: &Entry| matches!(e.fate, Fate::Open) && e.fsalt.is_some();
         if !first_round || !self.entries.iter().any(open) {
             return Ok(self.done());
@@ -398,13 +472,12 @@ impl BackendHandshake {
         if in_tunnel {
             self.state = State::Signed(Decoder::new(Limits::UNPROVEN));
             let mut out = BytesMut::new();
-            put_kites(
-                &mut out,
-                &Lines {
-                    services: self.services(),
-                    ..Lines::default()
-                },
-            );
+            let mut lines = Lines {
+                services: self.services(),
+                ..Lines::default()
+            };
+            self.claim_tubs(&mut lines);
+            put_kites(&mut out, &lines);
             return Ok(Step::Send(out));
         }
         // What flies already falls with this connection and is asked for again. The
@@ -436,7 +509,9 @@ impl BackendHandshake {
             return true;
         };
         // What we did not ask for is passed over by `learn`.
-        self.entries.iter().filter(|e| e.id == *id).all(|entry| {
+        // Nor is there a secret to know where a tub is all the proof.
+        let secret = |e: &&Entry| e.id == *id && !e.by_tub();
+        self.entries.iter().filter(secret).all(|entry| {
             let secret = entry.wanted.secret.expose();
             let fsalt = entry.fsalt.as_deref().unwrap_or_default();
             proofs.iter().any(|(of, Proof(proof))| {
@@ -529,6 +604,7 @@ impl BackendHandshake {
                 let fsalt = e.fsalt.as_deref().unwrap_or_default();
                 let secret = e.wanted.secret.expose();
                 match (agreed, proof) {
+                    _ if e.by_tub() => ServiceLine::unsigned(&e.id, fsalt, filler(tokens)),
                     (Some(binding), _) => ServiceLine::proven(&e.id, fsalt, secret, binding),
                     (None, ProofPolicy::Demand(_)) => {
                         ServiceLine::unsigned(&e.id, fsalt, filler(tokens))
@@ -537,6 +613,31 @@ impl BackendHandshake {
                 }
             })
             .collect()
+    }
+
+    /// What the kites that are called by their tubs have to show besides.
+    fn claim_tubs(&self, lines: &mut Lines) {
+        let binding = self.options.proof.binding();
+        for Entry {
+            wanted,
+            id,
+            fsalt,
+            fate,
+        } in &self.entries
+        {
+            let (By::Tub(signer), Fate::Open, Some(fsalt)) = (&wanted.by, fate, fsalt) else {
+                continue;
+            };
+            let signature = signer.as_ref().zip(binding).and_then(|(signer, binding)| {
+                let (scheme, bytes) = (signer.sign)(&tub::message(id, fsalt, binding))?;
+                if !lines.tub_certificates.contains(&signer.certificate) {
+                    lines.tub_certificates.push(signer.certificate.clone());
+                }
+                Some(TubSignature { scheme, bytes })
+            });
+            let id = id.clone();
+            lines.tubs.push(TubClaim { id, signature });
+        }
     }
 
     fn request(&mut self) -> BytesMut {
@@ -553,6 +654,9 @@ impl BackendHandshake {
             lines.features.push(KITE_MUX.to_owned());
             lines.window_kb = Some(self.options.window_kb);
             lines.frame = Some(self.options.frame);
+        }
+        if self.entries.iter().any(Entry::by_tub) {
+            lines.features.push(KITE_TUB.to_owned());
         }
         lines.features.push(KITE_TLS.to_owned());
         let ending = self.entries.iter().filter(|e| e.wanted.end_tls);

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use super::chunk::MAX_FRAME;
 use super::frame::{HEADROOM, put_line};
 use super::service::{fields, id, kite_id, visible};
+use super::tub::{self, TubCertificate, TubClaim};
 use super::{decimal, printable};
 use crate::plain::plain;
 
@@ -90,6 +91,10 @@ pub struct Lines {
     pub ok: Vec<KiteId>,
     /// Those among them whose TLS the frontend ends itself.
     pub ssl_ok: Vec<KiteId>,
+    /// Kites that are called by their tubs; see [`super::tub::KITE_TUB`].
+    pub tubs: Vec<TubClaim>,
+    /// The certificates of those tubs.
+    pub tub_certificates: Vec<TubCertificate>,
     /// The frontend's proofs for kites that fly; see [`KITE_PROOF`].
     pub proofs: Vec<(KiteId, Proof)>,
     /// Kites that are refused, and why, if that was said.
@@ -156,6 +161,12 @@ impl Lines {
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
             b"-ssl-ok" => push("SSL-OK", &mut self.ssl_ok, id("SSL-OK", value)?)?,
+            b"-tub" => push("Tub", &mut self.tubs, tub::claim(value)?)?,
+            b"-tub-certificate" => push(
+                "Tub-Certificate",
+                &mut self.tub_certificates,
+                tub::certificate(value)?,
+            )?,
             b"-proof" => push("Proof", &mut self.proofs, proof(value)?)?,
             b"-invalid" => self.refuse(id("Invalid", value)?, None)?,
             b"-invalid-why" => {
@@ -203,6 +214,8 @@ impl Lines {
         each!("-Retire", self.retire);
         each!("-End-TLS", self.end_tls);
         each!("", self.services);
+        each!("-Tub-Certificate", self.tub_certificates);
+        each!("-Tub", self.tubs);
         for (kite, fsalt) in &self.sign_this {
             line("-SignThis", &format_args!("{kite}:{fsalt}"));
         }

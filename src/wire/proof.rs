@@ -42,7 +42,7 @@ impl Binding {
         }
     }
 
-    fn fields(&self) -> [&[u8]; 2] {
+    pub(super) fn fields(&self) -> [&[u8]; 2] {
         match self {
             Self::Tls(exporter) => [b"tls", exporter],
             Self::Onion(name) => [b"onion", name.as_bytes()],

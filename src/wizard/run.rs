@@ -12,7 +12,7 @@ use crate::backend::join::{self, JoinError};
 use crate::backend::probe::{self, Seen};
 use crate::cli::{BackendArgs, InviteArgs};
 use crate::code::{Code, Coded};
-use crate::config::{self, ConfigError, NodeSide, Service, places};
+use crate::config::{self, ConfigError, NodeSide, ProvenBy, Service, places};
 use crate::dial::OriginAddr;
 use crate::frontend::book::{Book, BookError};
 use crate::frontend::{bind_problem, invitations, kites::KitesError};
@@ -174,6 +174,7 @@ fn look(origin: &OriginAddr, kite: &KiteName) -> Seen {
         name: kite.clone(),
         origin: origin.clone(),
         secret,
+        by: ProvenBy::Secret,
         tub: None,
         tls_at_frontend: false,
         tell: Tell::default(),

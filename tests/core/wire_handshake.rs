@@ -29,6 +29,7 @@ fn wanted(proto: &str, name: &str, secret: &str, bsalt: &str) -> Wanted {
         secret: Secret::new(secret.as_bytes()).unwrap(),
         bsalt: bsalt.to_owned(),
         end_tls: false,
+        by: Default::default(),
     }
 }
 

@@ -144,6 +144,7 @@ async fn register(
         secret: secret("right"),
         bsalt: kite_salt(),
         end_tls: false,
+        by: Default::default(),
     };
     let options = Options {
         proof,

@@ -19,6 +19,7 @@ mod introduce;
 mod invitations;
 mod lanes;
 mod old_peers;
+mod open;
 mod origins;
 mod reload;
 mod roles;

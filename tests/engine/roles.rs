@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kite::backend::Plan;
 use kite::backend::introduce::Tell;
-use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, Service};
+use kite::config::{Frontend as To, FrontendConfig, Grant, Listen, ProofRule, ProvenBy, Service};
 use kite::dial::{Dialer, DirectDialer, Egress, EgressArgs, OriginAddr};
 use kite::frontend::limits::Limits;
 use kite::frontend::{Frontend, Handle};
@@ -175,6 +175,7 @@ pub fn service(protocol: Protocol, name: &str, origin: SocketAddr, secret_text: 
         name: name.parse().unwrap(),
         origin: OriginAddr::parse(&origin.to_string(), false).unwrap(),
         secret: secret(secret_text),
+        by: ProvenBy::Secret,
         tub: None,
         tls_at_frontend: false,
         tell: Tell::default(),

@@ -29,10 +29,17 @@ use crate::roles::{
 
 /// A node with a key of its own, on loopback. It takes foolscap's opening as it is, and no other.
 async fn node() -> (SocketAddr, TubId) {
+    let (address, id, _) = node_with_key().await;
+    (address, id)
+}
+
+/// The same, with its certificate and key, PEM.
+pub async fn node_with_key() -> (SocketAddr, TubId, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["newpb-thingy".into()]).unwrap();
     let certificate = params.self_signed(&key).unwrap();
     let tub = tub_of(certificate.der());
+    let pem = certificate.pem() + &key.serialize_pem();
     let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
@@ -69,7 +76,7 @@ async fn node() -> (SocketAddr, TubId) {
             });
         }
     });
-    (address, id)
+    (address, id, pem)
 }
 
 /// Passes everything on to `to`; the first piece that comes in is put through `change`.

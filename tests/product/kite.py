@@ -249,8 +249,10 @@ class Backend(_Role):
             text += _table("[[frontends]]", address=address, **({"kites": [self.kites[i].name]} if share else {}),
                            **({"tunnels": tunnels} if tunnels else {}))
         for kite in self.kites:
-            text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin,
-                           secret_file=self.secret(kite), **({"tub_id": kite.tub} if kite.tub else {}),
+            # One that proves itself by its tub has the node's key for a secret, or none.
+            secret = {} if "proof" in kite.more else {"secret_file": self.secret(kite)}
+            text += _table("[[kites]]", name=kite.name, protocol=kite.protocol, origin=kite.origin, **secret,
+                           **({"tub_id": kite.tub} if kite.tub else {}),
                            **({"port": kite.port} if kite.port else {}), **kite.more)
         self.file.write_text(text)
 

@@ -69,6 +69,14 @@ class Introducer(_Process):
         return self
 
 
+def new_tub(file):
+    """A node's certificate and key, as foolscap makes them at a node's first start; its TubID."""
+    made = "from foolscap.api import Tub; import sys; print(Tub(certFile=sys.argv[1]).tubID)"
+    done = subprocess.run([sys.executable, "-c", made, file], capture_output=True, text=True, timeout=CREATE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 class Storage(_Process):
     """A storage node on a machine's loopback, announced at `hints`."""
 

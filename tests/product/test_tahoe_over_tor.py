@@ -19,6 +19,7 @@ whatever leaves it; and each party is asked whom it has seen.
 
 import re
 import secrets
+import shutil
 import socket
 import time
 
@@ -28,7 +29,7 @@ from conftest import ALICE, CAROL, supervised
 from island import Machine
 from kite import CONNECTED, LOST, RETRY, Backend, Frontend, Kite
 from proc import wait_until
-from tahoe import Client, Introducer, Storage, in_parallel
+from tahoe import Client, Introducer, Storage, in_parallel, new_tub
 from traffic import Tap, random_bytes, sha256
 
 NODES = 3
@@ -218,7 +219,7 @@ def test_nothing_leaves_but_to_relays(world):
 class Lone:
     """One node on a machine of its own, and a client that knows it by `name`; the backend between them is the test's."""
 
-    def __init__(self, sup, request, number, introducer, name, port, force_foolscap):
+    def __init__(self, sup, request, number, introducer, name, port, force_foolscap, key=None):
         intro_name, intro_ip = introducer
         hosts = {intro_name: intro_ip, name: self.frontend_ip(number)}
         self.machine = Machine(NODES + number)
@@ -229,9 +230,15 @@ class Lone:
                             [f"tcp:{name}:{port}"], force_foolscap=force_foolscap),
             lambda: Client(sup, sup.directory / "client", hosts, self.introducer.furl, 45099 - number,
                            shares=(1, 1, 1)))
+        if key:
+            shutil.copy(key, self.key)
         self.node.run()
         self.tap = Tap(self.machine, self.node.target)
         request.addfinalizer(self.tap.close)
+
+    @property
+    def key(self):
+        return self.node.dir / "private" / "node.pem"
 
     @staticmethod
     def frontend_ip(number):
@@ -280,4 +287,28 @@ def test_through_an_onion_frontend(kite, tornet, sup, request):
     lone.transfer(seed=14)
     assert lone.tap.protocols() == {"foolscap"}
     assert set(frontend.tunnel_peers()) == {"an"}, "an onion circuit, and no address"
+    assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays
+
+
+def test_a_node_known_by_nothing_but_its_tub(kite, tornet, sup, request):
+    """An open frontend: no account, no secret, no address; the node's own key, and a visit through the tunnel."""
+    ip, port, key = Lone.frontend_ip(3), 80, sup.directory / "node.pem"
+    tub = new_tub(key)
+    name = f"{tub}.open-frontend.example"
+    lone = Lone(sup, request, 3, ("intro.open-frontend.example", "10.77.5.8"), name, port, force_foolscap=True, key=key)
+    frontend = Frontend(sup, "frontend", ip, [], tables='[open]\ndomain = "open-frontend.example"\n',
+                        keys={"policy": "storage-only"}).start()
+    tornet.names.update({"open-frontend.example": ip})
+    storage = Kite("foolscap", name, lone.tap.address, proof="tub", secret_file=lone.key)
+    backend = Backend(sup, "backend", [frontend.pinned("open-frontend.example")], [storage], machine=lone.machine,
+                      via_tor=tornet.arti_toml(sup.directory / "tor")).start()
+    frontend.wait_up(storage, timeout=150)
+    backend.wait_up(storage, "open-frontend.example")
+    lone.client.run()
+    lone.client.wait_connected(1, lambda status: f"Connected to tcp:{name}:{port}" in status)
+
+    data = random_bytes(15, SIZE // 20)
+    assert sha256(lone.client.download(lone.client.upload(data))) == sha256(data)
+    assert lone.tap.protocols() == {"foolscap"}
+    assert set(frontend.tunnel_peers()) <= tornet.exits
     assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays

@@ -10,6 +10,7 @@ use super::root;
 
 /// Errors that are never shown alone: what shows them has the code.
 const INNER: &[(&str, &str)] = &[
+    ("BadTubKey", "within ConfigError"),
     ("Breach", "within PolicyError"),
     ("Broken", "a stream's end, for the program"),
     ("End", "the frontend's line for it has the code"),

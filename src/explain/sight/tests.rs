@@ -251,6 +251,13 @@ fn a_frontends_side_is_told_as_well() {
         .party("this frontend, and")
         .must_not("anything that a browser shows");
     assert!(!narrow.open("web.alice.example"), "{narrow}");
+    let strangers = |proof: &str| {
+        public_side(&format!(
+            "listen = [\"0.0.0.0:443\"]\n[open]\ndomain = \"alice.example\"\nproof = \"{proof}\"\n"
+        ))
+    };
+    assert!(strangers("key").open("each under its own tub's name"));
+    assert!(strangers("node").open("whoever can reach a node"));
     open.party("certificate authority")
         .must_see("which it publishes");
     open.party("192.0.2.53:53").must_see("in the clear");

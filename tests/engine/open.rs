@@ -1,0 +1,336 @@
+//! Kites of strangers: called by their nodes' tubs, flown by whoever proves that, and by nobody else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kite::backend::{self, Plan};
+use kite::config::{Frontend as To, FrontendConfig, Listen, Open, OpenProof, ProvenBy, Service};
+use kite::dial::{BoxConn, Lane};
+use kite::frontend::book::Entry;
+use kite::frontend::kites::{Answer, Order};
+use kite::frontend::limits::Limits;
+use kite::kite::{Protocol, Secret};
+use kite::observe::board::Board;
+use kite::shutdown::{self, Trigger};
+use kite::sniff::TubId;
+use kite::tub::TubKey;
+use kite::visit;
+use kite::wire::Binding;
+use kite::wire::handshake::{
+    BackendHandshake, By, HandshakeError, Options, ProofPolicy, RefusalKind, Step, TubSigner,
+    Verdict, Wanted,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::attacks::{read_frame, read_head};
+use crate::roles::{self, Side, any, ask, config_of, dialer, grant, kites, secret, service, until};
+use crate::witness::node_with_key;
+
+const DOMAIN: &str = "alice.example";
+
+fn open(proof: OpenProof, most: u32) -> Open {
+    Open {
+        domain: DOMAIN.parse().unwrap(),
+        proof,
+        kites: most,
+        per_address: 64,
+        limits: Limits::default(),
+    }
+}
+
+fn frontend(proof: OpenProof, most: u32) -> (Side, tempfile::TempDir) {
+    let state = tempfile::tempdir().unwrap();
+    let grants = vec![grant("*.alice.example", &[Protocol::Foolscap])];
+    let front = roles::start(FrontendConfig {
+        open: Some(open(proof, most)),
+        ..config_of(
+            state.path(),
+            vec![Listen::at(any()), Listen::at(any())],
+            grants,
+        )
+    });
+    (front, state)
+}
+
+fn name(tub: TubId) -> String {
+    format!("{}.{DOMAIN}", tub.as_str())
+}
+
+/// A kite of this name, with the node at `origin` behind it, that shows this key, or none.
+fn tub_kite(tub: TubId, origin: SocketAddr, pem: Option<&str>) -> Service {
+    Service {
+        secret: match pem {
+            Some(pem) => Secret::key(pem.as_bytes()).unwrap(),
+            None => secret("of no use"),
+        },
+        by: match pem {
+            Some(_) => ProvenBy::TubKey,
+            None => ProvenBy::Node,
+        },
+        ..service(Protocol::Foolscap, &name(tub), origin, "x")
+    }
+}
+
+fn fly(front: &Side, kite: Service) -> (Board, Trigger) {
+    let (trigger, order) = shutdown::channel();
+    let to = To {
+        address: front.address.parse().unwrap(),
+        kites: None,
+        tunnels: 1,
+    };
+    let board = Board::default();
+    let plan = Plan::fixed(vec![to], vec![kite]);
+    tokio::spawn(backend::run(plan, dialer(), board.clone(), order));
+    (board, trigger)
+}
+
+async fn flies(front: &Side, tub: TubId) {
+    let kite = format!("http:{}", name(tub));
+    until("it flies", || kites(&front.handle).contains(&kite)).await;
+}
+
+/// Until the backend was told why not.
+async fn refused(board: &Board, why: &str) {
+    let said = || format!("{:?}", board.troubles());
+    until(&format!("it is refused: {why}"), || said().contains(why)).await;
+}
+
+/// Does a visitor of this kite come to its tub?
+async fn reached(front: &Side, tub: TubId) -> bool {
+    let mut conn = TcpStream::connect(front.public).await.unwrap();
+    let host = name(tub).parse().unwrap();
+    match visit::ask(&mut conn, &host, tub).await {
+        Ok(()) => visit::secure(conn, tub).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test]
+async fn a_node_flies_by_its_tub_alone() {
+    let (node, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (_, back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    assert!(reached(&front, tub).await);
+    // Storage alone, and for this tub alone, whatever the frontend carries else.
+    let page = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", name(tub));
+    assert!(ask(front.public, page).await.starts_with(b"HTTP/1.1 403 "));
+    let other = roles::foolscap_request(&name(tub));
+    assert!(ask(front.public, other).await.starts_with(b"HTTP/1.1 404 "));
+    let early = [&visit_request(tub)[..], b"x"].concat();
+    assert!(ask(front.public, early).await.is_empty());
+    // A second tunnel does not take it from the first.
+    let (rival, _rival) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    refused(&rival, "another tunnel flies this kite").await;
+    // A dead tunnel's name is free at once.
+    back.stop();
+    flies(&front, tub).await;
+    until("the rival has it", || {
+        let view = rival.view();
+        view.iter().any(|v| !v.kites.is_empty())
+    })
+    .await;
+    assert!(reached(&front, tub).await);
+}
+
+fn visit_request(tub: TubId) -> Vec<u8> {
+    kite::sniff::foolscap::probe_request(tub, &name(tub).parse().unwrap())
+}
+
+/// The tub is another's, whose node can be reached, as all nodes can: the handshake is relayed to it.
+#[tokio::test]
+async fn another_nodes_tub_is_not_to_be_had_by_relaying_to_it() {
+    let (victim, tub, _) = node_with_key().await;
+    let (own, _, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    // The visit would find the right tub behind this tunnel. The key is not there.
+    let (board, _relay) = fly(&front, tub_kite(tub, victim, None));
+    refused(&board, "wants a proof by the tub's key").await;
+    let (board, _thief) = fly(&front, tub_kite(tub, victim, Some(&pem)));
+    refused(&board, "not that of the tub in its name").await;
+    assert!(kites(&front.handle).is_empty());
+    // The key is there, and the node is not.
+    let (_, tub, pem) = node_with_key().await;
+    let (board, _astray) = fly(&front, tub_kite(tub, own, Some(&pem)));
+    refused(&board, "did not come to the tub").await;
+    assert!(!reached(&front, tub).await && kites(&front.handle).is_empty());
+}
+
+/// Not a promise but a weakness, kept in sight: where the operator takes the node's answer for a proof, whoever can
+/// reach the node can have its name, until its owner comes with the key.
+#[tokio::test]
+async fn weakness_of_the_nodes_proof_a_relay_gets_the_name_until_the_key_comes() {
+    let (victim, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Node, 9);
+    let (relay, _relay) = fly(&front, tub_kite(tub, victim, None));
+    flies(&front, tub).await;
+    // Another one without the key is not preferred.
+    let (second, second_trigger) = fly(&front, tub_kite(tub, victim, None));
+    refused(&second, "another tunnel flies this kite").await;
+    second_trigger.stop();
+    let (owner, _owner) = fly(&front, tub_kite(tub, victim, Some(&pem)));
+    until("the owner has it", || {
+        let up = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
+        up(&owner) && !up(&relay)
+    })
+    .await;
+    flies(&front, tub).await;
+    refused(&relay, "another tunnel flies this kite").await;
+    assert!(reached(&front, tub).await);
+    // And another node than the one in the name is none, with or without.
+    let (other, _, _) = node_with_key().await;
+    let (_, absent, _) = node_with_key().await;
+    let (board, _liar) = fly(&front, tub_kite(absent, other, None));
+    refused(&board, "did not come to the tub").await;
+}
+
+#[tokio::test]
+async fn what_the_operator_gave_away_goes_before_and_places_are_bounded() {
+    let (node, tub, pem) = node_with_key().await;
+    let (second_node, second_tub, second_pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 1);
+    let (first, first_trigger) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    let (second, _second) = fly(&front, tub_kite(second_tub, second_node, Some(&second_pem)));
+    refused(&second, "no place for another kite").await;
+    first_trigger.stop();
+    flies(&front, second_tub).await;
+    drop(first);
+    // Somebody with the operator's leave for all names.
+    let granted = service(Protocol::Foolscap, &name(second_tub), second_node, "right");
+    let (board, _granted) = fly(&front, granted);
+    until("it is the grant's", || {
+        let up = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
+        up(&board) && !up(&second)
+    })
+    .await;
+    assert!(reached(&front, second_tub).await);
+}
+
+/// How an operator answers a complaint: the name becomes his own.
+#[tokio::test]
+async fn a_name_that_the_operator_takes_comes_down_at_once() {
+    let (node, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (board, _back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    let own = grant(&name(tub), &[Protocol::Foolscap]);
+    let order = Order::Add {
+        name: name(tub),
+        entry: Entry::new(&own),
+    };
+    assert!(matches!(front.handle.kites(order).await, Answer::Done));
+    assert!(kites(&front.handle).is_empty());
+    refused(&board, "the frontend does not know this name").await;
+}
+
+#[tokio::test]
+async fn a_frontend_that_is_not_open_says_so() {
+    let (node, tub, pem) = node_with_key().await;
+    let front = roles::frontend(&[Protocol::Foolscap]);
+    let (board, _back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    refused(&board, "lets no kite prove itself by its tub").await;
+}
+
+async fn dial(to: &str) -> (BoxConn, Binding) {
+    let dialled = dialer().dial(&to.parse().unwrap(), Lane(0)).await.unwrap();
+    (dialled.conn, dialled.binding.unwrap())
+}
+
+/// Registers by hand; what became of it, and all that was sent.
+async fn register(
+    conn: &mut BoxConn,
+    tub: TubId,
+    by: By,
+    bound_to: Binding,
+) -> (Result<Verdict, HandshakeError>, Vec<Vec<u8>>) {
+    let wanted = Wanted {
+        proto: "http".into(),
+        name: name(tub).parse().unwrap(),
+        secret: secret("of no use"),
+        bsalt: "5a17".repeat(9),
+        end_tls: false,
+        by,
+    };
+    let options = Options {
+        proof: ProofPolicy::Demand(bound_to),
+        ..Options::default()
+    };
+    let (mut machine, request) = BackendHandshake::new(vec![wanted], options, || "0123abcd".into());
+    let mut sent = vec![request.to_vec()];
+    conn.write_all(&request).await.unwrap();
+    conn.flush().await.unwrap();
+    let mut buf = bytes::BytesMut::new();
+    loop {
+        match machine.step(&mut buf) {
+            Err(e) => return (Err(e), sent),
+            Ok(Step::Done(verdict)) => return (Ok(*verdict), sent),
+            Ok(Step::Send(more)) => {
+                sent.push(more.to_vec());
+                conn.write_all(&more).await.unwrap();
+                conn.flush().await.unwrap();
+            }
+            Ok(Step::NeedMore) => assert!(conn.read_buf(&mut buf).await.unwrap() > 0),
+            Ok(Step::Redial(_)) => panic!("no reason to dial again"),
+        }
+    }
+}
+
+fn signer(pem: &str) -> By {
+    let key = Arc::new(TubKey::read(pem.as_bytes()).unwrap());
+    let certificate = key.certificate().to_vec();
+    By::Tub(Some(TubSigner::new(&certificate, move |m| key.sign(m))))
+}
+
+/// All that a tub's kite says can be heard by a hostile frontend, and said again to another, or later.
+#[tokio::test]
+async fn a_tubs_proof_is_worth_nothing_on_another_connection() {
+    let (_, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (mut conn, here) = dial(&front.address).await;
+    let (verdict, sent) = register(&mut conn, tub, signer(&pem), here).await;
+    assert_eq!(
+        verdict.unwrap().flying.len(),
+        1,
+        "it is heard, and will be visited"
+    );
+    drop(conn);
+    // Nobody has answered the visit.
+    assert!(kites(&front.handle).is_empty());
+
+    // Its challenge is still good; the connection is another.
+    let (mut conn, _) = dial(&front.address).await;
+    conn.write_all(&sent[0]).await.unwrap();
+    conn.flush().await.unwrap();
+    read_head(&mut conn).await.unwrap();
+    conn.write_all(&sent[1]).await.unwrap();
+    conn.flush().await.unwrap();
+    let verdict = read_frame(&mut conn).await.unwrap();
+    assert!(verdict.contains(";tub\r\n"), "{verdict}");
+
+    // A kite that was led to a hostile frontend signs for its connection with that one.
+    let (mut conn, _) = dial(&front.address).await;
+    let elsewhere = Binding::Tls([7; 32]);
+    let (verdict, _) = register(&mut conn, tub, signer(&pem), elsewhere).await;
+    let refused = verdict.unwrap().refused;
+    assert_eq!(refused[0].why, RefusalKind::Tub);
+    assert!(kites(&front.handle).is_empty());
+}
+
+/// Old backends see nothing of it: without the word, nothing is said of tubs, and no tub's name is theirs.
+#[tokio::test]
+async fn who_does_not_say_the_word_hears_nothing_of_it() {
+    let (_, tub, _) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let mut conn: BoxConn = Box::new(TcpStream::connect(front.public).await.unwrap());
+    let request = format!(
+        "CONNECT PageKite:1 HTTP/1.0\r\nX-PageKite-Features: AddKites\r\nX-PageKite: http:{}:b::{}\r\n\r\n",
+        name(tub),
+        "0".repeat(36)
+    );
+    conn.write_all(request.as_bytes()).await.unwrap();
+    let answer = read_head(&mut conn).await.unwrap();
+    assert!(answer.contains("X-PageKite-SignThis: "), "{answer}");
+    assert!(!answer.contains("KiteTub"), "{answer}");
+}

@@ -1,0 +1,104 @@
+"""An open frontend and a real Tahoe node: registered by its Tub ID, and by nothing else.
+
+The same over Tor is in test_tahoe_over_tor.py.
+"""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import new_address, supervised
+from island import Island
+from kite import Backend, Frontend, Kite, binary
+from tahoe import Client, Introducer, Storage, in_parallel, new_tub
+from traffic import Tap, random_bytes, sha256
+
+INTRO, INTRODUCER = "intro.strangers.example", "10.77.5.9"
+DOMAIN = "strangers.example"
+SIZE = 300_000
+UNPROVEN = "KITE-F47"
+
+
+class World:
+    """A node that runs, and what it is called at an open frontend."""
+
+    def __init__(self, sup, undo):
+        self.sup, self.ip, self.machine = sup, new_address(), Island()
+        key = sup.directory / "node.pem"
+        self.tub = new_tub(key)
+        self.name = f"{self.tub}.{DOMAIN}"
+        hosts = {INTRO: INTRODUCER, self.name: self.ip}
+        introducer = Introducer(sup, sup.directory / "introducer", hosts, INTRO, INTRODUCER, 45006).run()
+        self.node, self.client = in_parallel(
+            lambda: Storage(sup, sup.directory / "node", hosts, self.machine, introducer.furl, [f"tcp:{self.name}:80"],
+                            force_foolscap=True),
+            lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45066, shares=(1, 1, 1)))
+        self.node.change("node", **{"tub.port": "tcp:49299:interface=127.0.0.1"})
+        self.key = self.node.dir / "private" / "node.pem"
+        shutil.copy(key, self.key)
+        self.node.run()
+        self.client.run()
+        self.tap = Tap(self.machine, ("127.0.0.1", 49299))
+        undo(self.tap.close)
+
+    def frontend(self, name, ip, proof="key"):
+        return Frontend(self.sup, name, ip, [], keys={"policy": "storage-only"},
+                        tables=f'[open]\ndomain = "{DOMAIN}"\nproof = "{proof}"\n').start()
+
+    def kite(self, name=None, **more):
+        return Kite("foolscap", name or self.name, self.tap.address, proof="tub", **more)
+
+
+@pytest.fixture(scope="module")
+def world(kite, tmp_path_factory, request):
+    with supervised(tmp_path_factory.mktemp("strangers")) as sup:
+        yield World(sup, request.addfinalizer)
+
+
+def test_a_node_is_registered_by_its_tub_alone(world):
+    frontend, kite = world.frontend("frontend", world.ip), world.kite(secret_file=world.key)
+    backend = Backend(world.sup, "backend", [frontend.pinned()], [kite]).start()
+    frontend.wait_up(kite)
+    backend.wait_up(kite, world.ip)
+    world.client.wait_connected(1, lambda status: f"Connected to tcp:{world.name}:80" in status)
+    data = random_bytes(30, SIZE)
+    assert sha256(world.client.download(world.client.upload(data))) == sha256(data)
+    # The key signs, and is in no log.
+    secret = [line for line in world.key.read_text().splitlines() if len(line) == 64]
+    assert secret and not any(line in log.read_text() for line in secret for log in (frontend.proc.log, backend.proc.log))
+
+
+def test_a_relayed_handshake_is_refused(world):
+    """Whoever can reach the node relays the frontend's visit to it; the handshake is genuine, and not enough."""
+    frontend, relay = world.frontend("strict", new_address()), world.kite()
+    backend = Backend(world.sup, "relay", [frontend.pinned()], [relay]).start()
+    backend.proc.wait_log(re.escape(UNPROVEN) + ".*wants a proof by the tub's key", 20)
+    # With another tub's key it does not even start under this name.
+    other = world.sup.directory / "other.pem"
+    new_tub(other)
+    other.chmod(0o600)
+    thief = Backend(world.sup, "thief", [frontend.pinned()], [world.kite(secret_file=other)])
+    done = subprocess.run([binary(), "backend", *thief.flags()], capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0 and "the key of another tub" in done.stderr
+    # And with a name of its own it is the wrong node that answers.
+    liar = world.kite(f"{new_tub(world.sup.directory / 'third.pem')}.{DOMAIN}",
+                      secret_file=world.sup.directory / "third.pem")
+    (world.sup.directory / "third.pem").chmod(0o600)
+    backend = Backend(world.sup, "liar", [frontend.pinned()], [liar]).start()
+    backend.proc.wait_log(re.escape(UNPROVEN) + ".*did not come to the tub", 20)
+    assert "kite up" not in frontend.proc.text()
+
+
+def test_where_the_nodes_answer_is_enough_the_owner_takes_its_name_back(world):
+    """The weakness that `proof = "node"` has, and its end."""
+    frontend, relay = world.frontend("lax", new_address(), proof="node"), world.kite()
+    squatter = Backend(world.sup, "squatter", [frontend.pinned()], [relay]).start()
+    frontend.wait_up(relay)
+    mark = frontend.proc.mark()
+    owner = Backend(world.sup, "owner", [frontend.pinned()], [world.kite(secret_file=world.key)]).start()
+    frontend.wait_down(relay, since=mark)
+    frontend.wait_up(relay, since=mark)
+    squatter.proc.wait_log("another tunnel flies this kite", 20)
+    assert owner.tunnels() == ["up"]
