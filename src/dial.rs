@@ -356,6 +356,16 @@ pub fn tune_tunnel(socket: &tokio::net::TcpStream) {
     let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(TUNNEL_UNSENT);
 }
 
+/// Unsent bytes that the kernel may hold for a visitor, or for an origin. Whoever reads nothing would be held some megabytes
+/// else, and a thousand of those all that the kernel has for TCP: then every connection of the machine crawls.
+pub const STREAM_UNSENT: u32 = 128 * 1024;
+
+/// For a connection that a stream is joined with: see [`STREAM_UNSENT`].
+pub fn tune_stream(socket: &tokio::net::TcpStream) {
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(STREAM_UNSENT);
+}
+
 /// Small writes leave at once, and a peer that vanished is noticed.
 fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
     let keepalive = socket2::TcpKeepalive::new()

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub mod account;
 pub mod accounts;
@@ -18,6 +18,7 @@ pub mod authority;
 pub mod balancer;
 pub mod book;
 mod certificates;
+pub mod doorstep;
 pub mod invitations;
 pub mod invited;
 mod join;
@@ -35,6 +36,7 @@ mod visitor;
 
 use crate::code::{Code, Coded};
 use crate::config::{FrontendConfig, Listen};
+use crate::descriptors;
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
 use crate::listen::{self, TcpListener, TcpStream};
@@ -50,12 +52,13 @@ use auth::Judge;
 use authority::Authorities;
 use book::BookError;
 use certificates::Certificates;
+use doorstep::Doorstep;
 use motd::Motd;
 use registry::{Registry, TunnelView};
 use storage::Policy;
 
-/// Connections served at a time, visitors and backends together. More wait in the
-/// kernel's queue.
+/// Connections served at a time, visitors and backends together, if the process may have as many files open. For more, those
+/// that have not said what they want are closed; if there are none, new ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
 /// How long visitors in the middle of something may go on after the order to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -156,10 +159,15 @@ struct Shared {
     uuid: String,
     pool: Pool,
     slots: Arc<Semaphore>,
+    /// All slots.
+    most: usize,
+    doorstep: Arc<Doorstep>,
     /// Connections that were turned away behind a load balancer.
     unintroduced: Hush,
     /// What was said of kites that may not fly.
     refused: Hushes,
+    /// Requests for a tunnel that came to nothing.
+    in_vain: Hush,
 }
 
 impl Frontend {
@@ -195,6 +203,7 @@ impl Frontend {
         });
         let issuer = issuer.transpose()?;
         let registry = Registry::default();
+        let most = descriptors::room_for(MAX_CONNECTIONS);
         let shared = Shared {
             strangers: registry.ledger().count(Of::default()),
             judge: Judge::new(
@@ -217,9 +226,12 @@ impl Frontend {
             log_peers: config.log_peers,
             uuid: crate::random::random_hex(40),
             pool: Pool::new(),
-            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            slots: Arc::new(Semaphore::new(most)),
+            most,
+            doorstep: Arc::default(),
             unintroduced: Hush::default(),
             refused: Hushes::default(),
+            in_vain: Hush::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -326,7 +338,7 @@ impl Handle {
         let mut conns = pin!(conns);
         loop {
             // Without a slot new connections wait in the service.
-            let Ok(slot) = self.0.slots.clone().acquire_owned().await else {
+            let Some(slot) = self.0.slot().await else {
                 return;
             };
             let Some(conn) = conns.next().await else {
@@ -385,8 +397,8 @@ async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen)
     let port = public_port(&listener, &listen);
     let balancers = listen.balancers.map(Arc::new);
     loop {
-        // Nobody closes the semaphore; without a slot new connections wait in the kernel.
-        let Ok(slot) = shared.slots.clone().acquire_owned().await else {
+        // Without a slot new connections wait in the kernel.
+        let Some(slot) = shared.slot().await else {
             return;
         };
         let (conn, peer) = listen::accept(&listener).await;
@@ -416,6 +428,24 @@ struct Arrival {
 }
 
 impl Shared {
+    /// A slot for one more connection. If all are taken, one that stands at the doorstep is closed for it; if there is none,
+    /// this waits until somebody leaves.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = self.slots.clone().try_acquire_owned() {
+            return Some(slot);
+        }
+        self.doorstep.send_one_away();
+        // Nobody closes the semaphore.
+        self.slots.clone().acquire_owned().await.ok()
+    }
+
+    /// A request for a tunnel came to nothing. Strangers can bring that about, so it is seldom said.
+    fn in_vain(&self, what: impl FnOnce() -> String) {
+        if let Some(before) = self.in_vain.due(Instant::now()) {
+            tracing::info!("{}{before}", what());
+        }
+    }
+
     /// Is this the frontend's own public name?
     fn is_called(&self, name: &KiteName) -> bool {
         let own = self.name.as_ref();

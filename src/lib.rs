@@ -33,6 +33,7 @@ pub mod code;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod descriptors;
 pub mod dial;
 pub mod explain;
 pub mod frontend;

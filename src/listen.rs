@@ -7,8 +7,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,7 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::code::Code;
-use crate::dial::{BoxConn, tune_tunnel};
+use crate::dial::{BoxConn, tune_stream, tune_tunnel};
+use crate::observe::hush::Hush;
 use crate::tunnel::splice::Local;
 
 /// Connections that the kernel holds for us until they are accepted.
@@ -201,7 +203,7 @@ impl LocalListener {
             Listening::Unix(listener) => loop {
                 match listener.accept().await {
                     Ok((conn, _)) => return Box::new(conn),
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Err(e) => wait_out(&e).await,
                 }
             },
         }
@@ -221,18 +223,24 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                     .with_interval(KEEPALIVE_INTERVAL)
                     .with_retries(KEEPALIVE_TRIES);
                 let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&probe);
+                tune_stream(&stream);
                 return (stream, peer);
             }
-            Err(e) => {
-                tracing::warn!(
-                    "[{}] cannot accept a connection: {}; trying again",
-                    Code::AcceptFailed,
-                    e.kind()
-                );
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Err(e) => wait_out(&e).await,
         }
     }
+}
+
+/// Accepting failed. A minute of it is one line in the log, or a shortage of files would become one of disk.
+async fn wait_out(error: &io::Error) {
+    static NOISE: LazyLock<Hush> = LazyLock::new(Hush::default);
+    if let Some(before) = NOISE.due(Instant::now()) {
+        tracing::warn!(
+            "[{}] cannot accept a connection: {error}; trying again{before}",
+            Code::AcceptFailed
+        );
+    }
+    tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
 /// What may be a part of something that waits for an acknowledgement, in bytes: two full segments are none.

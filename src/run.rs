@@ -18,10 +18,12 @@ use crate::backend::{self};
 use crate::code::{Code, Coded};
 use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
 use crate::control::{self, Desk};
+use crate::descriptors;
+use crate::dial::origin::MAX_ORIGIN_CONNECTIONS;
 use crate::dial::supervisor::Supervisor;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressError, TorDialer};
 use crate::frontend::onion::OnionDoor;
-use crate::frontend::{Frontend, FrontendError, Handle, cannot_listen, kites};
+use crate::frontend::{Frontend, FrontendError, Handle, MAX_CONNECTIONS, cannot_listen, kites};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
@@ -150,6 +152,7 @@ pub async fn frontend(
         config: config.onion.config.clone(),
     });
     let (state_dir, local) = (config.state_dir.clone(), config.local.clone());
+    descriptors::raise(MAX_CONNECTIONS);
     let frontend = Frontend::new(config)?;
     let doors = Doors::open(&local, &state_dir, Role::Frontend)?;
     let onion: Arc<OnceLock<String>> = Arc::default();
@@ -295,6 +298,7 @@ impl Backend {
 
     /// Chooses the way out, and opens what a sandboxed process could not open any more.
     pub fn prepare(config: BackendConfig) -> Result<Self, RunError> {
+        descriptors::raise(MAX_ORIGIN_CONNECTIONS);
         let egress = Egress::decide(config.egress())?;
         let tls = TlsClient::new(config.ca_file.as_deref())?;
         let open = |address| {

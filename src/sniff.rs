@@ -8,7 +8,8 @@
 //! Three promises, all tested:
 //!
 //! * One call is O(n) in the bytes given, and never looks beyond
-//!   [`MAX_FIRST_FLIGHT`] of them.
+//!   [`MAX_FIRST_FLIGHT`] of them. [`Again`] says when a call is worth it, so that
+//!   all calls for one visitor together are, too.
 //! * The answer never depends on how the bytes were split: checks happen in the
 //!   order of the bytes, so a prefix gives either `NeedMore` or the answer that
 //!   every longer prefix gives too.
@@ -26,6 +27,7 @@
 //! assert!(matches!(sniff(b"\x00\x01"), Sniff::Refuse(_)));
 //! ```
 
+mod again;
 pub mod foolscap;
 pub mod http;
 pub mod minecraft;
@@ -33,6 +35,7 @@ pub mod storage;
 pub mod tls;
 pub mod xmpp;
 
+pub use again::Again;
 pub use foolscap::TubId;
 pub use http::{HttpHead, HttpKind, MAX_HTTP_HEAD};
 pub use tls::{ACME_ALPN, CERTIFIED_ALPN, ClientHello, MAX_CLIENT_HELLO, TUNNEL_ALPN};

@@ -139,9 +139,11 @@ impl Tunnel {
     where
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let mut mux = Mux::new(settings, Instant::now());
+        mux.draw_on(pool.budget());
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                mux: Mux::new(settings, Instant::now()),
+                mux,
                 wakers: HashMap::new(),
                 driver: None,
                 opened: VecDeque::new(),
@@ -425,6 +427,19 @@ impl TunnelStream {
         let mut one = VecDeque::new();
         std::future::poll_fn(|cx| self.poll_read(cx, &mut one, 1)).await?;
         Ok(one.pop_front())
+    }
+
+    /// Ready once the stream was broken off on our side. Whoever cannot pass on what it has read asks this, or it would hold
+    /// that for as long as its own side takes nothing.
+    pub fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<Aborted> {
+        let mut state = self.shared.lock();
+        if state.mux.is_lost(self.sid) {
+            return Poll::Ready(Aborted);
+        }
+        if let Some(wakers) = state.wakers.get_mut(&self.sid) {
+            set(&mut wakers.read, cx);
+        }
+        Poll::Pending
     }
 
     /// `n` bytes of what was read have been passed on: the peer may send as many more.

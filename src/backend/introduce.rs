@@ -4,6 +4,7 @@
 //! Sans-IO. What is told comes from the frontend, and is as true as the frontend is honest. It is read into
 //! numbers and written anew, so no text of a frontend's gets into a header or a request.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
@@ -79,13 +80,18 @@ fn from(open: &Open) -> Option<SocketAddr> {
 }
 
 /// Writes the head anew: every line as it was and where it was, new ones behind the request line, and
-/// [`OLD`] before the names that only we may use.
+/// [`OLD`] before the names that only we may use. Each line ends in CR LF: an origin that knows no other end would
+/// read on behind ours, and take lines for the head's that have not been looked at.
 fn edit(tell: &Tell, open: &Open, head: &HttpHead, first: &[u8], out: &mut Vec<u8>) {
     let mut lines = first
         .get(..head.len)
         .unwrap_or_default()
         .split_inclusive(|&b| b == b'\n');
-    out.extend_from_slice(lines.next().unwrap_or_default());
+    let request = lines.next().unwrap_or_default();
+    match tell.rewrite_host {
+        Some(_) => put_line(out, &without_authority(request)),
+        None => put_line(out, request),
+    }
     if tell.forwarded_headers {
         // An origin that is told nothing would take the visitor for this machine.
         let by = from(open).map_or("unknown".to_owned(), |a| a.ip().to_string());
@@ -118,8 +124,35 @@ fn edit(tell: &Tell, open: &Open, head: &HttpHead, first: &[u8], out: &mut Vec<u
         if tell.replaces(name) {
             out.extend_from_slice(OLD);
         }
-        out.extend_from_slice(line);
+        put_line(out, line);
     }
+}
+
+/// With its end, whatever that was.
+fn put_line(out: &mut Vec<u8>, line: &[u8]) {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    out.extend_from_slice(line.strip_suffix(b"\r").unwrap_or(line));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A request line without the host that its target may name: an origin would take that for the one that is meant, whatever
+/// `Host` says (RFC 9112 §3.2.2).
+fn without_authority(line: &[u8]) -> Cow<'_, [u8]> {
+    let mut words = line.splitn(3, |&b| b == b' ');
+    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next())
+    else {
+        return line.into();
+    };
+    let Some(path) = http::behind_authority(target) else {
+        return line.into();
+    };
+    let path: Cow<'_, [u8]> = match path {
+        // OPTIONS of all that there is (RFC 9112 §3.2.4).
+        b"" if method == b"OPTIONS" => b"*".into(),
+        [b'/', ..] => path.into(),
+        path => [b"/", path].concat().into(),
+    };
+    [method, b" ", &path, b" ", version].concat().into()
 }
 
 impl Tell {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch::Receiver;
 
@@ -21,7 +21,7 @@ use crate::observe::board::Tally;
 use crate::observe::hush::{Hush, Hushes};
 use crate::observe::traffic::{Count, Reason};
 use crate::refusal;
-use crate::sniff::Voice;
+use crate::sniff::{Again, Voice};
 use crate::tunnel::splice::{Inspect, Local, Objection, splice};
 use crate::tunnel::{Incoming, TunnelStream};
 use crate::wire::frame::Open;
@@ -285,28 +285,37 @@ enum Turned {
     Left,
 }
 
-/// Reads until the gate lets the origin be dialled. What has been read is kept as it came.
+/// Reads until the gate lets the origin be dialled. What has been read is kept; small pieces are joined, as each would take
+/// many times its length, and shown when they are worth a look.
 async fn first_flight(
     stream: &mut TunnelStream,
     gate: &mut Gate,
 ) -> Result<VecDeque<Bytes>, Turned> {
-    let mut held = VecDeque::new();
+    let (mut held, mut shown) = (BytesMut::new(), 0);
+    let mut again = Again::default();
     while !gate.is_open() {
-        let Some(chunk) = stream.read().await.map_err(|_| Turned::Left)? else {
-            return match gate.visitor_closed() {
-                Verdict::Refuse(why) => Err(Turned::Away(why)),
-                Verdict::Wait | Verdict::Pass => Ok(held),
-            };
-        };
-        let verdict = gate.from_visitor(&chunk);
-        held.push_back(chunk);
+        let chunk = stream.read().await.map_err(|_| Turned::Left)?;
+        let is_last = chunk.is_none();
+        held.extend_from_slice(&chunk.unwrap_or_default());
+        if !is_last && !again.is_due(&held) {
+            continue;
+        }
+        let new = held.get(shown..).filter(|new| !new.is_empty());
+        let mut verdict = new.map_or(Verdict::Wait, |new| gate.from_visitor(new));
+        shown = held.len();
+        if is_last && verdict == Verdict::Wait {
+            verdict = gate.visitor_closed();
+        }
         match verdict {
-            Verdict::Pass => break,
-            Verdict::Wait => {}
+            Verdict::Wait if !is_last => {}
             Verdict::Refuse(why) => return Err(Turned::Away(why)),
+            Verdict::Wait | Verdict::Pass => break,
         }
     }
-    Ok(held)
+    Ok(Some(held.freeze())
+        .filter(|held| !held.is_empty())
+        .into_iter()
+        .collect())
 }
 
 fn refuse(stream: TunnelStream, voice: Voice) {

@@ -1063,4 +1063,12 @@ catalogue! {
         then: Ends,
         example: "user = kite: the state directory /var/lib/kite belongs to root; run: chown -R kite: /var/lib/kite",
     }
+    FewFiles = "KITE-C54" {
+        title: "fewer connections can be taken than kite is made for",
+        cause: "The limit of open files of this process is low, and could not be raised. Each connection is one file. Those that are too many wait until others end.",
+        subject: "this machine, or the unit that starts kite",
+        remedy: "Raise the limit of open files (`ulimit -n`, LimitNOFILE= in a unit) to the number that the message names.",
+        then: GoesOn,
+        example: "this process may have 1024 files open, so it takes 768 connections at a time instead of 16384; …",
+    }
 }

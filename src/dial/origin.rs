@@ -2,18 +2,29 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{OriginAddr, tune};
+use super::{OriginAddr, tune, tune_stream};
 use crate::code::{Code, Coded};
+use crate::descriptors;
 
 /// Longest wait for an origin. It is on this machine, or in the next room at most.
 pub const ORIGIN_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections to origins at a time, of all tunnels of this process, if it may have as many files open. Visitors beyond that
+/// are refused: Tor and the state directory need files, too.
+pub const MAX_ORIGIN_CONNECTIONS: usize = 8 * 1024;
+
+/// Counted from the first dial on, when the process has the limit that it will have.
+static SLOTS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(descriptors::room_for(MAX_ORIGIN_CONNECTIONS)));
 
 /// Opens connections to origins. Used in Tor mode too: an origin is no way to the Internet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +39,11 @@ pub enum OriginError {
     /// Too slow: most often a full queue of a server that hangs.
     #[error("the origin {0} did not answer within {secs} s", secs = ORIGIN_DIAL_TIMEOUT.as_secs())]
     TimedOut(OriginAddr),
+    /// No more files may be opened for origins.
+    #[error(
+        "the origin {0} was not dialled: as many connections to origins are open as there may be"
+    )]
+    TooMany(OriginAddr),
     /// The rest.
     #[error("the origin {0} cannot be reached ({1})")]
     Failed(OriginAddr, io::ErrorKind),
@@ -39,6 +55,9 @@ impl OriginError {
         match self {
             Self::Refused(_) => "check that the server runs, and that it listens on this address",
             Self::TimedOut(_) => "look at the server: it accepts no connections",
+            Self::TooMany(_) => {
+                "raise the limit of open files, or limit the kite's streams at its frontend"
+            }
             Self::Failed(..) => {
                 "check the address, the socket's permissions and the limits of open files"
             }
@@ -51,7 +70,7 @@ impl Coded for OriginError {
         match self {
             Self::Refused(_) => Code::OriginDown,
             Self::TimedOut(_) => Code::OriginSlow,
-            Self::Failed(..) => Code::OriginUnreachable,
+            Self::TooMany(_) | Self::Failed(..) => Code::OriginUnreachable,
         }
     }
 }
@@ -64,8 +83,15 @@ impl OriginDialer {
 
     /// Opens a connection within [`ORIGIN_DIAL_TIMEOUT`].
     pub async fn dial(&self, to: &OriginAddr) -> Result<OriginConn, OriginError> {
+        // Nobody closes the semaphore.
+        let Ok(slot) = SLOTS.try_acquire() else {
+            return Err(OriginError::TooMany(to.clone()));
+        };
         match timeout(ORIGIN_DIAL_TIMEOUT, connect(to)).await {
-            Ok(Ok(conn)) => Ok(conn),
+            Ok(Ok(socket)) => Ok(OriginConn {
+                socket,
+                _slot: slot,
+            }),
             Ok(Err(error)) => Err(match error.kind() {
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
                     OriginError::Refused(to.clone())
@@ -81,23 +107,28 @@ impl OriginDialer {
     clippy::disallowed_methods,
     reason = "origins are literal addresses or paths, listed by the operator"
 )]
-async fn connect(to: &OriginAddr) -> io::Result<OriginConn> {
+async fn connect(to: &OriginAddr) -> io::Result<Socket> {
     match to {
         OriginAddr::Tcp(addr) => {
             let conn = TcpStream::connect(*addr).await?;
             tune(&conn)?;
-            Ok(OriginConn::Tcp(conn))
+            tune_stream(&conn);
+            Ok(Socket::Tcp(conn))
         }
-        OriginAddr::Unix(path) => Ok(OriginConn::Unix(UnixStream::connect(path).await?)),
+        OriginAddr::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
     }
 }
 
 /// A connection to an origin.
 #[derive(Debug)]
-pub enum OriginConn {
-    /// Over TCP.
+pub struct OriginConn {
+    socket: Socket,
+    _slot: SemaphorePermit<'static>,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(TcpStream),
-    /// Over a Unix socket.
     Unix(UnixStream),
 }
 
@@ -105,7 +136,7 @@ impl OriginConn {
     /// Makes the drop that follows send a reset instead of an orderly end, so that the
     /// origin does not take a broken-off upload for a whole one. Unix sockets have no such thing.
     pub fn reset(&self) {
-        if let Self::Tcp(conn) = self {
+        if let Socket::Tcp(conn) = &self.socket {
             // A socket that cannot be told so is broken already.
             let _ = conn.set_zero_linger();
         }
@@ -118,9 +149,9 @@ impl AsyncRead for OriginConn {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(conn) => Pin::new(conn).poll_read(cx, buf),
-            Self::Unix(conn) => Pin::new(conn).poll_read(cx, buf),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(conn) => Pin::new(conn).poll_read(cx, buf),
+            Socket::Unix(conn) => Pin::new(conn).poll_read(cx, buf),
         }
     }
 }
@@ -131,9 +162,9 @@ impl AsyncWrite for OriginConn {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(conn) => Pin::new(conn).poll_write(cx, buf),
-            Self::Unix(conn) => Pin::new(conn).poll_write(cx, buf),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(conn) => Pin::new(conn).poll_write(cx, buf),
+            Socket::Unix(conn) => Pin::new(conn).poll_write(cx, buf),
         }
     }
 
@@ -142,9 +173,9 @@ impl AsyncWrite for OriginConn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(conn) => Pin::new(conn).poll_write_vectored(cx, bufs),
-            Self::Unix(conn) => Pin::new(conn).poll_write_vectored(cx, bufs),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(conn) => Pin::new(conn).poll_write_vectored(cx, bufs),
+            Socket::Unix(conn) => Pin::new(conn).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -153,16 +184,16 @@ impl AsyncWrite for OriginConn {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(conn) => Pin::new(conn).poll_flush(cx),
-            Self::Unix(conn) => Pin::new(conn).poll_flush(cx),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(conn) => Pin::new(conn).poll_flush(cx),
+            Socket::Unix(conn) => Pin::new(conn).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(conn) => Pin::new(conn).poll_shutdown(cx),
-            Self::Unix(conn) => Pin::new(conn).poll_shutdown(cx),
+        match &mut self.get_mut().socket {
+            Socket::Tcp(conn) => Pin::new(conn).poll_shutdown(cx),
+            Socket::Unix(conn) => Pin::new(conn).poll_shutdown(cx),
         }
     }
 }

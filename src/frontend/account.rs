@@ -103,6 +103,15 @@ impl Left {
     }
 }
 
+/// Of what an authority has said how much is left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Named {
+    /// [`Limits::quota`].
+    pub bytes: bool,
+    /// [`Limits::connections`].
+    pub connections: bool,
+}
+
 /// The account of one grant.
 pub struct Account {
     /// What it is called in the book: the grant's pattern.
@@ -175,14 +184,17 @@ impl Account {
         self.settle(&mut state, now_unix());
     }
 
-    /// So much is left, as its authority has just said: what was used before does not count.
-    pub fn begin_anew(&self, limits: Limits, expires: Option<u64>, now_unix: u64) {
+    /// Its authority has just said how much is left: of what it named, what was used before does not count. What it says
+    /// nothing of goes on as it was.
+    pub fn renew(&self, named: Named, limits: Limits, expires: Option<u64>, now_unix: u64) {
         let mut state = self.lock();
-        self.bytes.store(0, Ordering::Relaxed);
-        state.used = Used {
-            since: now_unix,
-            ..Used::default()
-        };
+        self.settle(&mut state, now_unix);
+        if named.bytes {
+            state.used.bytes = 0;
+        }
+        if named.connections {
+            state.used.connections = 0;
+        }
         state.limits = limits;
         state.expires = expires;
         state.end = None;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -18,7 +18,7 @@ pub(crate) mod program;
 
 pub use self::judge::{Judge, Judged, Verdict};
 
-use super::account::{Account, End};
+use super::account::{Account, End, Named};
 use super::limits::{DAY, Limits, Rate, Size};
 use crate::code::Code;
 use crate::kite::{KiteName, Protocol, Secret};
@@ -129,7 +129,8 @@ struct Office {
 
 /// A kite that flies by an authority's word.
 struct Asked {
-    account: Weak<Account>,
+    /// Kept after it has come down if something of it is counted here: who registers anew has used what it had used.
+    account: Arc<Account>,
     /// What it proved itself with, which can be shown again.
     line: ServiceLine,
     /// What it proved to know; none if the authority saw to that.
@@ -219,22 +220,23 @@ impl Authorities {
         }
         let (limits, expires) = word.limits(&office.authority.limits, now_unix);
         let mut asked = self.asked();
-        if asked.len() >= MAX_ASKED {
-            asked.retain(|_, asked| asked.account.strong_count() > 0);
+        let key = (at, name.clone());
+        if asked.len() >= MAX_ASKED && !asked.contains_key(&key) {
+            asked.retain(|_, asked| asked.flies());
             if asked.len() >= MAX_ASKED {
                 return Ruling::Unanswered(Silence::Busy);
             }
         }
-        let key = (at, name.clone());
-        let account = match asked.get(&key).and_then(|asked| asked.account.upgrade()) {
-            Some(account) => {
-                account.begin_anew(limits, expires, now_unix);
+        let account = match asked.get(&key) {
+            Some(asked) => {
+                let account = asked.account.clone();
+                account.renew(word.named(), limits, expires, now_unix);
                 account
             }
             None => Account::new(name.as_str(), limits, expires, None),
         };
         let entry = Asked {
-            account: Arc::downgrade(&account),
+            account: account.clone(),
             line: line.clone(),
             secret: word.secret.clone(),
             next: Instant::now() + AGAIN,
@@ -252,8 +254,10 @@ impl Authorities {
     pub async fn review(&self, now: Instant, now_unix: u64) {
         let due: Vec<_> = {
             let mut asked = self.asked();
-            asked.retain(|_, asked| asked.account.strong_count() > 0);
-            let due = asked.iter_mut().filter(|(_, asked)| asked.next <= now);
+            asked.retain(|(at, _), asked| asked.flies() || self.counts(*at));
+            let due = asked
+                .iter_mut()
+                .filter(|(_, asked)| asked.next <= now && asked.flies());
             due.map(|(key, asked)| {
                 asked.next = now + AGAIN;
                 (key.clone(), asked.line.clone())
@@ -282,9 +286,7 @@ impl Authorities {
         let Some(entry) = asked.get_mut(&key) else {
             return;
         };
-        let Some(account) = entry.account.upgrade() else {
-            return;
-        };
+        let account = entry.account.clone();
         match word {
             Ok(Word {
                 refused: Some(why), ..
@@ -296,7 +298,7 @@ impl Authorities {
             Ok(word) => {
                 entry.unanswered = 0;
                 let (limits, expires) = word.limits(&authority.limits, now_unix);
-                account.begin_anew(limits, expires, now_unix);
+                account.renew(word.named(), limits, expires, now_unix);
             }
             // Others were answered meanwhile: that says nothing of this kite, and strangers can bring it about.
             Err(Silence::Busy) => entry.next = now + SOON,
@@ -315,8 +317,21 @@ impl Authorities {
         }
     }
 
+    /// Do this authority's kites have limits of the operator's, of which we keep count?
+    fn counts(&self, at: usize) -> bool {
+        let office = self.all.get(at);
+        office.is_some_and(|office| office.authority.limits.is_metered())
+    }
+
     fn asked(&self) -> MutexGuard<'_, HashMap<(usize, KiteName), Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Asked {
+    /// Somebody besides us has the account.
+    fn flies(&self) -> bool {
+        Arc::strong_count(&self.account) > 1
     }
 }
 
@@ -360,6 +375,14 @@ impl Word {
         }
     }
 
+    /// Of what it says how much is left.
+    fn named(&self) -> Named {
+        Named {
+            bytes: self.kb.is_some(),
+            connections: self.connections.is_some(),
+        }
+    }
+
     /// As limits from now on.
     fn limits(&self, usual: &Limits, now_unix: u64) -> (Limits, Option<u64>) {
         let own = Limits {
@@ -377,6 +400,7 @@ impl Word {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::account::now_unix;
     use std::os::unix::fs::PermissionsExt;
 
     /// Authorities with one program, which is this script.
@@ -480,6 +504,58 @@ mod tests {
         assert_eq!(account.standing(1000), Err(refused));
         let again = rule(&program(&dir, "echo '{}'", 8)).await;
         assert!(matches!(again, Ruling::Refused(_)));
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_counts_is_counted_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut authorities = program(&dir, "echo '{\"secret\": \"right\"}'", 8);
+        let office = authorities.all.iter_mut().find_map(Arc::get_mut);
+        office.expect("one").authority.limits = Limits {
+            quota: Some(Size(10 * 1024)),
+            connections: Some(3),
+            ..Limits::default()
+        };
+        let granted = async || match rule(&authorities).await {
+            Ruling::Granted { account, .. } => account,
+            _ => panic!("not granted"),
+        };
+        let account = granted().await;
+        let pass = account.admit(crate::frontend::limits::Visitor(1), Instant::now());
+        drop(pass.expect("room").meter(4 * 1024));
+        let left = |account: &Account| {
+            let left = account.left(now_unix());
+            (left.kb, left.connections)
+        };
+        assert_eq!(left(&account), (Some(6), Some(2)));
+        let now = Instant::now();
+        authorities.review(now + AGAIN, now_unix()).await;
+        assert_eq!(left(&account), (Some(6), Some(2)), "as before");
+        drop(account);
+        authorities.review(now + AGAIN * 2, now_unix()).await;
+        let account = granted().await;
+        assert_eq!(left(&account), (Some(6), Some(2)), "nor by coming anew");
+        // What the authority counts it says anew.
+        let path = dir.path().join("program");
+        let script = "#!/bin/sh\necho '{\"secret\": \"right\", \"quota_kb\": 9}'\n";
+        std::fs::write(&path, script).expect("a file");
+        authorities.review(now + AGAIN * 4, now_unix()).await;
+        assert_eq!(left(&account), (Some(9), Some(2)));
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_program_has_started_outlives_its_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sign = dir.path().join("sign");
+        let script = format!(
+            "(sleep 1; echo alive > {}) &\nexec sleep 600",
+            sign.display()
+        );
+        let authorities = program(&dir, &script, 8);
+        let asking = timeout(Duration::from_millis(300), rule(&authorities)).await;
+        assert!(asking.is_err(), "nobody waits any more");
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!sign.exists());
     }
 
     #[test]

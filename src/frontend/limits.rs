@@ -247,7 +247,7 @@ impl Bucket {
 }
 
 /// One visitor's address, or what counts as one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Visitor(pub u64);
 
 /// The visitors of one kite, as far as its limits want to know.

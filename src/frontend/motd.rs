@@ -1,6 +1,7 @@
 //! The message of the day: a file's text, which backends get with their verdict.
 
 use crate::code::Code;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -51,20 +52,29 @@ impl Motd {
         };
         let looks = || {
             let meta = std::fs::metadata(&path)?;
-            Ok::<_, std::io::Error>((meta.modified()?, meta.len()))
+            // A pipe, or a device, could keep us waiting, or never end.
+            if !meta.is_file() {
+                return Err(std::io::Error::other("it is no regular file"));
+            }
+            Ok((meta.modified()?, meta.len()))
+        };
+        let read = || {
+            let mut text = Vec::new();
+            let file = std::fs::File::open(&path)?;
+            file.take(MAX_TEXT as u64).read_to_end(&mut text)?;
+            Ok::<_, std::io::Error>(text)
         };
         let read = looks().and_then(|seen| {
             let same = place.seen == Some(seen);
-            let text = (!same).then(|| std::fs::read(&path)).transpose()?;
-            Ok((seen, text))
+            let text = (!same).then(read).transpose()?;
+            Ok::<_, std::io::Error>((seen, text))
         });
         match read {
             Ok((_, None)) => {}
             Ok((seen, Some(bytes))) => {
                 place.seen = Some(seen);
                 place.complained = false;
-                let bytes = bytes.get(..MAX_TEXT).unwrap_or(&bytes);
-                let text = String::from_utf8_lossy(bytes).trim().to_owned();
+                let text = String::from_utf8_lossy(&bytes).trim().to_owned();
                 *self.text.write().unwrap_or_else(PoisonError::into_inner) =
                     (!text.is_empty()).then_some(text);
             }
@@ -114,6 +124,15 @@ mod tests {
         assert_eq!(motd.text(), None);
         std::fs::write(&path, "\u{e9}".repeat(1000)).expect("a file");
         motd.refresh();
+        assert!(motd.text().is_some_and(|text| text.len() <= MAX_TEXT));
+        // What has no end is not read to it.
+        for bad in ["/dev/zero", "/dev/tty", "/"] {
+            motd.read_from(Some(bad.into()));
+            assert_eq!(motd.text(), None, "{bad}");
+        }
+        let huge = std::fs::File::create(&path).expect("a file");
+        huge.set_len(1 << 40).expect("a hole");
+        motd.read_from(Some(path.clone()));
         assert!(motd.text().is_some_and(|text| text.len() <= MAX_TEXT));
         assert_eq!(Motd::new(None).text(), None);
     }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::account::now_unix;
 use super::auth::{Asker, Judgement};
+use super::doorstep::Place;
 use super::limits::Visitor;
 use super::open::{self, Named, Pending};
 use super::registry::{Claim, Claimant, EndTls, Terms};
@@ -68,11 +69,13 @@ impl std::fmt::Display for Peer<'_> {
     }
 }
 
-/// Serves a backend, from its request to the end of its tunnel.
-pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>) {
+/// Serves a backend, from its request to the end of its tunnel. Until it has proved a kite it has its `place` at the doorstep.
+pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>, mut place: Place) {
     let session = random_hex(40);
     // The handshake needs much memory for a moment, a tunnel little for weeks.
-    if let Some((proven, agreed)) = Box::pin(admit(shared, *backend, &session, peer)).await {
+    let admitting = Box::pin(admit(shared, *backend, &session, peer));
+    if let Some((proven, agreed)) = place.unless_sent_away(admitting).await {
+        drop(place);
         let registration = Registration {
             shared,
             peer,
@@ -126,7 +129,7 @@ async fn admit(
     let request = match Request::parse(&head) {
         Ok(request) => request,
         Err(e) => {
-            tracing::info!("a tunnel request from {peer} was refused: {e}");
+            shared.in_vain(|| format!("a tunnel request from {peer} was refused: {e}"));
             crate::refusal::say(&mut conn, UNAVAILABLE).await;
             return None;
         }
@@ -157,12 +160,14 @@ async fn admit(
             };
             return Some((proven, registration.agreed));
         }
-        Ok(Ok(None)) => tracing::info!("a backend at {peer} proved no kite"),
-        Ok(Err(e)) => tracing::info!("a backend at {peer} left during the handshake: {e}"),
-        Err(_) => tracing::info!(
-            "a backend at {peer} proved nothing within {} s",
-            PROOF_TIMEOUT.as_secs()
-        ),
+        Ok(Ok(None)) => shared.in_vain(|| format!("a backend at {peer} proved no kite")),
+        Ok(Err(e)) => {
+            shared.in_vain(|| format!("a backend at {peer} left during the handshake: {e}"));
+        }
+        Err(_) => shared.in_vain(|| {
+            let seconds = PROOF_TIMEOUT.as_secs();
+            format!("a backend at {peer} proved nothing within {seconds} s")
+        }),
     }
     None
 }

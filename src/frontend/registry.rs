@@ -453,14 +453,24 @@ impl Registry {
     /// Takes down the kites whose accounts have ended. Their tunnels, and what else these fly,
     /// stay; a tunnel that flies nothing any more is the caller's to close.
     pub fn revoke(&self, now_unix: u64) -> Vec<Revoked> {
-        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let ended = |(key, entry): (&Arc<Key>, &Entry)| {
-            let end = entry.account.standing(now_unix).err()?;
-            Some((key.clone(), end))
+            entry.account.standing(now_unix).err()?;
+            Some(key.clone())
         };
-        let ended: Vec<_> = sky.kites.iter().filter_map(ended).collect();
+        // All are looked at, while visitors go on to find theirs; seldom has one ended.
+        let ended: Vec<_> = {
+            let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            sky.kites.iter().filter_map(ended).collect()
+        };
+        if ended.is_empty() {
+            return Vec::new();
+        }
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut revoked = Vec::new();
-        for (key, end) in ended {
+        for key in ended {
+            // It may have changed hands, or its limits, since.
+            let end = sky.kites.get(&key).map(|e| e.account.standing(now_unix));
+            let Some(Err(end)) = end else { continue };
             let Some(entry) = sky.kites.remove(&key) else {
                 continue;
             };
@@ -596,6 +606,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::limits::Limits;
 
     fn candidate(backend: u64, round_trip_ms: Option<u64>, streams: usize) -> Candidate {
         Candidate {
@@ -604,6 +615,50 @@ mod tests {
             round_trip: round_trip_ms.map(Duration::from_millis),
             streams,
         }
+    }
+
+    #[test]
+    fn of_many_kites_those_come_down_that_have_ended() {
+        let registry = Registry::default();
+        let mut accounts = Vec::new();
+        for n in 0..10_000 {
+            let account = Account::new(&n.to_string(), Limits::default(), None, None);
+            let (session, leave) = (
+                (n / 1000).to_string(),
+                Leave {
+                    terms: Terms::new(),
+                    account: account.clone(),
+                    backends: 1,
+                    storage_only: false,
+                    proof: None,
+                },
+            );
+            let id = kite_id(&("http".into(), format!("k{n}.example")), "b");
+            let claimant = Claimant {
+                session: &session,
+                peer: "somewhere",
+                replace: None,
+                beside: &[],
+                retire: None,
+                end_tls: EndTls::No,
+                several: false,
+            };
+            assert!(matches!(
+                registry.claim(&id, leave, claimant),
+                Claim::Granted
+            ));
+            accounts.push(account);
+        }
+        assert!(registry.revoke(1000).is_empty());
+        accounts[77].end(End::Removed);
+        let revoked = registry.revoke(1000);
+        assert_eq!(revoked.len(), 1);
+        assert_eq!(
+            (revoked[0].key.1.as_str(), &revoked[0].end),
+            ("k77.example", &End::Removed)
+        );
+        assert_eq!(registry.of_session("0").len(), 999);
+        assert!(registry.revoke(1000).is_empty());
     }
 
     #[test]

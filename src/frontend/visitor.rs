@@ -16,10 +16,11 @@ use tokio_rustls::server::TlsStream;
 use super::account::{self, Pass};
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
+use super::doorstep::Whence;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
 use super::storage::{self, Arrived};
-use super::{Arrival, MAX_CONNECTIONS, Shared, Socket, join};
+use super::{Arrival, Shared, Socket, join};
 use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
 use crate::kite::{KiteName, Protocol};
@@ -27,7 +28,7 @@ use crate::listen::Prompt;
 use crate::observe::traffic::Reason;
 use crate::refusal::{self, refuse};
 use crate::sniff::storage::Storage;
-use crate::sniff::{self, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
+use crate::sniff::{self, Again, ClientHello, HttpHead, HttpKind, Sniff, Visitor, Voice, alert};
 use crate::tls::{self, Challenge};
 use crate::tunnel::mux::OpenError;
 use crate::tunnel::splice::{Local, splice};
@@ -40,8 +41,8 @@ use crate::wire::frame::Open;
 pub const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a visitor's tunnel is looked at until it has answered; every [`SUSPECT_AFTER`].
 const MAX_LOOKS: usize = 6;
-/// With fewer free slots than this, backends are asked to prefer other frontends.
-const SPARE_SLOTS: usize = MAX_CONNECTIONS / 8;
+/// With less than this part of all slots free, backends are asked to prefer other frontends.
+const SPARE_SLOTS: usize = 8;
 /// Asked of the socket at first while sniffing, in bytes: most say all in one packet.
 const FIRST_READ: usize = 1024;
 
@@ -52,20 +53,30 @@ pub(super) async fn serve(
     mut door: Arrival,
     balancers: Option<&Balancers>,
 ) {
+    let mut place = shared.doorstep.enter(door.peer.ip().into());
     let mut first = BytesMut::new();
     if let Some(balancers) = balancers {
-        match Box::pin(balancer::introduced(&mut conn, door.peer, balancers)).await {
-            Ok(introduced) => (door.peer, first) = introduced,
-            Err(why) => return turned_away(shared, &door, &why),
+        let introduced = Box::pin(balancer::introduced(&mut conn, door.peer, balancers));
+        match place
+            .unless_sent_away(async { Some(introduced.await) })
+            .await
+        {
+            Some(Ok(introduced)) => (door.peer, first) = introduced,
+            Some(Err(why)) => return turned_away(shared, &door, &why),
+            None => return,
         }
+        place.is_from(door.peer.ip().into());
     }
     let peer = shared.shown(door.peer);
     // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
-    match Box::pin(arrive(shared, conn, first, &door, &peer)).await {
+    let arriving = Box::pin(arrive(shared, conn, first, &door, &peer));
+    match place.unless_sent_away(arriving).await {
         Some(Comer::Visitor(conn, first, route)) => {
+            drop(place);
             join(shared, conn, first, route, &door, &peer).await;
         }
         Some(Comer::Ended(conn, first, route)) => {
+            drop(place);
             Box::pin(join(shared, *conn, first, route, &door, &peer)).await;
         }
         Some(Comer::Backend(backend)) => {
@@ -73,7 +84,7 @@ pub(super) async fn serve(
                 shown: &peer,
                 known: Some(account::visitor(door.peer.ip())),
             };
-            register::serve(shared, backend, peer).await;
+            register::serve(shared, backend, peer, place).await;
         }
         None => {}
     }
@@ -400,22 +411,22 @@ pub(super) async fn serve_inner(
     binding: Option<Binding>,
     peer: &str,
 ) {
-    match Box::pin(arrive_inner(shared, conn, binding)).await {
-        Some(Inner::Backend(backend)) => {
-            let peer = Peer {
-                shown: peer,
-                known: None,
-            };
-            register::serve(shared, backend, peer).await;
+    let mut place = shared.doorstep.enter(Whence::Anybody);
+    let peer = Peer {
+        shown: peer,
+        known: None,
+    };
+    let arriving = Box::pin(async {
+        match arrive_inner(shared, conn, binding).await? {
+            Inner::Backend(backend) => Some(backend),
+            Inner::Request(conn, first, head) => {
+                other_request(shared, conn, first, head.len, peer).await;
+                None
+            }
         }
-        Some(Inner::Request(conn, first, head)) => {
-            let peer = Peer {
-                shown: peer,
-                known: None,
-            };
-            other_request(shared, conn, first, head.len, peer).await;
-        }
-        None => {}
+    });
+    if let Some(backend) = place.unless_sent_away(arriving).await {
+        register::serve(shared, backend, peer, place).await;
     }
 }
 
@@ -491,22 +502,29 @@ enum First {
 /// Reads until it is clear what came. Nothing is consumed: all bytes are in `first`.
 async fn read_first<C: AsyncRead + Unpin>(conn: &mut C, first: &mut BytesMut) -> First {
     let reading = async {
+        let mut again = Again::default();
         loop {
-            match sniff::sniff(first) {
-                Sniff::Found(visitor) => return First::Visitor(visitor),
-                Sniff::Refuse(refusal) => return First::Refused(refusal),
-                Sniff::NeedMore => {}
+            if again.is_due(first) {
+                match sniff::sniff(first) {
+                    Sniff::Found(visitor) => return Some(First::Visitor(visitor)),
+                    Sniff::Refuse(refusal) => return Some(First::Refused(refusal)),
+                    Sniff::NeedMore => {}
+                }
             }
             first.reserve(FIRST_READ);
-            match conn.read_buf(first).await {
-                Ok(0) | Err(_) => return First::Gone,
-                Ok(_) => {}
+            if !matches!(conn.read_buf(first).await, Ok(1..)) {
+                return None;
             }
         }
     };
-    timeout(VERDICT_TIMEOUT, reading)
-        .await
-        .unwrap_or(First::Gone)
+    let read = timeout(VERDICT_TIMEOUT, reading).await;
+    // What was not worth a look yet is no good, or not complete.
+    read.ok()
+        .flatten()
+        .unwrap_or_else(|| match sniff::sniff(first) {
+            Sniff::Refuse(refusal) => First::Refused(refusal),
+            Sniff::Found(_) | Sniff::NeedMore => First::Gone,
+        })
 }
 
 /// What a visitor may be brought to.
@@ -1002,14 +1020,14 @@ impl Speaks for Secured {
 /// The answer to a backend that measures us; pagekite.py wants the status line to
 /// be exactly this, libpagekite the identifier within 120 bytes (protocol page §2).
 fn ping_reply(shared: &Shared) -> Vec<u8> {
-    ping_reply_of(&shared.uuid, shared.slots.available_permits())
+    ping_reply_of(&shared.uuid, shared.slots.available_permits(), shared.most)
 }
 
-/// The same, with so many connections more that could be taken.
-fn ping_reply_of(uuid: &str, free: usize) -> Vec<u8> {
-    let overloaded = match free {
-        0..SPARE_SLOTS => "X-PageKite-Overloaded: Sorry\r\n",
-        _ => "",
+/// The same, with so many connections more that could be taken, of so many in all.
+fn ping_reply_of(uuid: &str, free: usize, all: usize) -> Vec<u8> {
+    let overloaded = match free < all / SPARE_SLOTS {
+        true => "X-PageKite-Overloaded: Sorry\r\n",
+        false => "",
     };
     format!(
         "HTTP/1.1 503 Unavailable\r\n{overloaded}X-PageKite-UUID: {uuid}\r\nContent-Type: text/html; charset=utf-8\r\n\
@@ -1089,14 +1107,9 @@ mod tests {
     #[test]
     fn a_ping_is_answered_within_what_libpagekite_reads() {
         let uuid = "f".repeat(40);
-        let reply = |free| String::from_utf8(ping_reply_of(&uuid, free)).expect("text");
+        let reply = |free| String::from_utf8(ping_reply_of(&uuid, free, 16_384)).expect("text");
         let wanted = format!("\r\nX-PageKite-UUID: {uuid}\r\n");
-        for (free, sorry) in [
-            (MAX_CONNECTIONS, false),
-            (SPARE_SLOTS, false),
-            (SPARE_SLOTS - 1, true),
-            (0, true),
-        ] {
+        for (free, sorry) in [(16_384, false), (2048, false), (2047, true), (0, true)] {
             let reply = reply(free);
             assert!(reply.starts_with("HTTP/1.1 503 Unavailable\r\n"));
             let read = reply

@@ -93,6 +93,14 @@ pub fn path(head: &[u8]) -> Option<&str> {
     (target.starts_with('/') && target.bytes().all(|b| b.is_ascii_graphic())).then_some(target)
 }
 
+/// What stands behind the host in a target that names one (`http://host/path`).
+pub(crate) fn behind_authority(target: &[u8]) -> Option<&[u8]> {
+    match Target::parse(b"", target)? {
+        Target::Absolute { path, .. } => Some(path),
+        Target::Origin(_) | Target::Authority(_) => None,
+    }
+}
+
 /// Which line ends pass.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum LineEnd {

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -27,9 +28,89 @@ pub const POOL_KEEP: usize = 32;
 /// The most slices handed to one vectored write.
 pub const MAX_SLICES: usize = 32;
 
+/// Bytes that all tunnels of a process may hold together, in both directions. Beyond it none may hold more than its share.
+pub const MAX_HELD: usize = 512 * 1024 * 1024;
+/// A tunnel's share of [`MAX_HELD`] is at least so many bytes, however many tunnels there are.
+pub const MIN_SHARE: usize = 256 * 1024;
+/// From so many bytes on, streams are given small pieces to read into: little waits in each then.
+pub const TIGHT: usize = MAX_HELD / 2;
+
+/// What all tunnels of a process hold.
+#[derive(Clone, Default)]
+pub struct Budget(Arc<Together>);
+
+#[derive(Default)]
+struct Together {
+    held: AtomicUsize,
+    tunnels: AtomicUsize,
+}
+
+impl Budget {
+    /// Bytes that are held now.
+    pub fn held(&self) -> usize {
+        self.0.held.load(Ordering::Relaxed)
+    }
+
+    /// One more tunnel holds something.
+    pub fn share(&self) -> Share {
+        self.0.tunnels.fetch_add(1, Ordering::Relaxed);
+        Share {
+            budget: self.clone(),
+            own: 0,
+        }
+    }
+
+    /// Much is held: [`TIGHT`].
+    pub fn is_tight(&self) -> bool {
+        self.held() > TIGHT
+    }
+}
+
+/// What one tunnel holds of a [`Budget`]; given back when it is dropped.
+pub struct Share {
+    budget: Budget,
+    own: usize,
+}
+
+impl Share {
+    /// Something that was counted as `before` bytes has `now` so many.
+    pub fn change(&mut self, before: usize, now: usize) {
+        let held = &self.budget.0.held;
+        if now >= before {
+            held.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            held.fetch_sub(before - now, Ordering::Relaxed);
+        }
+        self.own = (self.own + now).saturating_sub(before);
+    }
+
+    /// Bytes of this tunnel.
+    pub fn own(&self) -> usize {
+        self.own
+    }
+
+    /// See [`Budget::is_tight`].
+    pub fn is_tight(&self) -> bool {
+        self.budget.is_tight()
+    }
+
+    /// All together hold too much, and this tunnel more than its share.
+    pub fn is_over(&self) -> bool {
+        let tunnels = self.budget.0.tunnels.load(Ordering::Relaxed).max(1);
+        self.budget.held() > MAX_HELD && self.own > MIN_SHARE.max(MAX_HELD / tunnels)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.change(self.own, 0);
+        self.budget.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Buffers shared by all tunnels of a process. Idle streams and tunnels hold none.
 #[derive(Clone, Default)]
-pub struct Pool(Arc<Mutex<Kept>>);
+pub struct Pool(Arc<Mutex<Kept>>, Budget);
 
 #[derive(Default)]
 struct Kept {
@@ -51,6 +132,11 @@ impl Pool {
     /// An empty pool; it fills as buffers come back.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What the tunnels hold that use this pool.
+    pub fn budget(&self) -> &Budget {
+        &self.1
     }
 
     /// A buffer to read up to `limit` bytes into; [`BUFFER_PAYLOAD`] at most.
@@ -128,6 +214,14 @@ impl Chunk {
         match self {
             Chunk::Small(bytes) => bytes.len(),
             Chunk::Large(buffer) => buffer.end - buffer.start,
+        }
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn cost(&self) -> usize {
+        match self {
+            Chunk::Small(bytes) => bytes.len(),
+            Chunk::Large(buffer) => buffer.bytes.len(),
         }
     }
 
@@ -308,6 +402,24 @@ mod tests {
                 "the buffer came back"
             );
         }
+    }
+
+    #[test]
+    fn who_holds_more_than_its_share_is_over_when_all_hold_too_much() {
+        let budget = Budget::default();
+        let (mut greedy, mut modest) = (budget.share(), budget.share());
+        modest.change(0, MIN_SHARE);
+        greedy.change(0, MAX_HELD - MIN_SHARE);
+        assert!(!greedy.is_over() && !modest.is_over() && greedy.is_tight());
+        greedy.change(MAX_HELD - MIN_SHARE, MAX_HELD);
+        assert!(greedy.is_over() && !modest.is_over());
+        greedy.change(MAX_HELD, MAX_HELD / 2);
+        assert_eq!(
+            (greedy.own(), budget.held()),
+            (MAX_HELD / 2, MAX_HELD / 2 + MIN_SHARE)
+        );
+        drop((greedy, modest));
+        assert_eq!((budget.held(), budget.is_tight()), (0, false));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::buffer::{BUFFER_PAYLOAD, Chunk, Outgoing, Pool};
+use super::buffer::{BUFFER_PAYLOAD, Budget, Chunk, Outgoing, Pool, SMALL_PAYLOAD, Share};
 use super::pace::{MIN_WINDOW, Path};
 use super::stream::{ACK_STEP, DRAINED_STEP, Receiving, SendLimit, Sending, Stream};
 use crate::wire::frame::{
@@ -33,9 +33,13 @@ mod audit;
 pub const BATCH: usize = 128 * 1024;
 /// How much of it goes to streams with little to say before the others get their turn.
 const SPARSE_BATCH: usize = BATCH / 2;
-/// Received bytes that all streams of a tunnel may hold together; beyond it the
-/// fullest stream is ended.
+/// Received bytes that all streams of a tunnel may hold together; beyond it one
+/// that has stalled is ended.
 pub const MAX_INBOX_TOTAL: usize = 64 * 1024 * 1024;
+/// Bytes that wait to be sent, of all streams of a tunnel together. Beyond it each is given small pieces to read into.
+pub const MAX_OUTBOX_TOTAL: usize = 16 * 1024 * 1024;
+/// Received bytes that wait, of all streams of a tunnel together, beyond which pieces are copied out of their blocks.
+const COPY_FROM: usize = 256 * 1024;
 /// Received bytes of one stream of an older peer, beyond which the tunnel waits.
 pub const OVERRUN: usize = 512 * 1024;
 /// How long a tunnel waits for such a stream before it is ended.
@@ -242,6 +246,10 @@ pub struct Mux {
     recent: VecDeque<Sid>,
     events: VecDeque<Event>,
     inbox_total: usize,
+    /// How often some local side has taken something.
+    takings: u64,
+    /// What all streams hold, of what all tunnels may.
+    share: Share,
     in_flight: u64,
     path: Path,
     overrun: Option<(Sid, Instant)>,
@@ -290,6 +298,8 @@ impl Mux {
             recent: VecDeque::new(),
             events: VecDeque::new(),
             inbox_total: 0,
+            takings: 0,
+            share: Budget::default().share(),
             in_flight: 0,
             path: Path::default(),
             overrun: None,
@@ -305,6 +315,16 @@ impl Mux {
             ping: Ping::default(),
             rtt: None,
         }
+    }
+
+    /// What it holds counts with what others hold of this. To be said before anything is held.
+    pub fn draw_on(&mut self, budget: &Budget) {
+        self.share = budget.share();
+    }
+
+    /// Bytes that all its streams hold.
+    pub fn held(&self) -> usize {
+        self.share.own()
     }
 
     /// Streams that are open, or have something left to send.
@@ -391,7 +411,9 @@ impl Mux {
                         self.remember(sid);
                         return;
                     }
-                    self.streams.insert(sid, Stream::new(None));
+                    let mut stream = Stream::new(None);
+                    stream.taken = self.takings;
+                    self.streams.insert(sid, stream);
                     self.events.push_back(Event::Opened(sid, open));
                     if !self.settings.kite {
                         // The first acknowledgement switches pagekite.py's flow control on (§7.5).
@@ -427,7 +449,7 @@ impl Mux {
             return;
         }
         self.inbox_total += data.len();
-        stream.push(data);
+        stream.push(data, self.inbox_total > COPY_FROM);
         self.events.push_back(Event::Readable(sid));
         let held = stream.inbox_bytes();
         if self.settings.kite && held as u64 > self.settings.recv_window {
@@ -435,14 +457,22 @@ impl Mux {
         } else if !self.settings.kite && held > OVERRUN {
             self.overrun = Some((sid, now + OVERRUN_PATIENCE));
         }
-        if self.inbox_total > MAX_INBOX_TOTAL {
-            let fullest = self
-                .streams
-                .iter()
-                .max_by_key(|(_, s)| s.inbox_bytes())
-                .map(|(sid, _)| *sid);
-            fullest.into_iter().for_each(|sid| self.abort(sid));
+        self.count(sid);
+        if self.inbox_total > MAX_INBOX_TOTAL || self.share.is_over() {
+            let most_stalled = self.most_stalled();
+            most_stalled.into_iter().for_each(|sid| self.abort(sid));
         }
+    }
+
+    /// Of the streams that hold not much less than most do, the one whose local side has taken nothing for longest. A visitor
+    /// who reads holds much, too, now and then.
+    fn most_stalled(&self) -> Option<Sid> {
+        let average = self.inbox_total / self.streams.len().max(1);
+        let full = self
+            .streams
+            .iter()
+            .filter(|(_, s)| s.inbox_bytes() >= average / 2);
+        full.min_by_key(|(_, s)| s.taken).map(|(sid, _)| *sid)
     }
 
     fn on_eof(&mut self, sid: Sid, eof: Eof, abort: bool) {
@@ -471,7 +501,17 @@ impl Mux {
             stream.drop_outbox().for_each(drop);
             self.events.push_back(Event::Writable(sid));
         }
+        self.count(sid);
         self.forget_if_done(sid);
+    }
+
+    /// What a stream holds has changed.
+    fn count(&mut self, sid: Sid) {
+        if let Some(stream) = self.streams.get_mut(&sid) {
+            let held = stream.held();
+            self.share.change(stream.counted, held);
+            stream.counted = held;
+        }
     }
 
     fn on_ack(&mut self, sid: Sid, kb: u64, now: Instant) {
@@ -520,8 +560,10 @@ impl Mux {
         let sid = Sid::new(self.next_sid).ok_or(OpenError::Exhausted)?;
         self.next_sid += 1;
         let mut stream = Stream::new(Some(Box::new(open)));
+        stream.taken = self.takings;
         stream.write(first.into());
         self.streams.insert(sid, stream);
+        self.count(sid);
         self.make_ready(sid);
         Ok(sid)
     }
@@ -539,6 +581,11 @@ impl Mux {
         }
     }
 
+    /// The stream was broken off on our side, and what is still held of it is for nobody.
+    pub fn is_lost(&self, sid: Sid) -> bool {
+        self.streams.get(&sid).is_none_or(|stream| stream.lost)
+    }
+
     /// The local side has written `n` bytes onwards: the peer may send as many more.
     pub fn consumed(&mut self, sid: Sid, n: usize) {
         let Some(stream) = self.streams.get_mut(&sid) else {
@@ -552,11 +599,14 @@ impl Mux {
         };
         let held = stream.inbox_bytes();
         let say = stream.consume(n, step, drained) && listens;
+        self.takings += 1;
+        stream.taken = self.takings;
         self.inbox_total -= held - stream.inbox_bytes();
         if self.overrun.is_some_and(|(over, _)| over == sid) && stream.inbox_bytes() <= OVERRUN / 2
         {
             self.overrun = None;
         }
+        self.count(sid);
         if say {
             self.queue_ack(sid);
         }
@@ -589,6 +639,7 @@ impl Mux {
     pub fn write(&mut self, sid: Sid, chunk: Chunk) {
         if let Some(stream) = self.streams.get_mut(&sid) {
             stream.write(chunk);
+            self.count(sid);
             self.make_ready(sid);
         }
     }
@@ -622,6 +673,7 @@ impl Mux {
         let fine = stream.receiving != Receiving::Open && stream.sending != Sending::Open;
         self.inbox_total -= stream.inbox_bytes();
         stream.drop_inbox();
+        self.count(sid);
         if self.overrun.is_some_and(|(over, _)| over == sid) {
             self.overrun = None;
         }
@@ -646,7 +698,7 @@ impl Mux {
         if abort {
             stream.drop_outbox().for_each(drop);
             let never_opened = stream.opening.take().is_some();
-            stream.broken = true;
+            (stream.broken, stream.lost) = (true, true);
             stream.receiving = Receiving::Aborted;
             stream.sending = Sending::Finished;
             if !told && !never_opened {
@@ -667,6 +719,7 @@ impl Mux {
                 self.make_ready(sid);
             }
         }
+        self.count(sid);
         self.forget_if_done(sid);
     }
 
@@ -678,6 +731,7 @@ impl Mux {
         if stream.released && sent && stream.receiving != Receiving::Open {
             self.inbox_total -= stream.inbox_bytes();
             self.in_flight -= stream.in_flight();
+            self.share.change(stream.counted, 0);
             // Nothing waits for a stream that is gone, lest a peer that opens, ends and reads nothing fill the queues.
             if stream.queued {
                 self.sparse.retain(|waits| *waits != sid);
@@ -737,10 +791,14 @@ impl Mux {
             true => self.settings.send_window.min(MIN_WINDOW),
             false => self.settings.send_window,
         };
+        let waiting = self.share.own().saturating_sub(self.inbox_total);
+        let crowded = waiting > MAX_OUTBOX_TOTAL || self.share.is_tight();
         SendLimit {
             window: acknowledges.then_some(window),
             max_payload: self.settings.max_payload,
             chunk: match self.settings.kite {
+                // Copied, and so all the memory that it takes.
+                _ if crowded => SMALL_PAYLOAD,
                 true => self.path.chunk(BUFFER_PAYLOAD),
                 false => LEGACY_CHUNK,
             },
@@ -871,12 +929,14 @@ impl Mux {
             if !rest.is_empty() {
                 self.put_data(sid, rest.into(), out, pool, now);
             }
+            self.count(sid);
             if !self.settings.kite {
                 self.put(out, now, |out| frame::put_skb(out, sid, 0));
             }
         } else if let Some(chunk) = stream.next_chunk(now) {
             self.in_flight += stream.in_flight() - before;
             self.put_data(sid, chunk, out, pool, now);
+            self.count(sid);
             self.events.push_back(Event::Writable(sid));
         } else if stream.sending == Sending::Finishing {
             stream.sending = Sending::Finished;
@@ -983,7 +1043,7 @@ impl Mux {
             Liveness::Noop { every } => {
                 if now.saturating_duration_since(self.last_said) >= every {
                     self.last_said = now;
-                    self.kites.push_back(Lines::default());
+                    self.send_kites(Lines::default());
                 }
             }
         }

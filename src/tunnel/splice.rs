@@ -185,7 +185,13 @@ impl<L: Local> Join<L> {
     fn poll_inbound(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         loop {
             if !self.pieces.is_empty() {
-                ready!(self.poll_write_local(cx))?;
+                match self.poll_write_local(cx) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => {
+                        ready!(self.stream.poll_lost(cx));
+                        return Poll::Ready(Err(Broken::Tunnel));
+                    }
+                }
                 continue;
             }
             match self.inbound {

@@ -22,6 +22,9 @@ pub const OUTBOX_CHUNKS: usize = 2;
 /// Received pieces below this size are joined in one buffer instead of pinning
 /// the block they were read in.
 const JOIN_BELOW: usize = 8 * 1024;
+/// A tunnel in which much waits copies pieces below this size: each keeps a block of up to 256 KiB, of which the peer chooses
+/// how much the piece is.
+const COPY_BELOW: usize = 128 * 1024;
 /// The joined buffer is passed on once it holds this many bytes.
 const JOIN_UP_TO: usize = 64 * 1024;
 
@@ -87,6 +90,7 @@ pub struct Stream {
     pub opening: Option<Box<Open>>,
     outbox: VecDeque<Chunk>,
     outbox_bytes: usize,
+    outbox_cost: usize,
     sent: u64,
     peer_acked: u64,
     pace: Pace,
@@ -96,7 +100,13 @@ pub struct Stream {
     pub ends_both: bool,
     /// Waits for its turn to send.
     pub queued: bool,
+    /// What its tunnel has counted as held for it.
+    pub counted: usize,
+    /// When the local side last took something, on its tunnel's own count.
+    pub taken: u64,
 
+    /// Broken off on our side: what had come for it is gone.
+    pub lost: bool,
     /// The peer has broken it off, or we have.
     pub broken: bool,
     /// Nobody holds the handle any more.
@@ -117,12 +127,16 @@ impl Stream {
             opening,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
+            outbox_cost: 0,
             sent: 0,
             peer_acked: 0,
             pace: Pace::default(),
             sending: Sending::Open,
             ends_both: false,
             queued: false,
+            counted: 0,
+            taken: 0,
+            lost: false,
             broken: false,
             released: false,
         }
@@ -135,12 +149,21 @@ impl Stream {
         self.inbox_bytes
     }
 
-    /// Keeps received bytes for the local side.
-    pub fn push(&mut self, data: Bytes) {
+    /// Bytes of memory that it takes: what was received, and what waits to be sent.
+    pub fn held(&self) -> usize {
+        self.inbox_bytes + self.outbox_cost
+    }
+
+    /// Keeps received bytes for the local side. `exactly`: nothing more than these may be kept for their sake.
+    pub fn push(&mut self, data: Bytes, exactly: bool) {
         self.inbox_bytes += data.len();
         if data.len() >= JOIN_BELOW {
             self.flush_tail();
-            self.inbox.push_back(data);
+            self.inbox
+                .push_back(match exactly && data.len() < COPY_BELOW {
+                    true => Bytes::copy_from_slice(&data),
+                    false => data,
+                });
             return;
         }
         if self.tail.len() + data.len() > JOIN_UP_TO {
@@ -221,6 +244,7 @@ impl Stream {
     pub fn write(&mut self, chunk: Chunk) {
         if self.sending == Sending::Open && !chunk.is_empty() {
             self.outbox_bytes += chunk.len();
+            self.outbox_cost += chunk.cost();
             self.outbox.push_back(chunk);
         }
     }
@@ -229,6 +253,7 @@ impl Stream {
     pub fn next_chunk(&mut self, now: Instant) -> Option<Chunk> {
         let chunk = self.outbox.pop_front()?;
         self.outbox_bytes -= chunk.len();
+        self.outbox_cost -= chunk.cost();
         let fresh = self.in_flight() < DRAINED_STEP;
         self.sent += chunk.len() as u64;
         self.pace.sent(self.sent, self.peer_acked, fresh, now);
@@ -277,7 +302,7 @@ impl Stream {
 
     /// Forgets what waits to be sent; the caller returns the chunks' buffers to the pool.
     pub fn drop_outbox(&mut self) -> impl Iterator<Item = Chunk> + '_ {
-        self.outbox_bytes = 0;
+        (self.outbox_bytes, self.outbox_cost) = (0, 0);
         self.outbox.drain(..)
     }
 }
@@ -289,10 +314,10 @@ mod tests {
     #[test]
     fn small_pieces_are_joined_in_order() {
         let mut s = Stream::new(None);
-        s.push(Bytes::from_static(b"one "));
-        s.push(Bytes::from_static(b"two "));
-        s.push(Bytes::from(vec![b'x'; JOIN_BELOW]));
-        s.push(Bytes::from_static(b" three"));
+        s.push(Bytes::from_static(b"one "), false);
+        s.push(Bytes::from_static(b"two "), false);
+        s.push(Bytes::from(vec![b'x'; JOIN_BELOW]), false);
+        s.push(Bytes::from_static(b" three"), true);
         assert_eq!(s.inbox_bytes(), 14 + JOIN_BELOW);
         assert_eq!(s.pop().as_deref(), Some(&b"one two "[..]));
         assert_eq!(s.pop().map(|b| b.len()), Some(JOIN_BELOW));
@@ -301,9 +326,29 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_keeps_its_block_only_while_little_waits() {
+        let block = Bytes::from(vec![b'x'; 256 * 1024]);
+        let mut s = Stream::new(None);
+        for exactly in [false, true] {
+            s.push(block.slice(..JOIN_BELOW), exactly);
+            let kept = s.pop().expect("a piece");
+            assert_eq!(kept.as_ptr() != block.as_ptr(), exactly);
+        }
+        assert_eq!(s.held(), 2 * JOIN_BELOW);
+        let pool = crate::tunnel::buffer::Pool::new();
+        let mut buffer = pool.take(1 << 20);
+        buffer.room(5000).fill(b'x');
+        buffer.filled(5000);
+        s.write(Chunk::new(buffer, &pool));
+        assert!(s.held() > 256 * 1024, "the whole buffer counts");
+        s.drop_outbox().for_each(drop);
+        assert_eq!(s.held(), 2 * JOIN_BELOW);
+    }
+
+    #[test]
     fn acknowledgements_come_in_steps_or_when_drained() {
         let mut s = Stream::new(None);
-        s.push(Bytes::from(vec![0; 40_000]));
+        s.push(Bytes::from(vec![0; 40_000]), false);
         assert!(!s.consume(10_000, 16 * 1024, 1024));
         assert!(s.consume(10_000, 16 * 1024, 1024));
         assert_eq!(s.take_ack(), 19);

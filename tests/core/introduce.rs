@@ -72,6 +72,54 @@ fn a_request_says_where_it_is_from() {
 }
 
 #[test]
+fn a_head_ends_where_every_origin_ends_it() {
+    // A reader that knows CR LF alone would take the last line for one of the head's.
+    let request =
+        "GET / HTTP/1.1\r\nHost: b.example\r\nX: y\n\r\nX-Forwarded-For: 192.0.2.6\r\n\r\n";
+    let said = text(&forwarded(), &open(Some("198.51.100.7")), request);
+    let (head, rest) = said.split_once("\r\n\r\n").expect("a head");
+    assert!(head.ends_with("\r\nX: y"), "{said}");
+    assert!(head.contains("\r\nX-Forwarded-For: 198.51.100.7\r\n"));
+    assert_eq!(rest, "X-Forwarded-For: 192.0.2.6\r\n\r\n");
+}
+
+#[test]
+fn a_host_is_rewritten_wherever_an_origin_may_look_for_it() {
+    let rewritten = |request: &str| {
+        let tell = Tell {
+            rewrite_host: Some("inner.example".into()),
+            ..Tell::default()
+        };
+        let said = text(
+            &tell,
+            &open(None),
+            &format!("{request}Host: b.example\r\n\r\n"),
+        );
+        assert!(said.contains("\r\nHost: inner.example\r\n"), "{said}");
+        assert!(said.contains("\r\nX-Old-Host: b.example\r\n"), "{said}");
+        said.lines().next().unwrap_or_default().to_owned()
+    };
+    for (asked, told) in [
+        ("GET / HTTP/1.1\r\n", "GET / HTTP/1.1"),
+        ("GET http://b.example/a?b HTTP/1.1\r\n", "GET /a?b HTTP/1.1"),
+        ("GET HTTPS://B.Example:80?b HTTP/1.1\n", "GET /?b HTTP/1.1"),
+        ("GET http://b.example HTTP/1.0\r\n", "GET / HTTP/1.0"),
+        (
+            "OPTIONS http://b.example HTTP/1.1\r\n",
+            "OPTIONS * HTTP/1.1",
+        ),
+        ("OPTIONS * HTTP/1.1\r\n", "OPTIONS * HTTP/1.1"),
+    ] {
+        assert_eq!(rewritten(asked), told);
+    }
+    // Nothing else of a request is touched.
+    let asked = "GET http://b.example/ HTTP/1.1\r\nHost: b.example\r\n\r\n";
+    assert!(
+        text(&forwarded(), &open(None), asked).starts_with("GET http://b.example/ HTTP/1.1\r\n")
+    );
+}
+
+#[test]
 fn no_word_of_a_frontend_gets_into_a_request() {
     for rip in [
         None,
@@ -192,8 +240,8 @@ fn both_ways_go_together() {
     );
     assert_eq!(
         said,
-        "PROXY TCP4 203.0.113.7 0.0.0.0 4711 80\r\nGET / HTTP/1.0\nX-Forwarded-For: 203.0.113.7\r\n\
-         X-Forwarded-Proto: http\r\nX-Forwarded-Port: 80\r\nConnection: close\r\nHost: b.example\n\n"
+        "PROXY TCP4 203.0.113.7 0.0.0.0 4711 80\r\nGET / HTTP/1.0\r\nX-Forwarded-For: 203.0.113.7\r\n\
+         X-Forwarded-Proto: http\r\nX-Forwarded-Port: 80\r\nConnection: close\r\nHost: b.example\r\n\r\n"
     );
 }
 
@@ -266,7 +314,10 @@ proptest! {
             ours.push(b"Host: in.example\r\n".to_vec());
         }
         ours.push(b"Connection: close\r\n".to_vec());
-        prop_assert_eq!(without_ours(&arrived[..behind], &ours), &request[..head]);
+        // Whatever ended its lines.
+        let lines = request[..head].split_inclusive(|&b| b == b'\n');
+        let said: Vec<u8> = lines.flat_map(|l| [l[..l.len() - end.len()].to_vec(), b"\r\n".to_vec()].concat()).collect();
+        prop_assert_eq!(without_ours(&arrived[..behind], &ours), said);
         // And a server reads one host, one address, and nothing to go on with.
         let count = |name: &str| {
             let text = String::from_utf8_lossy(&arrived[..behind]).to_ascii_lowercase().replace('_', "-");

@@ -9,6 +9,7 @@
 mod introduce;
 mod proxy_header;
 mod sniff;
+mod sniff_again;
 mod sniff_foolscap;
 mod sniff_http;
 mod sniff_named;

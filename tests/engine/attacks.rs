@@ -128,13 +128,13 @@ fn storage() -> Side {
     frontend(&[Protocol::Foolscap])
 }
 
-async fn dial(to: &str) -> (BoxConn, Option<Binding>) {
+pub async fn dial(to: &str) -> (BoxConn, Option<Binding>) {
     let dialled = dialer().dial(&to.parse().unwrap(), Lane(0)).await.unwrap();
     (dialled.conn, dialled.binding)
 }
 
 /// Registers by hand; what became of it, and all that was sent.
-async fn register(
+pub async fn register(
     conn: &mut BoxConn,
     proof: ProofPolicy,
 ) -> (Result<Verdict, HandshakeError>, Vec<Vec<u8>>) {

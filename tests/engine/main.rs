@@ -26,6 +26,7 @@ mod roles;
 mod routing;
 #[cfg(target_os = "linux")]
 mod sandbox;
+mod siege;
 mod storage_only;
 mod tls;
 mod tunnel;

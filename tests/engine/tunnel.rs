@@ -4,12 +4,15 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use kite::tunnel::buffer::Pool;
-use kite::tunnel::mux::{Liveness, OpenError, Settings, Side};
+use kite::tunnel::buffer::{Chunk, MAX_HELD, Outgoing, Pool, SMALL_PAYLOAD, TIGHT};
+use kite::tunnel::mux::{
+    Capacity, Liveness, MAX_INBOX_TOTAL, MAX_OUTBOX_TOTAL, Mux, OpenError, Read, Settings, Side,
+};
 use kite::tunnel::splice::{Broken, splice};
+use kite::tunnel::stream::OUTBOX_CHUNKS;
 use kite::tunnel::{Ended, Incoming, Tunnel, TunnelStream};
 use kite::wire::Sid;
-use kite::wire::frame::{Eof, Open, put_data, put_eof};
+use kite::wire::frame::{self, Eof, Open, put_data, put_eof};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -560,4 +563,107 @@ async fn bursts_to_an_older_peer_are_spread() {
             last - first
         );
     }
+}
+
+/// Visitors send into a tunnel whose peer reads nothing, in pieces that waste as much memory as they can; and a peer sends to
+/// visitors who read nothing. What all of it takes is counted, and bounded.
+#[test]
+fn what_a_tunnel_holds_is_counted_and_bounded() {
+    let (pool, now) = (Pool::new(), Instant::now());
+    let agreed = |side| Settings {
+        max_streams: 1000,
+        recv_window: 48 << 20,
+        ..settings(side, Kind::Kites)
+    };
+    let mut front = Mux::new(agreed(Side::Frontend), now);
+    front.draw_on(pool.budget());
+    let fill = |mux: &mut Mux, sid| {
+        while let Capacity::Bytes(n @ 1..) = mux.capacity(sid) {
+            let mut buffer = pool.take(n);
+            let piece = n.min(SMALL_PAYLOAD + 1);
+            buffer.room(piece).fill(b'x');
+            buffer.filled(piece);
+            mux.write(sid, Chunk::new(buffer, &pool));
+        }
+    };
+    let mut sids = Vec::new();
+    for _ in 0..1000 {
+        let sid = front.open(visit(), Bytes::new()).unwrap();
+        fill(&mut front, sid);
+        sids.push(sid);
+    }
+    let one = OUTBOX_CHUNKS * 64 * 1024 / SMALL_PAYLOAD * 80 * 1024;
+    let small = 1000 * OUTBOX_CHUNKS * SMALL_PAYLOAD;
+    assert!(front.held() > MAX_OUTBOX_TOTAL / 2, "much waits");
+    assert!(
+        front.held() <= MAX_OUTBOX_TOTAL + one + small,
+        "{} are held",
+        front.held()
+    );
+    assert_eq!(pool.budget().held(), front.held());
+    for sid in sids {
+        front.release(sid);
+    }
+    assert_eq!((front.held(), pool.budget().held()), (0, 0));
+
+    // Whoever comes and leaves while nothing can be sent leaves nothing but its end.
+    for _ in 0..10_000 {
+        let sid = front.open(visit(), Bytes::from_static(b"x")).unwrap();
+        front.release(sid);
+    }
+    let mut out = Outgoing::default();
+    front.transmit(&mut out, &pool, now);
+    assert!(
+        !front.has_output() && out.is_empty(),
+        "none was ever opened"
+    );
+
+    // Where others hold much, each piece is small from the start.
+    let mut others = pool.budget().share();
+    others.change(0, TIGHT + 1);
+    let sid = front.open(visit(), Bytes::new()).unwrap();
+    assert_eq!(front.capacity(sid), Capacity::Bytes(SMALL_PAYLOAD));
+
+    // The other way: five streams, each within its window, and together over what a tunnel may hold.
+    let mut back = Mux::new(agreed(Side::Backend), now);
+    back.draw_on(pool.budget());
+    others.change(TIGHT + 1, 0);
+    let sid = |n| Sid::new(n).unwrap();
+    let mut wire = BytesMut::new();
+    (1..=5).for_each(|n| frame::put_open(&mut wire, sid(n), &visit(), b""));
+    let payload = vec![0; 256 * 1024];
+    for round in 0..100 {
+        frame::put_data(&mut wire, sid(1 + round % 5), &payload);
+        back.receive(&mut wire, now).unwrap();
+        assert!(back.held() <= MAX_INBOX_TOTAL + payload.len());
+    }
+    assert!(back.held() >= 100 * payload.len());
+    let broken = (1..=5).filter(|n| back.is_lost(sid(*n))).count();
+    assert_eq!(broken, 0, "25 MiB are no fault");
+    // The first one is taken from, and gets more than the others; so it is the fullest, and well.
+    for round in 0..200 {
+        for n in [1, 1 + round % 5] {
+            frame::put_data(&mut wire, sid(n), &payload);
+            back.receive(&mut wire, now).unwrap();
+            assert!(back.held() <= MAX_INBOX_TOTAL + payload.len());
+        }
+        assert!(matches!(back.read(sid(1)), Read::Data(_)));
+        back.consumed(sid(1), payload.len());
+    }
+    let broken: Vec<_> = (1..=5).filter(|n| back.is_lost(sid(*n))).collect();
+    assert_eq!(
+        broken,
+        [2],
+        "it has stalled for longest, and no other is broken off"
+    );
+    // And where all tunnels together hold too much, one with more than its share loses a stream long before.
+    let crowd: Vec<_> = (0..600).map(|_| pool.budget().share()).collect();
+    others.change(0, MAX_HELD);
+    for n in 1..=5 {
+        frame::put_data(&mut wire, sid(n), &payload);
+        back.receive(&mut wire, now).unwrap();
+    }
+    assert!((1..=5).filter(|n| back.is_lost(sid(*n))).count() > 1);
+    drop((front, back, others, crowd));
+    assert_eq!(pool.budget().held(), 0);
 }

@@ -19,6 +19,7 @@ use kite::cli::{BackendArgs, Cli, FrontendArgs};
 use kite::config::{BackendConfig, FrontendConfig};
 
 mod codes;
+mod limits;
 mod reference;
 
 fn root() -> &'static Path {

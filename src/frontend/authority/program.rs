@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -54,7 +55,19 @@ pub(super) async fn ask(program: &Path, name: &KiteName) -> Result<Word, String>
     })
 }
 
-/// Without a shell, in a clean environment, and dead when nobody waits for it any more.
+/// The program, and all that it has started and not sent elsewhere: dead when nobody waits for it any more.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Whoever has left already is not missed.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Without a shell, in a clean environment, and dead with its children when nobody waits for it any more.
 #[expect(
     clippy::disallowed_methods,
     reason = "the operator's own program, named in the frontend's configuration; a backend has none"
@@ -69,9 +82,12 @@ async fn run(program: &Path, name: &KiteName) -> Result<Zeroizing<Vec<u8>>, Stri
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| format!("it cannot be run: {e}"))?;
+    let id = child.id().and_then(|id| i32::try_from(id).ok());
+    let mut group = Group(id.and_then(Pid::from_raw));
     let output = child.stdout.take().ok_or("it has no output")?;
     let text = wiped::read_async(output, MAX_ANSWER + 1)
         .await
@@ -80,6 +96,8 @@ async fn run(program: &Path, name: &KiteName) -> Result<Zeroizing<Vec<u8>>, Stri
         return Err(format!("it printed more than {MAX_ANSWER} bytes"));
     }
     let status = child.wait().await.map_err(|e| e.to_string())?;
+    // It has ended by itself; its number may be another's soon.
+    group.0 = None;
     if !status.success() {
         return Err(format!("it ended with {status}"));
     }

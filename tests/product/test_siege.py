@@ -1,0 +1,329 @@
+"""Strangers in masses, and machines that are short of files, against the real programs.
+
+Whoever behaves well is served all the time, memory stays under a stated figure (docs/limits.md), and in the end there is
+nothing left: as many files are open as before.
+"""
+
+import contextlib
+import http.client
+import os
+import re
+import resource
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from conftest import new_address
+from island import Island
+from kite import Backend, Frontend, Kite, binary
+from proc import wait_until
+from traffic import MIB, Origin, Stream, random_bytes, sha256
+
+NAME = "web.bob.example"
+SOON = 20               # a well-behaved visitor is served within this
+SLOW = 10_000
+STALLED = 1_000
+HALF_OPEN = 8192        # MAX_WAITING in src/frontend/doorstep.rs
+HEAD_MIB = 200          # docs/limits.md, "Memory under attack"
+STALL_MIB = 200
+BODY = random_bytes(7, 8 * MIB)
+
+BEGINNINGS = (
+    b"GET / HTTP/1.1\r\nHost: ",                                            # a head without an end
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",                        # a hello without an end
+    b"CONNECT PageKite:1 HTTP/1.0\r\nX-PageKite-Features: AddKites\r\n"     # a backend that never answers its challenge
+    b"X-PageKite: http:%s:%s::\r\n\r\n" % (NAME.encode(), b"5" * 36),
+)
+
+
+@pytest.fixture(autouse=True)
+def many_files():
+    """This process holds the other end of all these connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = SLOW + 1000
+    assert hard >= needed, f"the tests need {needed} open files, and {hard} are allowed: raise `ulimit -Hn`"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def files(role):
+    return len(os.listdir(f"/proc/{role.proc.pid}/fd"))
+
+
+def mib(role, what="VmRSS"):
+    with open(f"/proc/{role.proc.pid}/status", encoding="ascii") as f:
+        return int(re.search(rf"{what}:\s+(\d+) kB", f.read())[1]) / 1024
+
+
+def same_files(role, before, what):
+    """Nothing is left of the attack. (A file or two may come and go by themselves.)"""
+    wait_until(lambda: abs(files(role) - before) <= 2, SOON + 10,
+               lambda: f"{role.name} has {files(role)} files open, and had {before}: {what}")
+
+
+def serve(stream):
+    """An origin: /body is a whole, /flood has no end, /hold is an answer and then nothing."""
+    request = stream.read_until(b"\r\n\r\n")
+    if request.startswith(b"GET /flood"):
+        # All this is one machine, whose kernel has some gigabytes for TCP in all.
+        stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        with contextlib.suppress(OSError):
+            stream.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                stream.sock.sendall(bytes(MIB))
+    elif request.startswith(b"GET /hold"):
+        stream.send(b"HTTP/1.1 200 OK\r\n\r\nhold")
+        with contextlib.suppress(OSError):
+            stream.sock.recv(1)
+    else:
+        stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(BODY) + BODY)
+
+
+def begin(address, path, source=None):
+    sock = socket.create_connection(address, SOON, source_address=source and (source, 0))
+    sock.sendall(f"GET /{path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode())
+    return sock
+
+
+def held(address):
+    """A visitor who has its answer, and stays."""
+    sock = begin(address, "hold")
+    sock.settimeout(SOON)
+    got = b""
+    while not got.endswith(b"hold"):
+        more = sock.recv(4096)
+        assert more, f"it was turned away: {got}"
+        got += more
+    return sock
+
+
+def is_served(address):
+    """A well-behaved visitor gets all of a body; how long that took."""
+    start = time.monotonic()
+    connection = http.client.HTTPConnection(*address, timeout=SOON)
+    with contextlib.closing(connection):
+        connection.request("GET", "/body", headers={"Host": NAME, "Connection": "close"})
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == 200 and sha256(body) == sha256(BODY), (answer.status, len(body))
+    return time.monotonic() - start
+
+
+def limited(role, files_allowed):
+    """The role's process may have so many files open, from its start on."""
+    spawn = role.sup.spawn
+
+    def start(machine=None, level="debug", env=None):
+        argv = ["prlimit", f"--nofile={files_allowed}:{files_allowed}", binary(), role.role, *role.flags()]
+        role.proc = spawn(role.name, argv, machine=machine, cwd=role.dir, env={"KITE_LOG": level, **(env or {})},
+                          log=role.dir / "log")
+        return role.proc
+    role.spawn = start
+    return role
+
+
+@pytest.fixture
+def scene(kite, sup):
+    """Makes a frontend and a backend, each perhaps with few files."""
+    with Origin(Island(), serve) as origin, contextlib.ExitStack() as stack:
+        def make(ip=None, front_files=None, back_files=None, tables=""):
+            service = Kite("http", NAME, "%s:%d" % origin.sock.getsockname())
+            frontend = Frontend(sup, "frontend", ip or new_address(), [service], ports=(80,), tables=tables)
+            if front_files:
+                limited(frontend, front_files)
+            frontend.start(level="info")
+            backend = Backend(sup, "backend", [frontend.pinned(port=80)], [service], tunnels=1)
+            if back_files:
+                limited(backend, back_files)
+            backend.start().wait_up(service, frontend.ip)
+            frontend.wait_up(service)
+            is_served(frontend.visitors)
+            return frontend, backend
+        make.stack = stack
+        yield make
+
+
+def closing(socks):
+    for sock in socks:
+        sock.close()
+
+
+def test_ten_thousand_slow_visitors(scene):
+    frontend, _ = scene(ip="127.0.0.1")
+    before, base, slow, times = files(frontend), mib(frontend), [], []
+    for n in range(SLOW):
+        sock = socket.create_connection(frontend.visitors, SOON, source_address=(f"127.0.0.{2 + n % 20}", 0))
+        sock.sendall(BEGINNINGS[n % len(BEGINNINGS)])
+        slow.append(sock)
+        if n % 1000 == 999:
+            times.append(is_served(frontend.visitors))
+    assert files(frontend) <= before + HALF_OPEN + 8
+    for sock in slow:
+        with contextlib.suppress(OSError):
+            sock.sendall(b"x")
+    times.append(is_served(frontend.visitors))
+    most = mib(frontend, "VmHWM") - base
+    closing(slow)
+    same_files(frontend, before, "slow visitors")
+    times.append(is_served(frontend.visitors))
+    print(f"{SLOW} slow visitors: {most:.0f} MiB more at most, {mib(frontend) - base:.0f} MiB more afterwards; "
+          f"8 MiB were served in {max(times):.1f} s at most")
+    assert most < HEAD_MIB, f"{most:.0f} MiB"
+
+
+def test_a_thousand_stalled_readers(scene):
+    frontend, backend = scene()
+    roles = (frontend, backend)
+    before, base, stalled = [files(r) for r in roles], [mib(r) for r in roles], []
+    for _ in range(STALLED):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(SOON)
+        sock.connect(frontend.visitors)
+        sock.sendall(f"GET /flood HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
+        stalled.append(sock)
+    times = [is_served(frontend.visitors) for _ in range(3)]
+    most = [mib(r, "VmHWM") - b for r, b in zip(roles, base)]
+    closing(stalled)
+    for role, number in zip(roles, before):
+        same_files(role, number, "stalled readers")
+    times.append(is_served(frontend.visitors))
+    print(f"{STALLED} stalled readers in one tunnel: {most[0]:.0f} MiB more at the frontend, {most[1]:.0f} MiB at the "
+          f"backend; 8 MiB were served in {max(times):.1f} s at most")
+    assert max(most) < STALL_MIB, most
+
+
+def test_few_files(scene):
+    """Each side takes as many visitors as half of its files allow, and keeps the rest for itself."""
+    frontend, backend = scene(front_files=300)
+    assert "[KITE-C54]" in frontend.proc.text() and " 150 connections at a time" in frontend.proc.text()
+    before = files(frontend)
+    slow = []
+    for _ in range(400):
+        slow.append(socket.create_connection(frontend.visitors, SOON))
+        slow[-1].sendall(b"GET")
+    is_served(frontend.visitors)
+    closing(slow)
+    same_files(frontend, before, "slow visitors")
+    # As many as there may be, besides the tunnel. One more waits, and is served when one has left.
+    full = [held(frontend.visitors) for _ in range(149)]
+    waiting = begin(frontend.visitors, "hold")
+    waiting.settimeout(1)
+    with pytest.raises(TimeoutError):
+        waiting.recv(1)
+    assert frontend.status()["role"] == "frontend", "it still answers its owner"
+    full.pop().close()
+    waiting.settimeout(SOON)
+    assert waiting.recv(4)
+    closing([*full, waiting])
+    same_files(frontend, before, "held visitors")
+    is_served(frontend.visitors)
+    frontend.stop()
+    backend.stop()
+
+
+def test_few_files_at_the_backend(scene):
+    frontend, backend = scene(back_files=300)
+    assert "[KITE-C54]" in backend.proc.text()
+    before = files(backend)
+    full = [held(frontend.visitors) for _ in range(150)]
+    refused = begin(frontend.visitors, "body")
+    refused.settimeout(SOON)
+    assert refused.recv(12) == b"HTTP/1.1 503"
+    closing([*full, refused])
+    same_files(backend, before, "held visitors")
+    wait_until(lambda: _served(frontend), SOON, "it serves again")
+    assert len(backend.tunnels()) == 1, "the tunnel stood all the time"
+
+
+def _served(frontend):
+    try:
+        return is_served(frontend.visitors)
+    except AssertionError:
+        return None
+
+
+def allow(role, number):
+    subprocess.run(["prlimit", "--pid", str(role.proc.pid), f"--nofile={number}:"], check=True)
+
+
+def test_no_files_at_all(scene):
+    """What is promised is not there after all. Both sides live through it, and say so once."""
+    frontend, backend = scene()
+    mark = frontend.proc.mark()
+    allow(frontend, files(frontend))
+    waiting = [begin(frontend.visitors, "hold") for _ in range(5)]
+    frontend.proc.wait_log(r"\[KITE-C41\] cannot accept a connection", SOON, mark)
+    time.sleep(1)
+    assert len(re.findall("KITE-C41", frontend.proc.text(mark))) == 1, "a shortage of files fills no disk"
+    allow(frontend, 4096)
+    for sock in waiting:
+        sock.settimeout(SOON)
+        assert sock.recv(4)
+    closing(waiting)
+    is_served(frontend.visitors)
+
+    allow(backend, files(backend))
+    refused = begin(frontend.visitors, "body")
+    refused.settimeout(SOON)
+    assert refused.recv(12) == b"HTTP/1.1 503"
+    refused.close()
+    allow(backend, 4096)
+    wait_until(lambda: _served(frontend), SOON, "it serves again")
+    assert len(backend.tunnels()) == 1
+
+
+METRICS, PAGE = ("127.0.0.1", 9474), ("127.0.0.1", 7475)
+DOORS = '\n[metrics]\nlisten = "%s:%d"\n[web]\nlisten = "%s:%d"\n' % (*METRICS, *PAGE)
+
+
+def says(address, text):
+    """What a door answers to this; nothing if it closes."""
+    with socket.create_connection(address, SOON) as sock, contextlib.suppress(OSError):
+        sock.settimeout(SOON)
+        with contextlib.suppress(OSError):
+            sock.sendall(text)
+        return sock.recv(12)
+    return b""
+
+
+def test_the_doors_of_this_machine(scene):
+    frontend, _ = scene(tables=DOORS)
+    before, base = files(frontend), mib(frontend)
+    host = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9474\r\n"
+    assert says(METRICS, host + b"\r\n") == b"HTTP/1.1 200"
+    for huge in (b"X: " + b"x" * 100_000, b"X: x\r\n" * 1000, b"x" * MIB):
+        for door in (METRICS, PAGE):
+            answer = says(door, host + huge + b"\r\n\r\n")
+            assert answer in (b"", b"HTTP/1.1 431", b"HTTP/1.1 400"), answer
+    # More than a door takes at a time, all silent or slow.
+    slow = [socket.create_connection(door, SOON) for door in (METRICS, PAGE) for _ in range(40)]
+    for n, sock in enumerate(slow):
+        if n % 2:
+            sock.sendall(b"GET /")
+    # At the control socket, too, one says nothing, and one more than there may be.
+    control = str(frontend.state / "frontend.sock")
+    silent, loud = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    silent.connect(control)
+    loud.connect(control)
+    shouting = threading.Thread(target=lambda: _shout(loud))
+    shouting.start()
+    assert frontend.status()["role"] == "frontend", "after those who are slow"
+    shouting.join(SOON)
+    start = time.monotonic()
+    assert says(METRICS, host + b"\r\n") == b"HTTP/1.1 200"
+    assert says(PAGE, b"GET / HTTP/1.1\r\nHost: 127.0.0.1:7475\r\n\r\n")
+    print(f"behind 40 slow ones: {time.monotonic() - start:.1f} s")
+    closing([*slow, silent, loud])
+    same_files(frontend, before, "at its doors")
+    is_served(frontend.visitors)
+    assert mib(frontend, "VmHWM") - base < 64
+
+
+def _shout(sock):
+    with contextlib.suppress(OSError):
+        sock.sendall(b"reload\n" + bytes(16 * MIB))
