@@ -204,6 +204,7 @@ fn converse<'a>(flags: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Outcome {
         secret: Secret::new(SECRET).unwrap(),
         bsalt: "0b5a17".into(),
         end_tls: flags & 16 != 0,
+        by: Default::default(),
     };
     let kites = vec![wanted("http", "a.example"), wanted("raw-22", "b.example")];
     let mut count = 0;
