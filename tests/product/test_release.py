@@ -170,12 +170,11 @@ def test_a_tree_that_fits_gets_past_the_checks(tree, tmp_path):
 # What cargo-deny does with a configuration: fetches the database, and finds what is in it.
 DENY = """#!/bin/sh
 [ "$1 $2" = "deny --version" ] && exit 0
-config=$5
-url=$(sed -n 's/^db-urls = \\["\\(.*\\)"\\]/\\1/p' "$config")
+config=$4
 path=$(sed -n 's/^db-path = "\\(.*\\)"/\\1/p' "$config")
-case $url in https:*) echo "no network" >&2; exit 1 ;; esac
+[ -n "${GIT_CONFIG_COUNT:-}" ] || { echo "no network" >&2; exit 1; }
 grep -q RUSTSEC-2023-0071 "$config" || { echo "the project's rules are lost" >&2; exit 9; }
-git clone --quiet "$url" "$path/advisory-db-1"
+git clone --quiet --depth=1 --branch main https://github.com/RustSec/advisory-db "$path/advisory-db-1"
 ! grep -r . "$path/advisory-db-1/crates/tokio" >&2
 """
 
