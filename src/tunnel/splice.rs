@@ -7,15 +7,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::buffer::Chunk;
 use super::{Half, TunnelStream};
 
 /// The most pieces handed to the local socket in one write.
 const MAX_PIECES: usize = 16;
+/// How long the local side may take for what had come before the peer or the tunnel broke off.
+pub const LAST_PIECES: Duration = Duration::from_secs(10);
 
 /// A socket on our own side: a visitor's, or the origin's.
 pub trait Local: AsyncRead + AsyncWrite + Unpin {
@@ -113,6 +117,7 @@ pub async fn splice<L: Local>(
         pieces: held,
         inbound: Inbound::Reading,
         outbound_done: false,
+        broken: None,
         flushed: true,
         from_tunnel: 0,
         to_tunnel: 0,
@@ -145,6 +150,8 @@ struct Join<L> {
     pieces: VecDeque<Bytes>,
     inbound: Inbound,
     outbound_done: bool,
+    /// Set when nobody hears the local side any more, and nobody has told it so in order: until then it may take the last pieces.
+    broken: Option<Pin<Box<Sleep>>>,
     flushed: bool,
     from_tunnel: u64,
     to_tunnel: u64,
@@ -173,6 +180,11 @@ impl<L: Local> Join<L> {
         }
         if self.inspect.as_ref().is_some_and(|i| i.is_open()) {
             self.inspect = None;
+        }
+        if let Some(patience) = &mut self.broken
+            && (self.inbound == Inbound::Done || patience.as_mut().poll(cx).is_ready())
+        {
+            return Poll::Ready(Err(Broken::Tunnel));
         }
         if self.inbound == Inbound::Done && self.outbound_done {
             Poll::Ready(Ok(()))
@@ -260,7 +272,7 @@ impl<L: Local> Join<L> {
             let Some(capacity) = ready!(self.stream.poll_capacity(cx)) else {
                 // What the local side still says is for nobody. If nobody has told us so, it must not take it for heard.
                 if !self.stream.is_declined() {
-                    return Poll::Ready(Err(Broken::Tunnel));
+                    self.broken = Some(Box::pin(sleep(LAST_PIECES)));
                 }
                 self.outbound_done = true;
                 break;

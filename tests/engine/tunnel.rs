@@ -8,7 +8,7 @@ use kite::tunnel::buffer::{Chunk, MAX_HELD, Outgoing, Pool, SMALL_PAYLOAD, TIGHT
 use kite::tunnel::mux::{
     Capacity, Liveness, MAX_INBOX_TOTAL, MAX_OUTBOX_TOTAL, Mux, OpenError, Read, Settings, Side,
 };
-use kite::tunnel::splice::{Broken, splice};
+use kite::tunnel::splice::{Broken, LAST_PIECES, splice};
 use kite::tunnel::stream::OUTBOX_CHUNKS;
 use kite::tunnel::{Ended, Incoming, Tunnel, TunnelStream};
 use kite::wire::Sid;
@@ -245,6 +245,47 @@ async fn a_break_is_one_for_whoever_has_only_to_speak_yet() {
             assert!(matches!(end, Err(Broken::Tunnel)), "{end:?}");
         }
     }
+}
+
+/// What had come before a break is passed on, though the local side is slow; and then comes the break.
+#[tokio::test]
+async fn the_last_pieces_before_a_break_are_passed_on() {
+    for tunnel_ends in [false, true] {
+        let (front, back) = pair(Kind::Kites, 4096);
+        let stream = front.open(visit(), Bytes::new()).unwrap();
+        let (mut visitor, done) = attach(stream);
+        let taken = within("accepting", back.accept()).await.unwrap().stream;
+        let all = vec![7; 48 * 1024];
+        taken.write(Bytes::from(all.clone()).into());
+        // The visitor's pipe is full, and the rest waits in front of it.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        match tunnel_ends {
+            true => back.close("a test"),
+            false => taken.abort(),
+        }
+        tokio::time::sleep(LAST_PIECES / 20).await;
+        let mut got = Vec::new();
+        within("the rest", visitor.read_to_end(&mut got))
+            .await
+            .unwrap();
+        assert_eq!(got.len(), all.len());
+        let end = within("the splice's end", done).await.unwrap();
+        assert!(matches!(end, Err(Broken::Tunnel)), "{end:?}");
+    }
+}
+
+/// Who takes nothing is not waited for longer than that.
+#[tokio::test]
+async fn who_takes_nothing_holds_no_broken_stream() {
+    let (front, back) = pair(Kind::Kites, 4096);
+    let stream = front.open(visit(), Bytes::new()).unwrap();
+    let (_visitor, done) = attach(stream);
+    let taken = within("accepting", back.accept()).await.unwrap().stream;
+    taken.write(Bytes::from(vec![7; 48 * 1024]).into());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    taken.abort();
+    let end = within("the splice's end", done).await.unwrap();
+    assert!(matches!(end, Err(Broken::Tunnel)), "{end:?}");
 }
 
 /// Who is told in order to say no more is not broken off, whatever becomes of the tunnel.
