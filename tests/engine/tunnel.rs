@@ -483,7 +483,7 @@ async fn an_answering_peer_stays() {
     let (a, b) = duplex(4096);
     let quick = Liveness::Ping {
         ask: Duration::from_millis(50),
-        dead: Duration::from_millis(250),
+        dead: Duration::from_millis(2000),
     };
     let start = |io, side| {
         Tunnel::start(
@@ -497,7 +497,7 @@ async fn an_answering_peer_stays() {
         )
     };
     let (front, back) = (start(a, Side::Frontend), start(b, Side::Backend));
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert!(!front.is_closed() && !back.is_closed());
     assert!(front.rtt().is_some() || back.rtt().is_some());
 }
