@@ -33,6 +33,7 @@ mod register;
 pub mod registry;
 pub mod storage;
 mod visitor;
+mod visits;
 
 use crate::code::{Code, Coded};
 use crate::config::{FrontendConfig, Listen};

@@ -280,6 +280,16 @@ impl Judge {
         self.guesses().may_try(peer, INVITATIONS, Instant::now())
     }
 
+    /// May this peer show a tub's key for this name now?
+    pub fn may_try_tub(&self, peer: Option<Visitor>, name: &str) -> bool {
+        self.guesses().may_try(peer, name, Instant::now())
+    }
+
+    /// It was not the tub's, or the name is not for strangers.
+    pub fn wrong_tub(&self, peer: Option<Visitor>, name: &str) {
+        self.guesses().wrong(peer, name, Instant::now());
+    }
+
     /// It was none of ours. True if that is worth a line in the log.
     pub fn wrong_invitation(&self, peer: Option<Visitor>) -> bool {
         self.guesses().wrong(peer, INVITATIONS, Instant::now())

@@ -5,15 +5,15 @@
 //! must come to that tub. Only then does the kite fly: a name is held for nobody who has not shown both.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
-use super::account::{Account, End};
+use super::account::{Account, End, now_unix};
 use super::auth::Leave;
-use super::limits::{Bucket, Rate, Visitor};
+use super::limits::Visitor;
+use super::visits::Visits;
 use crate::config::{Open as Config, OpenProof};
 use crate::kite::{KiteName, Protocol};
 use crate::sniff::TubId;
@@ -27,15 +27,12 @@ use crate::wire::{Binding, KiteId, Lines};
 
 /// The wire's word for what these kites carry; those of one port are not among them.
 const PROTO: &str = "http";
-/// How long a visit through a new tunnel may take, and the wait for it. Over Tor it has some round trips.
+/// How long a visit through a new tunnel may take, and how long it is waited for its turn. Over Tor it has some round trips.
 pub const VISIT: Duration = Duration::from_secs(45);
-/// Visits at one time.
-pub const MAX_VISITS: usize = 256;
-/// Visits within a minute; a frontend that was restarted has one for each tunnel.
-pub const VISITS: Rate = Rate {
-    count: 1200,
-    seconds: 60,
-};
+/// Kites that one frame may show tubs for, and certificates that are looked at.
+pub const MAX_TUBS: usize = 16;
+/// How long it is remembered that a tub's key was shown: so long the node alone does not do.
+pub const KEY_REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Kites that do not fly and whose use is remembered, so that nobody gets a new quota by coming anew.
 pub const MAX_REMEMBERED: usize = 4096;
 /// What a visit's end of a pipe holds, in bytes: a flight of TLS.
@@ -46,7 +43,7 @@ const PIPE: usize = 16 * 1024;
 /// The key that was shown is not the tub's.
 const OTHER_KEY: &str = "tub";
 /// The tub's key must sign.
-const NO_KEY: &str = "tub-key";
+pub(super) const NO_KEY: &str = "tub-key";
 /// The visit did not come to the tub.
 const NO_NODE: &str = "tub-node";
 /// There are too many.
@@ -58,9 +55,10 @@ const OVERLOAD: &str = "overload";
 pub struct Open {
     config: Config,
     kites: Mutex<Kites>,
-    visits: Semaphore,
-    rate: Mutex<Bucket>,
+    visits: Visits,
     patience: Duration,
+    /// Who takes a name from another, and who gets one, do so one after the other.
+    order: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -68,6 +66,52 @@ struct Kites {
     by_name: HashMap<KiteName, Known>,
     /// Those that do not fly, the longest gone first; perhaps some that fly again.
     gone: VecDeque<KiteName>,
+    /// Those whose tub's key was shown: when, and whether one who showed it is still to be visited. Of others at most
+    /// [`MAX_REMEMBERED`].
+    keyed: HashMap<KiteName, (Instant, Weak<()>)>,
+}
+
+impl Kites {
+    /// Nobody flies it any more.
+    fn went(&mut self, name: KiteName) {
+        let Self { by_name, gone, .. } = self;
+        gone.push_back(name);
+        while gone.len() > MAX_REMEMBERED {
+            let Some(oldest) = gone.pop_front() else {
+                break;
+            };
+            let is_back = gone.contains(&oldest);
+            if by_name
+                .get(&oldest)
+                .is_some_and(|k| k.flown_by.is_empty() && !is_back)
+            {
+                by_name.remove(&oldest);
+            }
+        }
+    }
+
+    /// The tub's key was shown.
+    fn key_was_shown(&mut self, name: &KiteName, by: &Arc<()>) {
+        self.keyed
+            .insert(name.clone(), (Instant::now(), Arc::downgrade(by)));
+        if self.keyed.len() > MAX_REMEMBERED {
+            let all = self.keyed.iter();
+            let idle = all.filter(|(_, shown)| shown.1.strong_count() == 0);
+            let oldest = idle.min_by_key(|(_, shown)| shown.0);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                self.keyed.remove(&oldest);
+            }
+        }
+    }
+
+    fn is_keyed(&self, name: &KiteName) -> bool {
+        let shown = self.keyed.get(name);
+        shown.is_some_and(|(at, by)| by.strong_count() > 0 || at.elapsed() < KEY_REMEMBERED)
+            || self
+                .by_name
+                .get(name)
+                .is_some_and(|k| k.proof == OpenProof::Key && !k.flown_by.is_empty())
+    }
 }
 
 struct Known {
@@ -80,9 +124,11 @@ struct Known {
 /// A kite that has proved all that can be proved before its tunnel stands.
 pub(super) struct Pending {
     pub(super) id: KiteId,
-    name: KiteName,
+    pub(super) name: KiteName,
     tub: TubId,
     proof: OpenProof,
+    /// While it is there the name is for the tub's key alone, if that was shown.
+    _shown: Arc<()>,
     /// The sessions that it named.
     pub(super) named: Named,
 }
@@ -102,9 +148,9 @@ impl Open {
         Self {
             config,
             kites: Mutex::default(),
-            visits: Semaphore::new(MAX_VISITS),
-            rate: Mutex::default(),
+            visits: Visits::new(VISIT),
             patience: VISIT,
+            order: Mutex::default(),
         }
     }
 
@@ -129,13 +175,19 @@ impl Open {
         let id = &claim.id;
         let name: KiteName = id.name.parse().map_err(|_| "unauthorized")?;
         let tub = self.tub(&name).ok_or("unauthorized")?;
+        // One way to write it, so that it is one kite.
+        if name.as_str() != id.name {
+            return Err("unauthorized");
+        }
         if id.proto != PROTO {
             return Err("proto");
         }
         let proof = match (&claim.signature, binding) {
             (Some(signature), Some(binding)) => {
                 let message = message(id, fsalt, binding);
-                let signed = lines.tub_certificates.iter().any(|certificate| {
+                let mut shown = lines.tub_certificates.iter().take(MAX_TUBS);
+                let own = shown.find(|shown| tub::tub_of(&shown.0) == tub.as_str());
+                let signed = own.is_some_and(|certificate| {
                     tub::is_signed(
                         tub,
                         &certificate.0,
@@ -150,10 +202,17 @@ impl Open {
                 }
                 OpenProof::Key
             }
-            _ if self.config.proof == OpenProof::Key => return Err(NO_KEY),
+            _ if self.config.proof == OpenProof::Key || self.kites().is_keyed(&name) => {
+                return Err(NO_KEY);
+            }
             _ => OpenProof::Node,
         };
+        let shown = Arc::new(());
+        if proof == OpenProof::Key {
+            self.kites().key_was_shown(&name, &shown);
+        }
         Ok(Pending {
+            _shown: shown,
             id: id.clone(),
             name,
             tub,
@@ -162,26 +221,36 @@ impl Open {
         })
     }
 
+    /// Whoever gets a name here, or takes one away, holds this until the registry knows it.
+    pub(super) fn in_order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has this session got its place for the kite already? Then no visit is left to be paid.
+    pub(super) fn is_seated(&self, pending: &Pending, session: &str) -> bool {
+        let mut kites = self.kites();
+        let known = kites.by_name.get_mut(&pending.name);
+        let Some(known) = known.filter(|k| k.flown_by.iter().any(|(by, _)| by == session)) else {
+            return false;
+        };
+        if pending.proof == OpenProof::Key {
+            known.proof = OpenProof::Key;
+        }
+        true
+    }
+
     /// Pays the visit through the tunnel that stands now. It is bounded in time, in number and in rate.
     pub(super) async fn visit(
         &self,
         pending: &Pending,
+        peer: Option<Visitor>,
         tunnel: &Tunnel,
         port: u16,
     ) -> Result<(), &'static str> {
-        {
-            let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            if !rate.has(VISITS, now) {
-                return Err(OVERLOAD);
-            }
-            rate.take(VISITS, now);
-        }
-        let visiting = async {
-            // Nobody closes it.
-            let _turn = self.visits.acquire().await;
-            through(tunnel, &pending.name, pending.tub, port).await
+        let Some(_turn) = self.visits.turn(peer).await else {
+            return Err(OVERLOAD);
         };
+        let visiting = through(tunnel, &pending.name, pending.tub, port);
         let visited = tokio::time::timeout(self.patience, visiting).await;
         match visited {
             Ok(Ok(())) => Ok(()),
@@ -202,6 +271,9 @@ impl Open {
         now_unix: u64,
     ) -> Result<Leave, &'static str> {
         let mut kites = self.kites();
+        if pending.proof == OpenProof::Node && kites.is_keyed(&pending.name) {
+            return Err(NO_KEY);
+        }
         let flies = |known: &&Known| !known.flown_by.is_empty();
         let is_new = !kites.by_name.get(&pending.name).is_some_and(|k| flies(&k));
         if is_new {
@@ -229,7 +301,9 @@ impl Open {
         if known.account.standing(now_unix).is_err() {
             return Err("noquota");
         }
-        known.flown_by.push((session.to_owned(), peer));
+        if !known.flown_by.iter().any(|(by, _)| by == session) {
+            known.flown_by.push((session.to_owned(), peer));
+        }
         Ok(Leave {
             terms: [Protocol::Foolscap].into(),
             storage_only: true,
@@ -242,26 +316,20 @@ impl Open {
     /// A session is over; or it did not get this one of its kites.
     pub(super) fn leave(&self, session: &str, only: Option<&Pending>) {
         let mut kites = self.kites();
-        let Kites { by_name, gone } = &mut *kites;
         let meant = |name: &KiteName| only.is_none_or(|pending| pending.name == *name);
-        for (name, known) in by_name.iter_mut().filter(|(name, _)| meant(name)) {
+        let mut went = Vec::new();
+        for (name, known) in kites.by_name.iter_mut().filter(|(name, _)| meant(name)) {
             let before = known.flown_by.len();
             known.flown_by.retain(|(by, _)| by != session);
             if known.flown_by.is_empty() && before > 0 {
-                gone.push_back(name.clone());
+                went.push((name.clone(), known.proof));
             }
         }
-        while gone.len() > MAX_REMEMBERED {
-            let Some(oldest) = gone.pop_front() else {
-                break;
-            };
-            let is_back = gone.contains(&oldest);
-            if by_name
-                .get(&oldest)
-                .is_some_and(|k| k.flown_by.is_empty() && !is_back)
-            {
-                by_name.remove(&oldest);
+        for (name, proof) in went {
+            if proof == OpenProof::Key {
+                kites.key_was_shown(&name, &Arc::default());
             }
+            kites.went(name);
         }
     }
 
@@ -269,11 +337,12 @@ impl Open {
     /// showed none. True if a kite must come down for that.
     pub(super) fn gives_way(&self, name: &str, to: Option<&Pending>) -> bool {
         let mut kites = self.kites();
-        let Some(known) = name
-            .parse()
-            .ok()
-            .and_then(|n: KiteName| kites.by_name.get_mut(&n))
-        else {
+        // What is written otherwise is another kite.
+        let parsed = name.parse().ok();
+        let Some(parsed) = parsed.filter(|n: &KiteName| n.as_str() == name) else {
+            return false;
+        };
+        let Some(known) = kites.by_name.get_mut(&parsed) else {
             return false;
         };
         let outdone = match to {
@@ -283,8 +352,12 @@ impl Open {
         if known.flown_by.is_empty() || !outdone {
             return false;
         }
+        // Its visitors go, and what they used is still used.
+        let (used, limits) = known.account.used(now_unix());
         known.account.end(End::Outdone);
-        kites.by_name.retain(|known, _| known.as_str() != name);
+        known.account = Account::new(name, limits, None, Some(used));
+        known.flown_by.clear();
+        kites.went(parsed);
         true
     }
 
@@ -468,6 +541,7 @@ mod tests {
             name: name.parse().expect("a name"),
             tub,
             proof,
+            _shown: Arc::default(),
             named: Named::default(),
         }
     }
@@ -522,7 +596,7 @@ mod tests {
         ] {
             let (front, _back) = tunnel_to(says);
             let began = Instant::now();
-            assert_eq!(open.visit(&pending, &front, 80).await, Err(NO_NODE));
+            assert_eq!(open.visit(&pending, None, &front, 80).await, Err(NO_NODE));
             assert!(
                 began.elapsed() < Duration::from_secs(10),
                 "it ends by itself"
@@ -531,16 +605,15 @@ mod tests {
         // One that is gone.
         let (front, _back) = tunnel_to(YES);
         front.close("the test says so");
-        assert_eq!(open.visit(&pending, &front, 80).await, Err(NO_NODE));
-        // Too many within a minute are not even begun.
-        for _ in 0..VISITS.count {
-            open.rate
-                .lock()
-                .expect("no panic")
-                .take(VISITS, Instant::now());
+        assert_eq!(open.visit(&pending, None, &front, 80).await, Err(NO_NODE));
+        // There is no turn: nothing is said of the node.
+        open.visits = Visits::new(Duration::from_millis(50));
+        let mut turns = Vec::new();
+        while let Some(turn) = open.visits.turn(None).await {
+            turns.push(turn);
         }
         let (front, _back) = tunnel_to(YES);
-        assert_eq!(open.visit(&pending, &front, 80).await, Err(OVERLOAD));
+        assert_eq!(open.visit(&pending, None, &front, 80).await, Err(OVERLOAD));
     }
 
     #[test]
@@ -578,13 +651,85 @@ mod tests {
         );
         let name = node.name.to_string();
         let squatter = open.seat(&node, "a", None, NOW).expect("room").account;
+        // Asked for again, it is one place.
+        for _ in 0..9 {
+            assert!(open.seat(&node, "a", None, NOW).is_ok());
+        }
+        assert_eq!(open.kites().by_name[&node.name].flown_by.len(), 1);
+        assert!(open.is_seated(&node, "a") && !open.is_seated(&node, "b"));
+        let visitor = squatter.admit(Visitor(1), Instant::now());
+        assert!(visitor.is_ok());
         assert!(!open.gives_way(&name, Some(&node)));
         assert!(open.gives_way(&name, Some(&key)));
         assert_eq!(squatter.standing(NOW), Err(End::Outdone));
+        // What he used of the name's share is not given back.
+        let share = |open: &Open| {
+            open.kites().by_name[&key.name]
+                .account
+                .used(NOW)
+                .0
+                .connections
+        };
+        assert_eq!(share(&open), 1);
+        assert!(open.kites().by_name[&key.name].flown_by.is_empty());
         let owner = open.seat(&key, "b", None, NOW).expect("room").account;
         assert_eq!(owner.standing(NOW), Ok(()));
         assert!(!open.gives_way(&name, Some(&node)) && !open.gives_way(&name, Some(&key)));
         assert!(open.gives_way(&name, None), "the operator's own kite");
         assert!(!open.gives_way("bob.alice.example", None));
+    }
+
+    #[test]
+    fn once_the_key_was_shown_the_node_does_not_do() {
+        let open = open(OpenProof::Node, 9, 9);
+        let (key, here) = (tub_key(), Binding::Tls([1; 32]));
+        let kite = id(&key, "alice.example");
+        let (claim, lines) = shown(&key, &kite, "t1", &here);
+        let bare = TubClaim {
+            signature: None,
+            ..claim.clone()
+        };
+        let judge = |claim| open.judge(claim, "t1", &lines, Some(&here), &Named::default());
+        let relay = judge(&bare).expect("nothing better was shown");
+        let owner = judge(&claim).expect("the key");
+        // He was there before, and is quicker.
+        assert_eq!(open.seat(&relay, "a", None, NOW).err(), Some(NO_KEY));
+        assert_eq!(judge(&bare).err(), Some(NO_KEY));
+        // As many others as may be remembered do not make it forgotten while it is to be visited.
+        for n in 0..=MAX_REMEMBERED {
+            let name = format!("n{n}.alice.example").parse().expect("a name");
+            open.kites().key_was_shown(&name, &Arc::default());
+        }
+        assert!(open.kites().keyed.len() <= MAX_REMEMBERED);
+        assert_eq!(open.seat(&relay, "a", None, NOW).err(), Some(NO_KEY));
+        assert!(open.seat(&owner, "b", None, NOW).is_ok());
+        drop(owner);
+        open.leave("b", None);
+        assert_eq!(open.seat(&relay, "a", None, NOW).err(), Some(NO_KEY));
+    }
+
+    #[test]
+    fn a_name_is_written_in_one_way() {
+        let open = open(OpenProof::Node, 9, 9);
+        let pending = pending(&open, 1, OpenProof::Node);
+        open.seat(&pending, "a", None, NOW).expect("room");
+        let name = pending.name.to_string();
+        for odd in [format!("{name}."), name.to_uppercase()] {
+            let id = KiteId {
+                name: odd.clone(),
+                ..pending.id.clone()
+            };
+            let claim = TubClaim {
+                id,
+                signature: None,
+            };
+            assert_eq!(
+                said(&open, &claim, "t1", &Lines::default(), None),
+                "unauthorized"
+            );
+            // Nor does another's kite, which nobody finds, take it down.
+            assert!(!open.gives_way(&odd, None), "{odd}");
+        }
+        assert!(open.gives_way(&name, None));
     }
 }

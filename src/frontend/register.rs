@@ -13,11 +13,11 @@ use super::account::now_unix;
 use super::auth::{Asker, Judgement};
 use super::doorstep::Place;
 use super::limits::Visitor;
-use super::open::{self, Named, Pending};
+use super::open::{self, Named, Open, Pending};
 use super::registry::{Claim, Claimant, EndTls, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
-use crate::kite::Protocol;
+use crate::kite::{KiteName, Protocol};
 use crate::observe::hush::PAUSE;
 use crate::random::random_hex;
 use crate::tunnel::Tunnel;
@@ -36,7 +36,7 @@ pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a backend is told how much of its quota is left, as pagekite.py's frontend does.
 pub const TELL_QUOTA: Duration = Duration::from_secs(15 * 60);
 /// Kites of one tunnel that wait for a visit at one time.
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 16;
 /// The feature of a backend that wants no more than it asks for (protocol page §3.1).
 const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
@@ -290,8 +290,22 @@ impl Registration<'_> {
             !line.fsalt.is_empty() && lines.tubs.iter().any(|claim| claim.id == id)
         };
         let (tubs, services): (Vec<_>, Vec<_>) = lines.services.iter().partition(is_tubs);
+        let mut seen: Vec<&str> = Vec::new();
         for line in tubs {
-            pending.extend(self.judge_tub(line, lines, claimant, verdict));
+            let why = match seen.len() {
+                _ if seen.contains(&line.name.as_str()) => "duplicate",
+                0..open::MAX_TUBS => {
+                    seen.push(&line.name);
+                    pending.extend(self.judge_tub(line, lines, claimant, verdict));
+                    // A signature is work for others, too.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                _ => "overload",
+            };
+            self.refuse(line.kite_id(), why, |id| {
+                verdict.invalid.push((id, Some(why.to_owned())))
+            });
         }
         let judgements = services
             .iter()
@@ -306,6 +320,7 @@ impl Registration<'_> {
                     let end_tls = self.agreed.endings.kite(&id);
                     // Names that the operator has given away go before those of strangers.
                     let open = self.shared.open.as_ref();
+                    let _order = open.map(|open| open.in_order());
                     if open.is_some_and(|open| open.gives_way(&id.name, None)) {
                         self.shared.revoke();
                     }
@@ -365,26 +380,21 @@ impl Registration<'_> {
             retire: claimant.retire.map(str::to_owned),
             several: claimant.several,
         };
-        let granted = || {
-            let name = id.name.parse().ok();
-            name.is_some_and(|name| shared.accounts.grants(&name))
-        };
-        let claim = lines.tubs.iter().find(|claim| claim.id == id);
-        let judged = match (&shared.open, claim) {
-            (Some(open), Some(claim))
-                if shared.judge.challenged(line, now_unix()) && !granted() =>
-            {
-                let known_by = self.agreed.known_by.as_ref();
-                open.judge(claim, &line.fsalt, lines, known_by, &named)
-                    .map(|pending| (open, pending))
-            }
-            _ => Err("unauthorized"),
-        };
-        match judged {
+        match self.proof_of_tub(line, lines, &named) {
             Ok((open, pending)) => {
+                let key = (id.proto.clone(), id.name.clone());
+                let flown = shared.registry.of_session(self.session);
+                if flown.iter().any(|(flown, _)| *flown == key)
+                    && open.is_seated(&pending, self.session)
+                {
+                    verdict.ok.push(id);
+                    return None;
+                }
+                let order = open.in_order();
                 if open.gives_way(&id.name, Some(&pending)) {
                     shared.revoke();
                 }
+                drop(order);
                 if shared.registry.contested(&id, claimant) {
                     self.refuse(id, "another tunnel flies it", |id| {
                         verdict.duplicate.push(id)
@@ -404,6 +414,38 @@ impl Registration<'_> {
         }
     }
 
+    /// What a line shows of its tub. Wrong ones are counted, as wrong secrets are.
+    fn proof_of_tub(
+        &self,
+        line: &ServiceLine,
+        lines: &Lines,
+        named: &Named,
+    ) -> Result<(&Open, Pending), &'static str> {
+        let (shared, id, peer) = (self.shared, line.kite_id(), self.peer.known);
+        let claim = lines.tubs.iter().find(|claim| claim.id == id);
+        let (Some(open), Some(claim)) = (&shared.open, claim) else {
+            return Err("unauthorized");
+        };
+        if !shared.judge.challenged(line, now_unix()) {
+            return Err("unauthorized");
+        }
+        if !shared.judge.may_try_tub(peer, &id.name) {
+            return Err("too many wrong keys");
+        }
+        let known_by = self.agreed.known_by.as_ref();
+        let judged = open.judge(claim, &line.fsalt, lines, known_by, named);
+        // Whether a name is the operator's is said to nobody but its tub.
+        let granted = |name: &KiteName| shared.accounts.grants(name);
+        let judged = judged.and_then(|pending| match granted(&pending.name) {
+            true => Err("unauthorized"),
+            false => Ok((open, pending)),
+        });
+        if judged.as_ref().is_err_and(|why| *why != open::NO_KEY) {
+            shared.judge.wrong_tub(peer, &id.name);
+        }
+        judged
+    }
+
     /// Visits a kite's tub through its tunnel.
     async fn visit(
         &self,
@@ -411,7 +453,10 @@ impl Registration<'_> {
         pending: Pending,
     ) -> (Pending, Result<(), &'static str>) {
         let visited = match &self.shared.open {
-            Some(open) => open.visit(&pending, tunnel, self.shared.judge.port()).await,
+            Some(open) => {
+                let port = self.shared.judge.port();
+                open.visit(&pending, self.peer.known, tunnel, port).await
+            }
             None => Err("unauthorized"),
         };
         (pending, visited)
@@ -445,6 +490,10 @@ impl Registration<'_> {
         let Some(open) = &self.shared.open else {
             return Err("unauthorized");
         };
+        let _order = open.in_order();
+        if open.gives_way(&pending.id.name, Some(pending)) {
+            self.shared.revoke();
+        }
         let leave = open.seat(pending, self.session, self.peer.known, now_unix())?;
         let named = &pending.named;
         let claimant = Claimant {

@@ -176,13 +176,113 @@ async fn weakness_of_the_nodes_proof_a_relay_gets_the_name_until_the_key_comes()
     })
     .await;
     flies(&front, tub).await;
-    refused(&relay, "another tunnel flies this kite").await;
+    until("the relay is told why", || {
+        let said = format!("{:?}", relay.troubles());
+        // Now, or when it asks again.
+        [
+            "another tunnel flies this kite",
+            "wants a proof by the tub's key",
+        ]
+        .iter()
+        .any(|why| said.contains(why))
+    })
+    .await;
     assert!(reached(&front, tub).await);
     // And another node than the one in the name is none, with or without.
     let (other, _, _) = node_with_key().await;
     let (_, absent, _) = node_with_key().await;
     let (board, _liar) = fly(&front, tub_kite(absent, other, None));
     refused(&board, "did not come to the tub").await;
+}
+
+/// A way to a node that lets nothing through before it is opened.
+async fn gate(node: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (opener, open) = tokio::sync::watch::channel(false);
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut came, _)) = listener.accept().await {
+            let mut open = open.clone();
+            tokio::spawn(async move {
+                open.wait_for(|open| *open).await.unwrap();
+                let mut there = TcpStream::connect(node).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut came, &mut there).await;
+            });
+        }
+    });
+    (address, opener)
+}
+
+/// Two relays, one in the air and one on its way: neither has the name after the key was shown.
+#[tokio::test]
+async fn no_relay_is_quicker_than_the_key() {
+    let (victim, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Node, 9);
+    let heard = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
+    let (slow_way, let_slow) = gate(victim).await;
+    let (slow, _slow) = fly(&front, tub_kite(tub, slow_way, None));
+    until("it waits for its visit", || heard(&slow)).await;
+    let (_, _quick) = fly(&front, tub_kite(tub, victim, None));
+    flies(&front, tub).await;
+    let (owners_way, let_owner) = gate(victim).await;
+    let (owner, _owner) = fly(&front, tub_kite(tub, owners_way, Some(&pem)));
+    until("the owner waits for his", || heard(&owner)).await;
+    until("the name is free", || kites(&front.handle).is_empty()).await;
+    let_slow.send(true).unwrap();
+    refused(&slow, "wants a proof by the tub's key").await;
+    assert!(kites(&front.handle).is_empty());
+    let_owner.send(true).unwrap();
+    flies(&front, tub).await;
+    assert!(reached(&front, tub).await && heard(&owner));
+}
+
+/// Much in one frame is no more work than a little.
+#[tokio::test]
+async fn a_frame_that_shows_too_many_tubs_is_looked_at_in_part() {
+    use kite::wire::lines::MAX_LINES;
+    let (_, tub, _) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (mut conn, _) = dial(&front.address).await;
+    let ask = |lines: &str| {
+        format!(
+            "CONNECT PageKite:1 HTTP/1.0\r\nX-PageKite-Features: AddKites\r\nX-PageKite-Features: KiteTub1\r\n{lines}\r\n"
+        )
+    };
+    // The same name often, and many names.
+    let names = (0..MAX_LINES).map(|n| match n {
+        0..8 => name(tub),
+        _ => name(TubId::from_random([n as u8; 32])),
+    });
+    let kites: Vec<_> = names
+        .enumerate()
+        .map(|(n, name)| format!("http:{name}:b{n}"))
+        .collect();
+    let first: String = kites
+        .iter()
+        .map(|kite| format!("X-PageKite: {kite}::{}\r\n", "0".repeat(36)))
+        .collect();
+    conn.write_all(ask(&first).as_bytes()).await.unwrap();
+    conn.flush().await.unwrap();
+    let answer = read_head(&mut conn).await.unwrap();
+    let signs = answer
+        .lines()
+        .filter_map(|line| line.strip_prefix("X-PageKite-SignThis: "));
+    let again: String = signs
+        .map(|sign| {
+            let kite = sign.rsplit_once(':').unwrap().0;
+            format!(
+                "X-PageKite: {sign}:{}\r\nX-PageKite-Tub: {kite}\r\n",
+                "0".repeat(36)
+            )
+        })
+        .collect();
+    let (mut conn, _) = dial(&front.address).await;
+    conn.write_all(ask(&again).as_bytes()).await.unwrap();
+    conn.flush().await.unwrap();
+    let answer = read_head(&mut conn).await.unwrap();
+    let count = |why: &str| answer.matches(&format!(";{why}\r\n")).count();
+    let all = [count("tub-key"), count("duplicate"), count("overload")];
+    assert_eq!(all, [16, 7, MAX_LINES - 23], "{answer}");
 }
 
 #[tokio::test]
