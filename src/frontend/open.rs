@@ -523,7 +523,10 @@ mod tests {
         };
         for binding in [None, Some(&here)] {
             assert_eq!(said(&strict, &bare, "t1", &lines, binding), NO_KEY);
-            assert_eq!(said(&lax, &bare, "t1", &lines, binding), "Node");
+            // Its key has been shown here, and not there.
+            assert_eq!(said(&lax, &bare, "t1", &lines, binding), NO_KEY);
+            let other = open(OpenProof::Node, 9, 9);
+            assert_eq!(said(&other, &bare, "t1", &lines, binding), "Node");
         }
         // On a connection that nothing is known of the key proves nothing.
         assert_eq!(said(&strict, &claim, "t1", &lines, None), NO_KEY);

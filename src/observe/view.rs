@@ -516,7 +516,7 @@ mod tests {
             "next try in 7 s; it refused",
             "foolscap:bob.alice.example",
             "down",
-            "not probed",
+            "not visited",
             "1 min 1 s ago  alice.example:443: it refused the connection (2 times)",
             "from visitors",
             "to visitors",
