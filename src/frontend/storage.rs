@@ -1,6 +1,6 @@
 //! Storage-only: what a frontend carries that is of no use to phishers, and so may be offered to strangers.
 //!
-//! [`Policy`] narrows what kites may be used for. [`begin`] then holds each of their visitors, from the first byte to
+//! [`Policy`] narrows what kites may be used for. `begin` then holds each of their visitors, from the first byte to
 //! the last, to what [`Storage`] says that storage traffic looks like. Not a byte is changed.
 
 use std::task::{Context, Poll};
