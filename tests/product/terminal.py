@@ -60,6 +60,15 @@ class Terminal:
         self.expect(question)
         self.type(line)
 
+    def answer_hidden(self, question, line, timeout=10):
+        """The same where nothing is to be seen: what is typed before the echo is off is thrown away."""
+        self.expect(question)
+        end = time.monotonic() + timeout
+        while termios.tcgetattr(self.ours)[3] & termios.ECHO:
+            assert time.monotonic() < end, f"what is typed would be seen:\n{self.screen}"
+            time.sleep(0.01)
+        self.type(line)
+
     def key(self, byte):
         os.write(self.ours, byte)
 

@@ -140,7 +140,7 @@ def test_the_offer_of_the_nodes_lines(kite, terminal, tmp_path, wanted):
     back.answer(r"The invitation", "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443")
     back.answer(r"The kite's name", name)
     back.answer(r"given you a secret", "y")
-    back.answer(r"paste it", "s3cret-of-bobs")
+    back.answer_hidden(r"paste it", "s3cret-of-bobs")
     back.expect("all connections go through Tor")
     back.expect(re.escape(f"1: the node in {node}"))
     back.answer(r"Which node\?", "")
