@@ -47,8 +47,6 @@ pub const QUICK_FOR: Duration = Duration::from_secs(10);
 /// How long a frontend may take from our request to its verdict. Over Tor each of
 /// the round trips can take seconds.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long open streams may go on after the order to stop.
-pub const DRAIN: Duration = Duration::from_secs(5);
 
 /// Where to fly what.
 #[derive(Debug, Clone, Default)]
@@ -103,6 +101,7 @@ pub async fn run(
         noise: Arc::default(),
         board,
         pool,
+        drain: shutdown.drain(),
     };
     let mut posts = Vec::new();
     let mut tasks = JoinSet::new();
@@ -169,7 +168,7 @@ impl Post {
                 wishes.clone(),
                 siblings.clone(),
             );
-            tasks.spawn(link.keep(order.clone()));
+            tasks.spawn(link.keep(order.clone().within(base.drain)));
         }
         Self {
             address: address.clone(),

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,7 @@ use crate::frontend::storage::Policy;
 use crate::kite::{KiteName, Ported, Protocol, Secret};
 use crate::listen::LocalAddr;
 use crate::rc::{self, Mistake, Rc, Translation};
+use crate::shutdown;
 use crate::sniff::TubId;
 use crate::tor::TorSettings;
 use crate::wiped;
@@ -152,6 +154,10 @@ pub struct FrontendConfig {
     pub policy: Policy,
     /// Kites of strangers, if they are taken.
     pub open: Option<Open>,
+    /// How long what runs may go on after the order to stop.
+    pub drain: Duration,
+    /// How long after a start visitors wait for a kite that is not back yet.
+    pub grace: Duration,
 }
 
 /// Where a running kite shows itself to this machine, if it does.
@@ -298,6 +304,8 @@ pub struct BackendConfig {
     pub local: LocalPlaces,
     /// Whether it visits its own kites.
     pub witnessing: Witnessing,
+    /// How long what runs may go on after the order to stop.
+    pub drain: Duration,
 }
 
 impl BackendConfig {
@@ -945,6 +953,8 @@ impl FrontendConfig {
             page: own_page(&source, file.page)?,
             policy: file.policy,
             open,
+            drain: duration(&source, "drain", file.drain.as_deref(), shutdown::DRAIN)?,
+            grace: duration(&source, "grace", file.grace.as_deref(), GRACE)?,
         })
     }
 }
@@ -981,6 +991,25 @@ fn narrowed(source: &Source, policy: Policy, kites: &[Grant], listen: &[Listen])
         );
     }
     Ok(())
+}
+
+/// How long after a start visitors wait for a kite that is not back yet, unless configured.
+pub const GRACE: Duration = Duration::from_secs(15);
+/// The longest `drain`, and the longest `grace`.
+pub const MAX_DURATION: Duration = Duration::from_secs(3600);
+
+/// A time, as `10s` or `2m`.
+fn duration(source: &Source, key: &str, text: Option<&str>, usual: Duration) -> Result<Duration> {
+    let Some(text) = text else { return Ok(usual) };
+    let parsed = humantime::parse_duration(text);
+    parsed.ok().filter(|d| *d <= MAX_DURATION).ok_or_else(|| {
+        ConfigError::new(
+            Code::BadValue,
+            source.at(key),
+            format!("'{text}' is no time up to an hour"),
+            "write it as 10s, 2m or 500ms",
+        )
+    })
 }
 
 /// Largest `page.contact`, in bytes.
@@ -1472,6 +1501,7 @@ impl BackendConfig {
                 enabled: file.probe.enabled.unwrap_or(true),
                 public_port: file.probe.public_port.map(NonZeroU16::get),
             },
+            drain: duration(&source, "drain", file.drain.as_deref(), shutdown::DRAIN)?,
         })
     }
 }

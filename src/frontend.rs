@@ -24,6 +24,7 @@ pub mod invited;
 mod join;
 mod keeper;
 pub mod kites;
+mod leave;
 pub mod limits;
 mod motd;
 pub mod onion;
@@ -61,8 +62,6 @@ use storage::Policy;
 /// Connections served at a time, visitors and backends together, if the process may have as many files open. For more, those
 /// that have not said what they want are closed; if there are none, new ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 16 * 1024;
-/// How long visitors in the middle of something may go on after the order to stop.
-pub const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why a frontend cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +162,7 @@ struct Shared {
     /// All slots.
     most: usize,
     doorstep: Arc<Doorstep>,
+    arriving: leave::Arriving,
     /// Connections that were turned away behind a load balancer.
     unintroduced: Hush,
     /// What was said of kites that may not fly.
@@ -230,6 +230,7 @@ impl Frontend {
             slots: Arc::new(Semaphore::new(most)),
             most,
             doorstep: Arc::default(),
+            arriving: leave::Arriving::default(),
             unintroduced: Hush::default(),
             refused: Hushes::default(),
             in_vain: Hush::default(),
@@ -269,7 +270,7 @@ impl Frontend {
         Handle(self.shared.clone())
     }
 
-    /// Serves until `shutdown`, then lets visitors finish for [`DRAIN`] at most.
+    /// Serves until `shutdown`, and lets then what runs end for as long as that says.
     pub async fn run(self, shutdown: Shutdown) {
         for address in self.local_addrs() {
             tracing::info!("listening on {address}");
@@ -295,21 +296,7 @@ impl Frontend {
         shutdown.requested().await;
         // Dropping the loops closes the listening sockets.
         loops.shutdown().await;
-        let tunnels = self.shared.registry.tunnels();
-        let open: usize = tunnels.iter().map(|t| t.streams()).sum();
-        tracing::info!("stopping: {} tunnels, {open} open streams", tunnels.len());
-        let drained = async {
-            while tunnels.iter().any(|t| t.streams() > 0 && !t.is_closed()) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        let _ = tokio::time::timeout(DRAIN, drained).await;
-        for tunnel in &tunnels {
-            tunnel.close("the frontend stops");
-        }
-        for tunnel in &tunnels {
-            tunnel.ended().await;
-        }
+        leave::leave(&self.shared, shutdown.drain()).await;
         keeper::save(&self.shared).await;
     }
 }

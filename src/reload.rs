@@ -365,6 +365,7 @@ mod tests {
             state_dir: "/unused".into(),
             local: Default::default(),
             witnessing: Default::default(),
+            drain: Default::default(),
         }
     }
 

@@ -153,6 +153,7 @@ pub async fn frontend(
     });
     let (state_dir, local) = (config.state_dir.clone(), config.local.clone());
     descriptors::raise(MAX_CONNECTIONS);
+    let shutdown = shutdown.within(config.drain);
     let frontend = Frontend::new(config)?;
     let doors = Doors::open(&local, &state_dir, Role::Frontend)?;
     let onion: Arc<OnceLock<String>> = Arc::default();
@@ -338,6 +339,7 @@ impl Backend {
         mut progress: impl FnMut(&Event<'_>) + Send,
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
+        let shutdown = shutdown.within(self.config.drain);
         let board = Board::default();
         board.turn_to(&self.config.services);
         tokio::select! {
@@ -418,6 +420,7 @@ impl Backend {
         }
         ports.spawn(async move { desk.greet(visits).await });
         let (stop, order) = shutdown::channel();
+        let order = order.within(self.config.drain);
         tokio::spawn(tell_flight(
             self.supervisor,
             board.clone(),
@@ -474,7 +477,7 @@ async fn tell_flight(supervisor: Supervisor, board: Board, shutdown: Shutdown) {
 /// Tells a supervisor that the end was asked for.
 async fn tell_end(supervisor: Supervisor, shutdown: Shutdown) {
     shutdown.requested().await;
-    supervisor.stopping();
+    supervisor.stopping(shutdown.drain());
 }
 
 /// What a running backend can be asked.

@@ -1,11 +1,16 @@
 //! The order to stop, passed to whoever must hear it.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-/// A future order to stop. Clones hear the same order.
+/// How long what runs may go on after the order to stop, unless configured.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// A future order to stop, and how long what runs may go on after it. Clones hear the same order.
 #[derive(Clone)]
-pub struct Shutdown(watch::Receiver<bool>);
+pub struct Shutdown(watch::Receiver<bool>, Duration);
 
 /// The one who gives the order.
 pub struct Trigger(watch::Sender<bool>);
@@ -13,7 +18,7 @@ pub struct Trigger(watch::Sender<bool>);
 /// An order that is not yet given, and the one who may give it.
 pub fn channel() -> (Trigger, Shutdown) {
     let (tx, rx) = watch::channel(false);
-    (Trigger(tx), Shutdown(rx))
+    (Trigger(tx), Shutdown(rx, DRAIN))
 }
 
 impl Trigger {
@@ -24,6 +29,16 @@ impl Trigger {
 }
 
 impl Shutdown {
+    /// The same order, with so much time for what runs.
+    pub fn within(self, drain: Duration) -> Self {
+        Self(self.0, drain)
+    }
+
+    /// How long what runs may go on after the order.
+    pub fn drain(&self) -> Duration {
+        self.1
+    }
+
     /// Waits for the order; it has come, too, when nobody is left to give it.
     pub async fn requested(&self) {
         let mut rx = self.0.clone();
@@ -45,4 +60,9 @@ pub fn on_signals(
         at_once();
     });
     Ok(())
+}
+
+/// SIGHUP from now on: the wish that the configuration be read again.
+pub fn hangups() -> std::io::Result<Signal> {
+    signal(SignalKind::hangup())
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{interval, sleep, sleep_until};
 
 use super::link::{Services, explain, flies_as, flown, shown_kite};
 use super::siblings::Siblings;
+use super::stream;
 use super::stream::{Ground, Noise};
 use super::watch::Watch;
-use super::{DRAIN, stream};
 use crate::code::Coded;
 use crate::config::Service;
 use crate::observe::board::{Slot, Tally};
@@ -40,6 +40,8 @@ pub(super) struct Flight {
     pub(super) since: Instant,
     /// What its handshake asked for.
     asked: Services,
+    /// The frontend has said that it goes away.
+    leaving: bool,
     retire: oneshot::Sender<Option<Duration>>,
     lost: oneshot::Receiver<Ended>,
     /// For logs.
@@ -50,6 +52,11 @@ pub(super) struct Flight {
 pub(super) enum Fate {
     /// It is over.
     Lost(Ended),
+    /// The frontend goes away, and another tunnel may take its place: to what is started there in its stead.
+    Leaving {
+        /// So it was told before.
+        said: bool,
+    },
     /// The frontend does not answer, and another tunnel may take its place.
     Suspect,
     /// Its kites are not those of the configuration any more, and another tunnel may take its place.
@@ -87,6 +94,7 @@ impl Flight {
         let (ended, lost) = oneshot::channel();
         let (session, serving) = (verdict.session_id.clone(), tunnel.clone());
         let flying = verdict.flying.clone();
+        let hears_away = verdict.peer.away;
         let frontend = crew.frontend.clone();
         // Before the task begins: the next handshake may be sooner.
         if let Some(session) = &session {
@@ -94,7 +102,7 @@ impl Flight {
         }
         tasks.spawn(async move {
             let siblings = crew.siblings.clone();
-            let why = crew.serve(&serving, &flying, retired).await;
+            let why = crew.serve(&serving, &flying, retired, hears_away).await;
             if let Some(session) = &session {
                 siblings.down(session);
             }
@@ -106,6 +114,7 @@ impl Flight {
             verdict,
             since: Instant::now(),
             asked,
+            leaving: false,
             retire,
             lost,
             frontend,
@@ -115,6 +124,9 @@ impl Flight {
     /// Waits until there is something to be done about it.
     /// Meanwhile the frontend may end single kites.
     pub(super) async fn watch(&mut self, services: &mut Receiver<Services>, slot: &Slot) -> Fate {
+        if self.leaving && !self.tunnel.is_closed() {
+            return Fate::Leaving { said: true };
+        }
         loop {
             if !self.tunnel.is_closed() && self.is_outdated(&services.borrow_and_update().clone()) {
                 if self.verdict.peer.beside {
@@ -126,7 +138,13 @@ impl Flight {
             tokio::select! {
                 why = &mut self.lost => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
                 Ok(()) = services.changed() => {}
-                Some(lines) = self.tunnel.next_kites() => self.heed(lines, slot),
+                Some(lines) = self.tunnel.next_kites() => {
+                    if lines.away {
+                        self.leaving = true;
+                        return Fate::Leaving { said: false };
+                    }
+                    self.heed(lines, slot);
+                }
                 () = sleep(LOOK) => {
                     if self.verdict.peer.beside && self.tunnel.is_suspect() {
                         return Fate::Suspect;
@@ -183,6 +201,7 @@ impl Crew {
         tunnel: &Tunnel,
         flying: &[KiteId],
         retired: oneshot::Receiver<Option<Duration>>,
+        hears_away: bool,
     ) -> Ended {
         let mut streams = JoinSet::new();
         let mut retired = pin!(async move {
@@ -193,9 +212,17 @@ impl Crew {
             }
         });
         let mut retiring = None;
+        // When it must end, once the order to stop has come.
+        let mut end = None;
+        // The frontend sends no more visitors.
+        let mut closed = !hears_away;
         let mut flown = self.flown(flying);
         let mut look = interval(LAST_VISITORS);
         loop {
+            if end.is_some() && closed && streams.is_empty() {
+                tunnel.close("the backend stops");
+                break;
+            }
             tokio::select! {
                 incoming = tunnel.accept() => match incoming {
                     Some(incoming) => {
@@ -223,10 +250,16 @@ impl Crew {
                         break;
                     }
                 }
-                () = self.shutdown.requested() => {
+                () = self.shutdown.requested(), if end.is_none() => {
                     tracing::info!("frontend {}: stopping, {} open streams", self.frontend, tunnel.streams());
-                    let rest = async { while streams.join_next().await.is_some() {} };
-                    let _ = timeout(DRAIN, rest).await;
+                    end = Some(Instant::now() + self.shutdown.drain());
+                    if hears_away {
+                        tunnel.send_kites(Lines { away: true, ..Lines::default() });
+                    }
+                }
+                // The link, which reads these otherwise, has gone with the order.
+                Some(lines) = tunnel.next_kites(), if end.is_some() => closed |= lines.away,
+                () = sleep_until(end.unwrap_or_else(Instant::now).into()), if end.is_some() => {
                     tunnel.close("the backend stops");
                     break;
                 }

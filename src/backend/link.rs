@@ -44,6 +44,8 @@ pub(super) struct Base {
     pub(super) noise: Arc<Noise>,
     pub(super) board: Board,
     pub(super) pool: Pool,
+    /// How long streams may go on after the order to stop.
+    pub(super) drain: Duration,
 }
 
 /// One of the tunnels to one frontend.
@@ -239,6 +241,17 @@ impl Link {
                         "frontend {}: its kites have changed; making another tunnel for them",
                         self.shown
                     );
+                    outdated = true;
+                }
+                Fate::Leaving { said } => {
+                    if !said {
+                        tracing::info!(
+                            "frontend {}: it stops, or starts anew; making another tunnel",
+                            self.shown
+                        );
+                        lost = Some(Instant::now());
+                        wait = RETRY_FIRST;
+                    }
                     outdated = true;
                 }
             }

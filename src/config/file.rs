@@ -110,6 +110,13 @@ pub(super) struct OpenTable {
     /// minute.
     #[serde(default)]
     pub limits: Limits,
+    /// How long what runs may go on after the order to stop: `"10s"`, an hour at most. A second order ends it at once.
+    #[schemars(extend("default" = "10s"))]
+    pub drain: Option<String>,
+    /// How long after a start visitors of a kite that is not back yet wait for it, instead of being told that it is not
+    /// there: `"15s"`, an hour at most.
+    #[schemars(extend("default" = "15s"))]
+    pub grace: Option<String>,
 }
 
 /// Something that a running kite shows to this machine alone.
@@ -313,6 +320,9 @@ pub(super) struct BackendFile {
     /// The backend's visits to its own kites.
     #[serde(default)]
     pub probe: ProbeTable,
+    /// How long what runs may go on after the order to stop: `"10s"`, an hour at most. A second order ends it at once.
+    #[schemars(extend("default" = "10s"))]
+    pub drain: Option<String>,
 }
 
 /// A backend's visits to its own kites, from outside.

@@ -6,11 +6,17 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::code::Code;
 
 /// Where the supervisor listens: a path, or `@` and an abstract name.
 const VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// What a process needs besides to end.
+const AFTER_DRAIN: Duration = Duration::from_secs(10);
 
 /// Whoever waits for this process to be ready, or nobody.
 #[derive(Debug, Default)]
@@ -47,9 +53,19 @@ impl Supervisor {
         self.say(&format!("STATUS={}", one_line(status)));
     }
 
-    /// It ends, as it was told to.
-    pub fn stopping(&self) {
-        self.say("STOPPING=1\nSTATUS=ending: what runs has a few seconds");
+    /// It ends, as it was told to. What runs has so much time, which the supervisor is asked to grant.
+    pub fn stopping(&self, drain: Duration) {
+        let most = drain + AFTER_DRAIN;
+        self.say(&format!(
+            "STOPPING=1\nEXTEND_TIMEOUT_USEC={}\nSTATUS=ending: what runs has {} s at most",
+            most.as_micros(),
+            drain.as_secs()
+        ));
+    }
+
+    /// The configuration is read again; [`Self::ready`] follows, whatever came of it.
+    pub fn reloading(&self) {
+        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
     }
 
     /// A supervisor that does not listen in time misses a word: kite waits for nobody here.
@@ -71,6 +87,12 @@ fn reach(address: &OsStr) -> io::Result<UnixDatagram> {
     socket.set_nonblocking(true)?;
     socket.connect_addr(&parse(address)?)?;
     Ok(socket)
+}
+
+/// The time by which systemd tells whether a reload came after its wish.
+fn monotonic_usec() -> i64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec * 1_000_000 + now.tv_nsec / 1000
 }
 
 fn parse(address: &OsStr) -> io::Result<SocketAddr> {

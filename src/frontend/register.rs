@@ -14,7 +14,7 @@ use super::auth::{Asker, Judgement};
 use super::doorstep::Place;
 use super::limits::Visitor;
 use super::open::{self, Named, Open, Pending};
-use super::registry::{Claim, Claimant, EndTls, Terms};
+use super::registry::{Claim, Claimant, EndTls, Standing, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
 use crate::kite::{KiteName, Protocol};
@@ -25,8 +25,8 @@ use crate::tunnel::buffer::BUFFER_PAYLOAD;
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
 use crate::wire::handshake::{
-    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, RefusalKind, Request,
-    UNAVAILABLE, put_answer,
+    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, RefusalKind,
+    Request, UNAVAILABLE, put_answer,
 };
 use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
@@ -83,6 +83,7 @@ pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>,
             agreed,
         };
         registration.fly(proven).await;
+        shared.registry.fell(&session);
     }
     if let Some(open) = &shared.open {
         open.leave(&session, None);
@@ -97,6 +98,8 @@ struct Proven {
     conn: BoxConn,
     /// It wants to be told what is left.
     wants_quota: bool,
+    /// It understands that this frontend goes away, and says so itself.
+    hears_away: bool,
     read_ahead: BytesMut,
     mux: Option<MuxParams>,
     /// Kites that fly once a visit has come to their tubs.
@@ -154,6 +157,7 @@ async fn admit(
                 pending,
                 conn,
                 wants_quota: !request.lines.has_feature(MOBILE),
+                hears_away: request.lines.has_feature(KITE_AWAY),
                 // A copy, if anything: the request stands in the same block.
                 read_ahead: BytesMut::from(&first[..]),
                 mux: request.lines.mux(),
@@ -230,6 +234,9 @@ impl Registration<'_> {
         answer.features.push(ADD_KITES.to_owned());
         if asked.has_feature(KITE_TLS) {
             answer.features.push(KITE_TLS.to_owned());
+        }
+        if asked.has_feature(KITE_AWAY) {
+            answer.features.push(KITE_AWAY.to_owned());
         }
         self.shared.judge.capabilities(&mut answer);
         if self.shared.open.is_some() {
@@ -553,6 +560,7 @@ impl Registration<'_> {
         let Proven {
             conn,
             wants_quota,
+            hears_away,
             read_ahead,
             mux,
             pending,
@@ -563,6 +571,11 @@ impl Registration<'_> {
             Settings::agreed(Side::Frontend, mux, Liveness::DEFAULT),
             self.shared.pool.clone(),
         );
+        self.shared.registry.stands(Standing {
+            session: self.session.to_owned(),
+            tunnel: tunnel.clone(),
+            hears_away,
+        });
         self.shared.registry.activate(self.session, &tunnel);
         let kind = if mux.is_some() {
             "a kite"
@@ -595,6 +608,9 @@ impl Registration<'_> {
                 }
             };
             let Some(lines) = lines else { break };
+            if lines.away {
+                self.see_off(&tunnel);
+            }
             if lines.services.is_empty() {
                 continue;
             }
@@ -620,6 +636,18 @@ impl Registration<'_> {
             }
         }
         tracing::info!("tunnel from {} ended: {}", self.peer, tunnel.ended().await);
+    }
+
+    /// The backend goes away: no visitor is brought to it any more, and it is told that none will be. Who is there
+    /// already stays.
+    fn see_off(&self, tunnel: &Tunnel) {
+        for (proto, name) in self.shared.registry.release(self.session) {
+            tracing::info!("kite down: {proto}:{name}; its backend stops");
+        }
+        tunnel.send_kites(Lines {
+            away: true,
+            ..Lines::default()
+        });
     }
 
     /// Logs the kites that did not fly `before`.

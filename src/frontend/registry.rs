@@ -41,6 +41,8 @@ struct Sky {
     sessions: HashMap<String, BTreeSet<Arc<Key>>>,
     /// By whom it was wished, and whom it would replace; at most [`MAX_WISHES`].
     wishes: VecDeque<(String, String)>,
+    /// Each tunnel, from its verdict to its end; it may fly nothing any more.
+    standing: HashMap<String, Standing>,
     /// Backends that have been given a number.
     backends: u64,
     /// Where visitors are counted.
@@ -66,6 +68,17 @@ impl Sky {
 
 /// Wire protocol with its port, if any (`http`, `raw-22`), and name.
 type Key = (String, String);
+
+/// A tunnel that stands, whatever it flies.
+#[derive(Clone)]
+pub struct Standing {
+    /// Its session.
+    pub session: String,
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// Its backend understands that this frontend goes away (protocol page §21.7).
+    pub hears_away: bool,
+}
 
 /// A tunnel as others may see it.
 #[derive(Debug, Clone)]
@@ -592,14 +605,22 @@ impl Registry {
         views.into_values().collect()
     }
 
-    /// Every tunnel that flies something, each once.
-    pub fn tunnels(&self) -> Vec<Tunnel> {
+    /// This tunnel stands from now on.
+    pub fn stands(&self, standing: Standing) {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sky.standing.insert(standing.session.clone(), standing);
+    }
+
+    /// The tunnel of `session` has ended.
+    pub fn fell(&self, session: &str) {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sky.standing.remove(session);
+    }
+
+    /// Every tunnel that stands, also one that only finishes its streams.
+    pub fn standing(&self) -> Vec<Standing> {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let of = |session: &String| {
-            let mut held = sky.held(session);
-            held.find_map(|(_, entry)| entry.of(session)?.tunnel.clone())
-        };
-        sky.sessions.keys().filter_map(of).collect()
+        sky.standing.values().cloned().collect()
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) async fn serve(
     mut door: Arrival,
     balancers: Option<&Balancers>,
 ) {
+    let arriving = shared.arriving.one();
     let mut place = shared.doorstep.enter(door.peer.ip().into());
     let mut first = BytesMut::new();
     if let Some(balancers) = balancers {
@@ -69,8 +70,10 @@ pub(super) async fn serve(
     }
     let peer = shared.shown(door.peer);
     // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
-    let arriving = Box::pin(arrive(shared, conn, first, &door, &peer));
-    match place.unless_sent_away(arriving).await {
+    let at_the_door = Box::pin(arrive(shared, conn, first, &door, &peer));
+    let comer = place.unless_sent_away(at_the_door).await;
+    drop(arriving);
+    match comer {
         Some(Comer::Visitor(conn, first, route)) => {
             drop(place);
             join(shared, conn, first, route, &door, &peer).await;

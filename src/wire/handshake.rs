@@ -30,8 +30,8 @@ pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
 pub use super::lines::{
-    ADD_KITES, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, KiteId, Lines, LinesError, MuxParams,
-    Proof, ServiceLine,
+    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, KiteId, Lines, LinesError,
+    MuxParams, Proof, ServiceLine,
 };
 
 /// What a frontend thinks of a service line.
@@ -337,6 +337,8 @@ pub struct PeerParams {
     pub kite_mux: Option<MuxParams>,
     /// Both ends have [`KITE_BESIDE`].
     pub beside: bool,
+    /// Both ends have [`KITE_AWAY`].
+    pub away: bool,
     /// Protocols it carries. Empty if it does not say.
     pub protos: Vec<String>,
     /// Ports it serves.
@@ -535,6 +537,7 @@ impl BackendHandshake {
         if self.options.offer_mux {
             verdict.peer.kite_mux = lines.mux().or(verdict.peer.kite_mux);
         }
+        verdict.peer.away |= lines.has_feature(KITE_AWAY);
         verdict.peer.beside |= self.options.offer_beside && lines.has_feature(KITE_BESIDE);
         let Lines {
             ok,
@@ -659,6 +662,7 @@ impl BackendHandshake {
             lines.features.push(KITE_TUB.to_owned());
         }
         lines.features.push(KITE_TLS.to_owned());
+        lines.features.push(KITE_AWAY.to_owned());
         let ending = self.entries.iter().filter(|e| e.wanted.end_tls);
         lines.end_tls = ending.map(|e| e.id.clone()).collect();
         if self.options.offer_beside {

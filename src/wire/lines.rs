@@ -40,6 +40,8 @@ pub const KITE_PROOF: &str = "KiteProof1";
 pub const KITE_BESIDE: &str = "KiteBeside1";
 /// Our extension: a frontend ends visitors' TLS for those kites only that ask for it (protocol page §21.5).
 pub const KITE_TLS: &str = "KiteTls1";
+/// Our extension: an end that is going to stop says so, and its tunnels end with their streams (protocol page §21.7).
+pub const KITE_AWAY: &str = "KiteAway1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
@@ -83,6 +85,8 @@ pub struct Lines {
     pub retire: Option<String>,
     /// Kites whose visitors' TLS the frontend is asked to end; see [`KITE_TLS`].
     pub end_tls: Vec<KiteId>,
+    /// Whoever says this goes away, or has heard that the other does: no stream is opened any more; see [`KITE_AWAY`].
+    pub away: bool,
     /// Kites that are asked for.
     pub services: Vec<ServiceLine>,
     /// Challenges: sign again with this fsalt.
@@ -157,6 +161,7 @@ impl Lines {
             b"-replace" => self.replace = Some(word("Replace", value)?),
             b"-beside" => push("Beside", &mut self.beside, word("Beside", value)?)?,
             b"-end-tls" => push("End-TLS", &mut self.end_tls, id("End-TLS", value)?)?,
+            b"-away" => self.away = true,
             b"-retire" => self.retire = Some(word("Retire", value)?),
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
@@ -213,6 +218,7 @@ impl Lines {
         each!("-Beside", self.beside);
         each!("-Retire", self.retire);
         each!("-End-TLS", self.end_tls);
+        each!("-Away", self.away.then_some(1));
         each!("", self.services);
         each!("-Tub-Certificate", self.tub_certificates);
         each!("-Tub", self.tubs);

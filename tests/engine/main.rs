@@ -18,6 +18,7 @@ mod hostile;
 mod introduce;
 mod invitations;
 mod lanes;
+mod leave;
 mod old_peers;
 mod open;
 mod origins;

@@ -124,17 +124,19 @@ pub fn config_of(state: &Path, listen: Vec<Listen>, kites: Vec<Grant>) -> Fronte
         kites,
         state_dir: state.to_path_buf(),
         log_peers: true,
+        drain: shutdown::DRAIN,
         ..FrontendConfig::default()
     }
 }
 
 pub fn start(config: FrontendConfig) -> Side {
+    let drain = config.drain;
     let frontend = Frontend::new(config).unwrap();
     let addrs = frontend.local_addrs();
     let address = frontend.pinned_addresses().remove(0);
     let handle = frontend.handle();
     let (trigger, order) = shutdown::channel();
-    let done = tokio::spawn(frontend.run(order));
+    let done = tokio::spawn(frontend.run(order.within(drain)));
     Side {
         public: addrs[0],
         port_kite: addrs[1],

@@ -31,6 +31,7 @@ const EVERY_KITE_SAYS: &[&str] = &[
     "features",
     "frame",
     "http",
+    "kiteaway1",
     "kitebeside1",
     "kitemux1",
     "kitetls1",

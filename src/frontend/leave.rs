@@ -1,0 +1,95 @@
+//! How a frontend goes: nobody comes in any more, its backends hear of it, and what runs may end.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Shared;
+use super::registry::Standing;
+use crate::wire::Lines;
+
+/// How often it is looked whether what runs has ended.
+const LOOK: Duration = Duration::from_millis(50);
+/// So many backends are told at each look, lest all return at one instant: a thousand within 2 s.
+const TOLD_AT_ONCE: usize = 25;
+/// How long those count who have come in and not yet said what they want.
+const ARRIVING: Duration = Duration::from_secs(2);
+/// How long a closed tunnel may take to be gone.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
+/// Why a tunnel is closed then.
+const WHY: &str = "the frontend stops";
+
+/// Connections that have come in, and of which it is not yet clear what they want.
+#[derive(Default)]
+pub(super) struct Arriving(AtomicUsize);
+
+/// One of them, as long as this is there.
+pub(super) struct Arrives<'a>(&'a Arriving);
+
+impl Arriving {
+    pub(super) fn one(&self) -> Arrives<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Arrives(self)
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Arrives<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Once nobody can come in: tells the backends, and waits until no visitor is there, for `drain` at most. Then all ends.
+pub(super) async fn leave(shared: &Shared, drain: Duration) {
+    let began = Instant::now();
+    let standing = shared.registry.standing();
+    let open: usize = standing.iter().map(|s| s.tunnel.streams()).sum();
+    tracing::info!("stopping: {} tunnels, {open} open streams", standing.len());
+    let mut told = HashSet::new();
+    loop {
+        // Some may just have finished their handshake.
+        let standing = shared.registry.standing();
+        tell(&standing, &mut told);
+        let arriving = shared.arriving.any() && began.elapsed() < ARRIVING;
+        let is_quiet = |s: &&Standing| s.tunnel.streams() == 0 || s.tunnel.is_closed();
+        let quiet = standing.iter().filter(is_quiet);
+        let over = !arriving && quiet.clone().count() == standing.len();
+        if over || began.elapsed() >= drain {
+            break;
+        }
+        if !arriving {
+            // An older backend cannot be told: it sees the end, and comes back.
+            let older = quiet.filter(|s| !s.hears_away);
+            older.for_each(|s| s.tunnel.close(WHY));
+        }
+        sleep(LOOK).await;
+    }
+    let standing = shared.registry.standing();
+    standing.iter().for_each(|s| s.tunnel.close(WHY));
+    let gone = async {
+        for s in &standing {
+            s.tunnel.ended().await;
+        }
+    };
+    let _ = timeout(LAST_BYTES, gone).await;
+}
+
+/// Tells some of those who understand it and have not heard it yet.
+fn tell(standing: &[Standing], told: &mut HashSet<String>) {
+    let hears = standing.iter().filter(|s| s.hears_away);
+    let new: Vec<_> = hears.filter(|s| !told.contains(&s.session)).collect();
+    for s in new.into_iter().take(TOLD_AT_ONCE) {
+        s.tunnel.send_kites(Lines {
+            away: true,
+            ..Lines::default()
+        });
+        told.insert(s.session.clone());
+    }
+}
