@@ -71,6 +71,29 @@ impl Party {
         }
     }
 
+    /// Starts kite; whenever its log says `mark`, that is told.
+    pub fn watched(
+        args: &[&str],
+        mark: &'static str,
+    ) -> (Self, std::sync::mpsc::Receiver<Instant>) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kite"))
+            .args(args)
+            .env("KITE_SECRET", "a secret for a benchmark")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(Result::ok) {
+                if line.contains(mark) {
+                    let _ = tell.send(Instant::now());
+                }
+            }
+        });
+        (Self(child), told)
+    }
+
     /// Starts a frontend on a port of loopback (0 for any) that carries HTTP for these names; what backends dial, with its pin.
     pub fn frontend(state: &Path, port: u16, domains: &[&str]) -> (Self, String) {
         let listen = format!("127.0.0.1:{port}");
@@ -85,6 +108,25 @@ impl Party {
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Ends it without a goodbye.
+    pub fn kill(mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    /// Its whole resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        family(self.pid())
+            .into_iter()
+            .map(|pid| kb_of(pid, "VmRSS:"))
+            .sum()
+    }
+
+    /// Its open files.
+    pub fn files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
     /// CPU seconds that it, and its children that have ended or not, have used.
@@ -136,8 +178,13 @@ fn cpu_of(pid: u32) -> f64 {
 }
 
 fn memory_of(pid: u32) -> u64 {
+    kb_of(pid, "RssAnon:")
+}
+
+/// What the kernel says of a process' memory under this word, in bytes.
+fn kb_of(pid: u32, word: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|l| l.strip_prefix(word));
     let kb = line.and_then(|l| l.split_whitespace().next());
     kb.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
 }

@@ -10,7 +10,7 @@ use crate::figure::{Figure, Goal};
 use crate::party::Party;
 
 /// The domain whose names the frontend lets fly.
-const DOMAIN: &str = "bench.kite.test";
+pub const DOMAIN: &str = "bench.kite.test";
 /// Tunnels that share the streams: one takes 4,096.
 const SHARING: usize = 4;
 /// Tunnels of one backend process.
@@ -48,18 +48,18 @@ pub fn origin() {
 }
 
 /// An origin and a frontend.
-struct Scene {
-    dir: tempfile::TempDir,
-    origin: (Party, SocketAddr),
-    front: Party,
-    at: SocketAddr,
+pub struct Scene {
+    pub dir: tempfile::TempDir,
+    pub origin: (Party, SocketAddr),
+    pub front: Party,
+    pub at: SocketAddr,
     /// The frontend's memory, in bytes, while nobody is there.
     empty: u64,
     backends: usize,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         enough_files();
         let dir = tempfile::tempdir().unwrap();
         let origin = Party::own(&["origin"]);
@@ -78,7 +78,7 @@ impl Scene {
     }
 
     /// A backend that flies these kites: so many on each of its tunnels.
-    fn backend(&mut self, kites: std::ops::Range<usize>, each: usize) -> Party {
+    pub fn backend(&mut self, kites: std::ops::Range<usize>, each: usize) -> Party {
         self.backends += 1;
         let state = self.dir.path().join(format!("backend-{}", self.backends));
         let name = |n: usize| format!("k{n}.{DOMAIN}");
@@ -98,7 +98,7 @@ impl Scene {
     }
 
     /// A visitor whose request has come back from the origin of a kite.
-    fn visit(&self, kite: usize) -> TcpStream {
+    pub fn visit(&self, kite: usize) -> TcpStream {
         ask(self.at, kite)
     }
 
@@ -132,7 +132,7 @@ fn ask(at: SocketAddr, kite: usize) -> TcpStream {
     conn
 }
 
-fn ping(mut conn: &TcpStream) {
+pub fn ping(mut conn: &TcpStream) {
     conn.write_all(&[7; 64]).unwrap();
     conn.read_exact(&mut [0; 64]).unwrap();
 }
@@ -152,7 +152,7 @@ fn beside_raw(mut kite: impl FnMut(usize), mut raw: impl FnMut()) -> f64 {
     median(with) / median(without)
 }
 
-fn utf8(path: &Path) -> String {
+pub fn utf8(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 

@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use data_encoding::BASE64;
 use redb::backends::FileBackend;
@@ -38,6 +40,8 @@ const INVITED: TableDefinition<&str, &[u8]> = TableDefinition::new("invited");
 pub struct Book {
     path: PathBuf,
     database: Database,
+    /// The disk has failed it. The database takes nothing more until it is opened anew.
+    failed: AtomicBool,
 }
 
 /// One kite in the book. It holds the secret, as the protocol's signatures cannot be checked
@@ -73,6 +77,9 @@ pub enum BookError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It cannot grow.
+    #[error("{}: the disk is full; make room there. What is written in it is safe, and kite tries again by itself", .0.display())]
+    NoRoom(PathBuf),
     /// It holds secrets.
     #[error("{0}: other users may read the secrets in it; run: chmod 600 {0}")]
     Readable(String),
@@ -118,9 +125,11 @@ pub enum BookError {
 impl Coded for BookError {
     fn code(&self) -> Code {
         match self {
-            Self::Busy(_) | Self::File { .. } | Self::Readable(_) | Self::Broken { .. } => {
-                Code::BookUnusable
-            }
+            Self::Busy(_)
+            | Self::File { .. }
+            | Self::NoRoom(_)
+            | Self::Readable(_)
+            | Self::Broken { .. } => Code::BookUnusable,
             Self::Exists(_)
             | Self::Configured(_)
             | Self::Unknown(_)
@@ -192,26 +201,59 @@ impl Book {
     /// Opens it, or makes an empty one, which only its owner can read.
     pub fn open(state_dir: &Path) -> Result<Self, BookError> {
         let path = state_dir.join(FILE);
-        let file = private(state_dir, &path).map_err(|source| BookError::File {
-            path: path.clone(),
-            source,
-        })?;
+        let failed = |source: std::io::Error| match is_full(&source) {
+            true => BookError::NoRoom(path.clone()),
+            false => BookError::File {
+                path: path.clone(),
+                source,
+            },
+        };
+        if std::fs::symlink_metadata(&path).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            make(state_dir, &path, failed)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(failed)?;
+        // A database makes a new one of nothing; but nothing is what is left of one that was cut off.
+        if file.metadata().is_ok_and(|meta| meta.len() == 0) {
+            return Err(broken(&path, "it is empty: it was cut off"));
+        }
         let mode = file.metadata().map_or(0, |meta| meta.mode());
         if mode & 0o077 != 0 {
             return Err(BookError::Readable(path.display().to_string()));
         }
-        let opened = FileBackend::new(file).and_then(|file| {
-            let mut builder = redb::Builder::new();
-            builder.set_cache_size(CACHE).create_with_backend(file)
-        });
-        let database = opened.map_err(|e| match e {
-            redb::DatabaseError::DatabaseAlreadyOpen => BookError::Busy(path.clone()),
-            e => broken(&path, e),
-        })?;
-        let book = Self { path, database };
+        let book = Self::on(file, &path)?;
         // So that they are there to be read.
         book.write(|_| Ok(()))?;
         Ok(book)
+    }
+
+    /// On an open file. Every page of it is looked at: a secret that the disk has spoiled would be a wrong secret.
+    fn on(file: File, path: &Path) -> Result<Self, BookError> {
+        let opened = FileBackend::new(file).and_then(|file| {
+            let mut builder = redb::Builder::new();
+            let mut database = builder.set_cache_size(CACHE).create_with_backend(file)?;
+            database.check_integrity()?;
+            Ok(database)
+        });
+        let database = opened.map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => BookError::Busy(path.to_path_buf()),
+            e => trouble(path, e.into()),
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            database,
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// The disk has failed it, so that it must be opened anew.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    fn trouble(&self, e: redb::Error) -> BookError {
+        self.failed.store(true, Ordering::Relaxed);
+        trouble(&self.path, e)
     }
 
     /// Every kite in it. What a newer kite wrote is left out, and named in the log.
@@ -316,7 +358,7 @@ impl Book {
             }
             Ok(all)
         };
-        reading().map_err(|e| broken(&self.path, e))
+        reading().map_err(|e| self.trouble(e))
     }
 
     /// One transaction: all of it is on the disk when this returns, or nothing is.
@@ -334,7 +376,7 @@ impl Book {
             transaction.commit()?;
             Ok(done)
         };
-        writing().map_err(|e| broken(&self.path, e))
+        writing().map_err(|e| self.trouble(e))
     }
 }
 
@@ -367,18 +409,42 @@ impl Tables<'_> {
     }
 }
 
-fn private(dir: &Path, path: &Path) -> std::io::Result<File> {
-    std::fs::create_dir_all(dir)?;
+/// Makes an empty book and puts it in place whole or not at all.
+fn make(
+    dir: &Path,
+    path: &Path,
+    failed: impl Fn(std::io::Error) -> BookError,
+) -> Result<(), BookError> {
+    std::fs::create_dir_all(dir).map_err(&failed)?;
+    let draft = dir.join(format!(".{FILE}.{}", std::process::id()));
+    let _ = std::fs::remove_file(&draft);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    // A new one is made by nobody's link.
-    match options.clone().create_new(true).open(path) {
-        Ok(file) => {
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let written = options
+        .open(&draft)
+        .and_then(|file| {
             give_to_owner_of(dir, &file)?;
             Ok(file)
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => options.open(path),
-        Err(e) => Err(e),
+        })
+        .map_err(&failed)
+        .and_then(|file| Book::on(file, path)?.write(|_| Ok(())));
+    // A link, unlike a rename, does not replace the book of a process that was faster.
+    let placed = written.and_then(|()| match std::fs::hard_link(&draft, path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(failed(e)),
+        _ => Ok(()),
+    });
+    let _ = std::fs::remove_file(&draft);
+    placed
+}
+
+fn is_full(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+fn trouble(path: &Path, e: redb::Error) -> BookError {
+    match e {
+        redb::Error::Io(e) if is_full(&e) => BookError::NoRoom(path.to_path_buf()),
+        e => broken(path, e),
     }
 }
 
@@ -473,5 +539,72 @@ mod tests {
         ));
         let left = std::fs::read(&path).expect("a file");
         assert_eq!(left, b"my only copy of something else");
+    }
+
+    /// Whatever has become of the file: all that was written, or an error; never another book, and never a panic.
+    #[test]
+    fn a_damaged_book_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        {
+            let book = Book::open(dir.path()).expect("a book");
+            for n in 0..20 {
+                let name: KiteName = format!("k{n}.alice.example").parse().expect("a name");
+                let entry = Entry::new(&grant(name.as_str()));
+                book.add(&name, &entry).expect("room");
+            }
+        }
+        let good = std::fs::read(dir.path().join(FILE)).expect("a file");
+        let names = |state: &Path| -> Result<Vec<(String, Secret)>, BookError> {
+            let book = Book::open(state)?;
+            let mut all = book.grants()?;
+            all.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+            book.used()?;
+            book.invited()?;
+            Ok(all
+                .into_iter()
+                .map(|g| (g.pattern.to_string(), g.secret))
+                .collect())
+        };
+        let whole = names(dir.path()).expect("it is good");
+        let mut seed = 1u64;
+        let mut random = move || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            (seed >> 33) as usize
+        };
+        let mut damaged: Vec<(String, Vec<u8>)> = vec![("nothing".into(), Vec::new())];
+        for part in 1..8 {
+            let len = good.len() * part / 8 + part;
+            damaged.push((format!("cut at {len}"), good[..len].to_vec()));
+        }
+        damaged.push((
+            "noise".into(),
+            (0..good.len()).map(|_| random() as u8).collect(),
+        ));
+        let used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
+        for _ in 0..60 {
+            let mut bytes = good.clone();
+            let at = used[random() % used.len()];
+            bytes[at] ^= 1 << (random() % 8);
+            damaged.push((format!("a bit at {at}"), bytes));
+        }
+        let (mut refused, mut recovered) = (0, 0);
+        for (what, bytes) in damaged {
+            let place = tempfile::tempdir().expect("a directory");
+            let path = place.path().join(FILE);
+            std::fs::write(&path, &bytes).expect("a file");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+            let outcome = std::panic::catch_unwind(|| names(place.path()));
+            match outcome.unwrap_or_else(|_| panic!("{what}: it panics")) {
+                Ok(found) => {
+                    assert!(found == whole, "{what}: another book");
+                    recovered += 1;
+                }
+                Err(e) => {
+                    assert!(matches!(e, BookError::Broken { .. }), "{what}: {e}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 9 && recovered > 0, "{refused} {recovered}");
     }
 }

@@ -185,11 +185,17 @@ pub(crate) fn put_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Fil
             file.write_all(bytes)?;
             file.sync_all()
         })
-        .and_then(|()| fs::rename(&draft, &path));
+        .and_then(|()| fs::rename(&draft, &path))
+        .and_then(|()| settle(dir));
     if placed.is_err() {
         let _ = fs::remove_file(&draft);
     }
     placed.map_err(io)
+}
+
+/// Has the disk keep what stands in a directory: a key that is gone after a power failure would be made anew.
+fn settle(dir: &Path) -> io::Result<()> {
+    fs::File::open(dir)?.sync_all()
 }
 
 /// Makes a P-256 key and puts it in place whole or not at all.
@@ -231,7 +237,7 @@ pub(super) fn create_key(dir: &Path, path: &Path) -> Result<(), FileError> {
     // A link, unlike a rename, does not replace the key of a process that was faster.
     let placed = written.and_then(|()| match fs::hard_link(&draft, path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+        other => other.and_then(|()| settle(dir)),
     });
     let _ = fs::remove_file(&draft);
     placed.map_err(io)
