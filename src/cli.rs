@@ -151,6 +151,23 @@ pub enum FrontendCommand {
     Invite(Box<InviteArgs>),
     /// Show invitations, and take them back
     Invitations(InvitationsArgs),
+    /// Have the running frontend read its configuration again: kites, limits and certificates, without a restart
+    Reload(RunningArgs),
+    /// Have the program on the disk, with the configuration as it is now, take the running frontend's place. No visitor is
+    /// refused, and who is there may finish
+    Upgrade(RunningArgs),
+}
+
+/// Which frontend is meant.
+#[derive(Debug, Args)]
+pub struct RunningArgs {
+    /// The frontend's TOML file, for its state directory
+    #[arg(long, env = "KITE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The frontend's state directory
+    #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Flags of `kite frontend kites`.

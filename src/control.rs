@@ -44,6 +44,8 @@ const PROBE_ANSWER: Duration = Duration::from_secs(150);
 pub const MAX_ASKERS: usize = 16;
 /// Most of them who wait for visits. Others are told so at once.
 pub const MAX_PROBES: usize = 2;
+/// The same, for what comes of an upgrade.
+const UPGRADING: Duration = Duration::from_secs(150);
 /// What asks for a [`Status`].
 const STATUS: &str = "status\n";
 /// What asks for a [`Status`] after visits to all kites.
@@ -52,6 +54,10 @@ const PROBE: &str = "probe\n";
 const RELOAD: &str = "reload\n";
 /// Asks for the way to the status page.
 const WEB: &str = "web\n";
+/// Asks a frontend to read its configuration again.
+const REREAD: &str = "reread\n";
+/// Asks a frontend to have the program on the disk take its place.
+const UPGRADE: &str = "upgrade\n";
 /// What comes before an [`kites::Order`].
 const KITES: &str = "kites\n";
 /// What one who does not understand says.
@@ -70,6 +76,16 @@ pub trait Desk: Send + Sync + 'static {
 
     /// To take another configuration.
     async fn reload(&self, order: Order) -> Answer;
+
+    /// To read its configuration again by itself.
+    async fn reread(&self) -> Answer {
+        Answer::Refused("it is a backend: use `kite reload`".to_owned())
+    }
+
+    /// To have the program on the disk take its place.
+    async fn upgrade(&self) -> Answer {
+        Answer::Refused("it is a backend: restart it".to_owned())
+    }
 
     /// For the way to its status page.
     fn web(&self) -> Invitation {
@@ -107,17 +123,31 @@ impl Socket {
     }
 }
 
-/// Answers on the socket from now on. Must be called within a Tokio runtime.
-pub fn offer(socket: Option<Socket>, desk: Arc<dyn Desk>) {
-    let Some(Socket(port)) = socket else { return };
+/// Answers on the socket from now on, until what it returns is dropped. Must be called within a Tokio runtime.
+pub fn offer(socket: Option<Socket>, desk: Arc<dyn Desk>) -> Offered {
+    let mut offered = Offered(JoinSet::new());
+    let Some(Socket(port)) = socket else {
+        return offered;
+    };
     match port.listener() {
         Ok((listener, owner)) => {
-            tokio::spawn(serve(listener, owner, desk));
+            offered.0.spawn(serve(listener, owner, desk));
         }
         Err(e) => tracing::warn!(
             "[{}] `kite status` will not work: {e}; restart kite",
             Code::NoControlSocket
         ),
+    }
+    offered
+}
+
+/// A socket on which questions are answered.
+pub struct Offered(JoinSet<()>);
+
+impl Offered {
+    /// Until it is closed.
+    pub async fn close(mut self) {
+        self.0.shutdown().await;
     }
 }
 
@@ -165,6 +195,14 @@ impl Counter {
             serde_json::to_vec(&desk.status())
         } else if asked.as_slice() == WEB.as_bytes() {
             serde_json::to_vec(&desk.web())
+        } else if asked.as_slice() == REREAD.as_bytes() {
+            let _turn = self.orders.lock().await;
+            serde_json::to_vec(&desk.reread().await)
+        } else if asked.as_slice() == UPGRADE.as_bytes() {
+            // This very socket, with all who are answered, is closed meanwhile.
+            let desk = desk.clone();
+            tokio::spawn(async move { say(conn, serde_json::to_vec(&desk.upgrade().await)).await });
+            return;
         } else if asked.as_slice() == PROBE.as_bytes() {
             // Who leaves meanwhile gives up its turn.
             tokio::select! {
@@ -190,12 +228,7 @@ impl Counter {
         } else {
             return;
         };
-        let Ok(text) = text else { return };
-        let _ = timeout(PATIENCE, async {
-            conn.write_all(&text).await?;
-            conn.shutdown().await
-        })
-        .await;
+        say(conn, text).await;
     }
 
     /// How the kite is after visits; `None` if too many wait for some already.
@@ -216,6 +249,15 @@ async fn gone(conn: &UnixStream) {
     }
 }
 
+async fn say(mut conn: UnixStream, text: serde_json::Result<Vec<u8>>) {
+    let Ok(text) = text else { return };
+    let _ = timeout(PATIENCE, async {
+        conn.write_all(&text).await?;
+        conn.shutdown().await
+    })
+    .await;
+}
+
 /// Asks a running kite how it is.
 pub async fn status(socket: &Path) -> Result<Status, AskError> {
     ask(socket, STATUS.as_bytes(), ANSWER).await
@@ -224,6 +266,16 @@ pub async fn status(socket: &Path) -> Result<Status, AskError> {
 /// Asks a running kite for the way to its status page.
 pub async fn web(socket: &Path) -> Result<Invitation, AskError> {
     ask(socket, WEB.as_bytes(), ANSWER).await
+}
+
+/// Has a running frontend read its configuration again.
+pub async fn reread(socket: &Path) -> Result<Answer, AskError> {
+    ask(socket, REREAD.as_bytes(), ANSWER).await
+}
+
+/// Has the program on the disk take a running frontend's place.
+pub async fn upgrade(socket: &Path) -> Result<Answer, AskError> {
+    ask(socket, UPGRADE.as_bytes(), UPGRADING).await
 }
 
 /// Has a running kite visit its own kites from outside, and asks it then how it is.

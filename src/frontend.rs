@@ -4,17 +4,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub mod account;
 pub mod accounts;
 mod acme;
 pub mod auth;
 pub mod authority;
+pub mod awaited;
 pub mod balancer;
 pub mod book;
 mod certificates;
@@ -32,6 +33,7 @@ mod open;
 mod own_page;
 mod register;
 pub mod registry;
+mod reread;
 pub mod storage;
 mod visitor;
 mod visits;
@@ -41,7 +43,8 @@ use crate::config::{FrontendConfig, Listen};
 use crate::descriptors;
 use crate::dial::BoxConn;
 use crate::kite::KiteName;
-use crate::listen::{self, TcpListener, TcpStream};
+use crate::listen::handed::Handed;
+use crate::listen::{self, Port, TcpListener, TcpStream};
 use crate::observe::hush::{Hush, Hushes};
 use crate::observe::traffic::{Count, Ledger, Of};
 use crate::shutdown::Shutdown;
@@ -52,6 +55,7 @@ use accounts::Accounts;
 use acme::{Challenges, Issuer};
 use auth::Judge;
 use authority::Authorities;
+use awaited::{Awaited, Whom};
 use book::BookError;
 use certificates::Certificates;
 use doorstep::Doorstep;
@@ -74,6 +78,16 @@ pub enum FrontendError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A supervisor has opened a port that nothing is to be done with.
+    #[error(
+        "{} {} handed over, and the configuration does not listen there; add it to `listen`, or take it out of the \
+         socket unit",
+        list(.0), if .0.len() == 1 { "was" } else { "were" }
+    )]
+    Handed(Vec<SocketAddr>),
+    /// The frontend whose place this one was to take.
+    #[error("the frontend that was to be replaced did not let go ({0}), and goes on; try again")]
+    Abandoned(std::io::Error),
     /// The state directory cannot be made.
     #[error("cannot make the state directory {}: {source}; give --state-dir DIR with a place that this user may write to", .path.display())]
     StateDir {
@@ -94,11 +108,18 @@ impl Coded for FrontendError {
     fn code(&self) -> Code {
         match self {
             Self::Bind { source, .. } => cannot_listen(source),
+            Self::Handed(_) => Code::SocketUnwanted,
+            Self::Abandoned(_) => Code::UpgradeFailed,
             Self::StateDir { .. } => Code::StateDir,
             Self::Key(e) => e.code(),
             Self::Book(e) => e.code(),
         }
     }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    all.join(", ")
 }
 
 /// Why an address cannot be listened on, in one code.
@@ -131,7 +152,15 @@ pub struct PublicSide(());
 pub struct Frontend {
     shared: Arc<Shared>,
     issuer: Option<Issuer>,
-    listeners: Vec<(TcpListener, Listen)>,
+    listeners: Vec<(Arc<TcpListener>, Listen)>,
+}
+
+/// A frontend whose ports are open and whose keys are read, and that has not looked into its book yet: another may have that.
+pub struct Prepared {
+    config: FrontendConfig,
+    tls: TlsServer,
+    certificates: Arc<Certificates>,
+    listeners: Vec<(Arc<TcpListener>, Listen)>,
 }
 
 /// What every connection of a frontend needs.
@@ -163,6 +192,11 @@ struct Shared {
     most: usize,
     doorstep: Arc<Doorstep>,
     arriving: leave::Arriving,
+    /// Whether this frontend goes away.
+    going: watch::Sender<bool>,
+    awaited: Awaited,
+    /// What a reload compares with.
+    terms: Mutex<reread::Terms>,
     /// Connections that were turned away behind a load balancer.
     unintroduced: Hush,
     /// What was said of kites that may not fly.
@@ -171,22 +205,44 @@ struct Shared {
     in_vain: Hush,
 }
 
-impl Frontend {
-    /// Binds and loads. Must be called within a Tokio runtime.
-    pub fn new(config: FrontendConfig) -> Result<Self, FrontendError> {
+impl Prepared {
+    /// Opens the ports that were not handed over, and reads what there is of keys and certificates. Must be called within
+    /// a Tokio runtime.
+    pub fn new(config: FrontendConfig, handed: &mut Handed) -> Result<Self, FrontendError> {
         std::fs::create_dir_all(&config.state_dir).map_err(|source| FrontendError::StateDir {
             path: config.state_dir.clone(),
             source,
         })?;
         let tls = TlsServer::load_or_create(&config.state_dir)?;
-        let certificates = Arc::new(Certificates::load(config.certificates)?);
+        let certificates = Arc::new(Certificates::load(config.certificates.clone())?);
         let mut listeners = Vec::new();
-        for listen in config.listen {
+        for listen in config.listen.clone() {
             let address = listen.address;
-            let listener =
-                listen::bind(address).map_err(|source| FrontendError::Bind { address, source })?;
-            listeners.push((listener, listen));
+            let open = |port: Option<Port>| match port {
+                Some(port) => port.listener(),
+                None => listen::bind(address),
+            };
+            let listener = handed.take(address).and_then(open);
+            let listener = listener.map_err(|source| FrontendError::Bind { address, source })?;
+            listeners.push((Arc::new(listener), listen));
         }
+        Ok(Self {
+            config,
+            tls,
+            certificates,
+            listeners,
+        })
+    }
+
+    /// Opens the book, too: all is there. From now on visitors of these kites wait for a while for them.
+    pub fn complete(self, awaited: Whom) -> Result<Frontend, FrontendError> {
+        let Self {
+            config,
+            tls,
+            certificates,
+            listeners,
+        } = self;
+        let terms = reread::Terms::of(&config);
         let sniffed = listeners.iter().filter(|(_, listen)| !listen.raw);
         let ports: Vec<u16> = sniffed.map(|(l, listen)| public_port(l, listen)).collect();
         let accounts = Accounts::open(config.kites, config.limits, &config.state_dir)?;
@@ -231,15 +287,33 @@ impl Frontend {
             most,
             doorstep: Arc::default(),
             arriving: leave::Arriving::default(),
+            going: watch::Sender::new(false),
+            awaited: Awaited::new(awaited, config.grace),
+            terms: Mutex::new(terms),
             unintroduced: Hush::default(),
             refused: Hushes::default(),
             in_vain: Hush::default(),
         };
-        Ok(Self {
+        Ok(Frontend {
             shared: Arc::new(shared),
             issuer,
             listeners,
         })
+    }
+}
+
+impl Frontend {
+    /// Binds and loads. Must be called within a Tokio runtime.
+    pub fn new(config: FrontendConfig) -> Result<Self, FrontendError> {
+        Prepared::new(config, &mut Handed::default())?.complete(Whom::Entitled)
+    }
+
+    /// The sockets that listen, for as long as they do.
+    pub fn sockets(&self) -> Vec<Weak<TcpListener>> {
+        self.listeners
+            .iter()
+            .map(|(l, _)| Arc::downgrade(l))
+            .collect()
     }
 
     /// The addresses that are listened on.
@@ -329,9 +403,12 @@ impl Handle {
             let Some(slot) = self.0.slot().await else {
                 return;
             };
-            let Some(conn) = conns.next().await else {
-                return;
+            let mut going = self.0.going.subscribe();
+            let next = tokio::select! {
+                next = conns.next() => next,
+                _ = going.wait_for(|going| *going) => None,
             };
+            let Some(conn) = next else { return };
             let shared = self.0.clone();
             let binding = Some(Binding::onion(onion));
             tokio::spawn(async move {
@@ -359,6 +436,32 @@ impl Handle {
         self.0.policy
     }
 
+    /// Takes another configuration. What has changed, a line each; or why nothing has.
+    pub async fn turn_to(&self, config: FrontendConfig) -> Result<Vec<String>, String> {
+        let shared = self.0.clone();
+        // It waits for the disk.
+        let done = tokio::task::spawn_blocking(move || shared.turn_to(config));
+        done.await
+            .unwrap_or_else(|_| Err("the frontend stops".to_owned()))
+    }
+
+    /// What flies, by the wire's protocol and the name.
+    pub fn flying(&self) -> Vec<(String, String)> {
+        self.0.registry.flying()
+    }
+
+    /// Lets go of the book, for the kite that takes this one's place; what has been used is written down first.
+    pub async fn lend_book(&self) {
+        keeper::save(&self.0).await;
+        let accounts = self.0.accounts.clone();
+        let _ = tokio::task::spawn_blocking(move || accounts.lend_book(true)).await;
+    }
+
+    /// Has the book again: nobody has taken this one's place.
+    pub fn take_book_back(&self) {
+        self.0.accounts.lend_book(false);
+    }
+
     /// The counts of what passes.
     pub fn ledger(&self) -> Ledger {
         self.0.registry.ledger()
@@ -381,7 +484,7 @@ fn public_port(listener: &TcpListener, listen: &Listen) -> u16 {
         .unwrap_or_else(|| local().unwrap_or(listen.address.port()))
 }
 
-async fn accept_loop(shared: Arc<Shared>, listener: TcpListener, listen: Listen) {
+async fn accept_loop(shared: Arc<Shared>, listener: Arc<TcpListener>, listen: Listen) {
     let port = public_port(&listener, &listen);
     let balancers = listen.balancers.map(Arc::new);
     loop {
@@ -432,6 +535,15 @@ impl Shared {
         if let Some(before) = self.in_vain.due(Instant::now()) {
             tracing::info!("{}{before}", what());
         }
+    }
+
+    /// Does this frontend go away?
+    fn leaving(&self) -> bool {
+        *self.going.borrow()
+    }
+
+    fn terms(&self) -> std::sync::MutexGuard<'_, reread::Terms> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Is this the frontend's own public name?

@@ -1,5 +1,7 @@
 //! The way in: listening sockets, and an accept loop that nothing stops.
 
+pub mod handed;
+
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;

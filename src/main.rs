@@ -11,7 +11,7 @@ use clap::{CommandFactory, Parser};
 use kite::backend::join::{self, Begun, Join, JoinError};
 use kite::cli::{
     BackendCommand, Cli, Command, DemoArgs, FrontendCommand, InvitationsArgs, InviteArgs,
-    KitesArgs, Shell, StatusArgs, TahoeArgs, WebArgs,
+    KitesArgs, RunningArgs, Shell, StatusArgs, TahoeArgs, WebArgs,
 };
 use kite::code::{Code, Coded};
 use kite::config::{BackendConfig, ConfigError, FrontendConfig, places};
@@ -24,7 +24,7 @@ use kite::observe::{log, progress};
 use kite::privilege;
 use kite::rc::import;
 use kite::reload::{Answer, Order};
-use kite::run::{self, RunError};
+use kite::run::{self, Handover, Reread, RunError};
 use kite::web::{Invitation, USUAL_PORT};
 use kite::wizard::ask::{self, Asker};
 use kite::wizard::{self, FirstRun, FirstRunError};
@@ -104,7 +104,9 @@ fn runtime(uses_tor: bool) -> std::io::Result<tokio::runtime::Runtime> {
 
 /// What to do, as far as it can be prepared while there is one thread: walls bind only what starts within them.
 enum Job {
-    Frontend(Box<FrontendConfig>),
+    Frontend(Box<(FrontendConfig, Reread<FrontendConfig>, Handover)>),
+    ReloadFrontend(PathBuf),
+    UpgradeFrontend(PathBuf),
     Backend(Box<run::Backend>),
     Demo(DemoArgs),
     Status(StatusArgs),
@@ -121,12 +123,14 @@ enum Job {
 impl Job {
     fn uses_tor(&self) -> bool {
         match self {
-            Self::Frontend(config) => config.onion.enabled,
+            Self::Frontend(start) => start.0.onion.enabled,
             Self::Backend(backend) => backend.uses_tor(),
             Self::Demo(args) => args.via_tor,
             Self::Join(begun) => begun.join().uses_tor(),
             Self::Check(check) => check.uses_tor(),
-            Self::Status(_)
+            Self::ReloadFrontend(_)
+            | Self::UpgradeFrontend(_)
+            | Self::Status(_)
             | Self::Tahoe(_)
             | Self::Web(_)
             | Self::Reload(_)
@@ -152,7 +156,13 @@ impl Job {
                     places::settle_kites(&mut args.config, args.state_dir.as_deref());
                     Self::Invitations(args)
                 }
+                Some(FrontendCommand::Reload(args)) => Self::ReloadFrontend(socket_of(args)?),
+                Some(FrontendCommand::Upgrade(args)) => Self::UpgradeFrontend(socket_of(args)?),
                 None => {
+                    let handover = Handover::find().map_err(|e| {
+                        let code = Code::PortForbidden;
+                        say(FAILED, code, &format!("the sockets that were handed over cannot be used: {e}; see the socket unit"))
+                    })?;
                     if !places::settle_frontend(&mut args) {
                         args.config = Some(first_run(
                             "frontend",
@@ -161,9 +171,9 @@ impl Job {
                         )?);
                     }
                     tell_file(args.config.as_deref());
-                    Self::Frontend(Box::new(
-                        FrontendConfig::load(&args).map_err(|e| wrong(&e))?,
-                    ))
+                    let config = FrontendConfig::load(&args).map_err(|e| wrong(&e))?;
+                    let reread: Reread<_> = Box::new(move || FrontendConfig::load(&args));
+                    Self::Frontend(Box::new((config, reread, handover)))
                 }
             },
             Command::Backend(args) => {
@@ -183,6 +193,7 @@ impl Job {
                 let config = BackendConfig::load(&args).map_err(|e| wrong(&e))?;
                 let mut backend = run::Backend::prepare(config).map_err(|e| failed(&e))?;
                 backend.confine().map_err(|e| failed(&e))?;
+                let backend = backend.rereads(Box::new(move || BackendConfig::load(&args)));
                 Self::Backend(Box::new(backend))
             }
             Command::Demo(args) => Self::Demo(args),
@@ -254,10 +265,13 @@ async fn dispatch(job: Job) -> ExitCode {
         );
     }
     let outcome = match job {
-        Job::Frontend(config) => {
+        Job::Frontend(start) => {
+            let (config, reread, handover) = *start;
             let mut display = progress::Display::new();
-            run::frontend(*config, move |p| display.show(p), order).await
+            run::frontend(config, reread, handover, move |p| display.show(p), order).await
         }
+        Job::ReloadFrontend(socket) => return changed(control::reread(&socket).await),
+        Job::UpgradeFrontend(socket) => return upgraded(control::upgrade(&socket).await),
         Job::Backend(backend) => {
             let mut display = progress::Display::new();
             backend.run(move |p| display.show(p), order).await
@@ -422,7 +436,32 @@ async fn invite(args: &WebArgs) -> ExitCode {
 /// Gives the backend with this state directory its configuration anew, and prints what has changed.
 async fn reload(config: &BackendConfig) -> ExitCode {
     let socket = Role::Backend.socket(&config.state_dir);
-    match control::reload(&socket, &Order::new(config)).await {
+    changed(control::reload(&socket, &Order::new(config)).await)
+}
+
+/// The control socket of the frontend that is meant.
+fn socket_of(mut args: RunningArgs) -> Result<PathBuf, ExitCode> {
+    places::settle_kites(&mut args.config, args.state_dir.as_deref());
+    let dir = config::frontend_state_dir(args.config.as_deref(), args.state_dir.as_deref());
+    dir.map(|dir| Role::Frontend.socket(&dir))
+        .map_err(|e| wrong(&e))
+}
+
+/// What came of an upgrade.
+fn upgraded(answer: Result<Answer, control::AskError>) -> ExitCode {
+    match answer {
+        Ok(Answer::Changed(_)) => {
+            println!("a new frontend has taken over; the old one ends with its visitors");
+            ExitCode::SUCCESS
+        }
+        Ok(Answer::Refused(why)) => say(FAILED, Code::UpgradeFailed, &why),
+        Err(e) => fail(FAILED, &e),
+    }
+}
+
+/// What came of a reload.
+fn changed(answer: Result<Answer, control::AskError>) -> ExitCode {
+    match answer {
         Ok(Answer::Changed(lines)) => {
             let nothing = lines.is_empty().then_some("nothing has changed");
             let lines = lines.iter().map(String::as_str).chain(nothing);

@@ -1,6 +1,9 @@
 //! From a validated configuration to a running role. Here the way out is chosen,
 //! once, before anything is dialled.
 
+mod frontend;
+mod upgrade;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,14 +19,14 @@ use tokio::time::{sleep, timeout};
 use crate::backend::probe::{self, Seen};
 use crate::backend::{self};
 use crate::code::{Code, Coded};
-use crate::config::{self, BackendConfig, FrontendConfig, SECRET_VARIABLE};
+use crate::config::{self, BackendConfig, ConfigError, SECRET_VARIABLE};
 use crate::control::{self, Desk};
 use crate::descriptors;
 use crate::dial::origin::MAX_ORIGIN_CONNECTIONS;
 use crate::dial::supervisor::Supervisor;
 use crate::dial::{Dialer, DirectDialer, Egress, EgressError, TorDialer};
-use crate::frontend::onion::OnionDoor;
-use crate::frontend::{Frontend, FrontendError, Handle, MAX_CONNECTIONS, cannot_listen, kites};
+use crate::frontend::book::BookError;
+use crate::frontend::{FrontendError, cannot_listen};
 use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
@@ -39,6 +42,12 @@ use crate::tor::{self, TorError, TorSettings};
 use crate::way_out;
 use crate::web::{DoorError, Doors, Invitation, Reception};
 use crate::witness::Witness;
+
+pub use self::frontend::{Handover, frontend};
+pub use self::upgrade::UpgradeError;
+
+/// Reads a configuration again, as it was read at the start.
+pub type Reread<C> = Box<dyn Fn() -> Result<C, ConfigError> + Send + Sync>;
 
 /// What a backend gets to end in once Tor is obsolete: Arti ends the process soon after.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -127,9 +136,13 @@ impl RunError {
     /// True if the configuration is to be mended, false if the world is.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Frontend(FrontendError::Bind { .. }) | Self::Socks { .. } | Self::Door(_) => {
-                false
-            }
+            Self::Frontend(
+                FrontendError::Bind { .. }
+                | FrontendError::Abandoned(_)
+                | FrontendError::Book(BookError::NoRoom(_)),
+            )
+            | Self::Socks { .. }
+            | Self::Door(_) => false,
             Self::Frontend(_)
             | Self::Egress(_)
             | Self::File(_)
@@ -138,132 +151,6 @@ impl RunError {
             Self::Tor(e) => matches!(e, TorError::Unreadable { .. } | TorError::Config { .. }),
         }
     }
-}
-
-/// Runs a frontend until `shutdown`. `progress` hears of Tor's start and of the onion service, if it is an onion
-/// frontend; visitors, and backends on other ports, are served meanwhile.
-pub async fn frontend(
-    config: FrontendConfig,
-    progress: impl FnMut(&Event<'_>) + Send,
-    shutdown: Shutdown,
-) -> Result<(), RunError> {
-    let settings = config.onion.enabled.then(|| TorSettings {
-        state_dir: config.state_dir.clone(),
-        config: config.onion.config.clone(),
-    });
-    let (state_dir, local) = (config.state_dir.clone(), config.local.clone());
-    descriptors::raise(MAX_CONNECTIONS);
-    let shutdown = shutdown.within(config.drain);
-    let frontend = Frontend::new(config)?;
-    let doors = Doors::open(&local, &state_dir, Role::Frontend)?;
-    let onion: Arc<OnceLock<String>> = Arc::default();
-    let handle = frontend.handle();
-    let published = onion.clone();
-    let pinned = frontend.pinned_addresses();
-    let began = Instant::now();
-    let socket = control::Socket::open(&Role::Frontend.socket(&state_dir));
-    let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
-    let speed = Speed::default();
-    let desk = FrontendDesk {
-        tor: tor.clone(),
-        pinned,
-        published,
-        handle,
-        began,
-        speed: speed.clone(),
-        reception: doors.reception(),
-    };
-    // Dropped, it looks no more.
-    let mut looks = JoinSet::new();
-    looks.spawn(speed.watch(frontend.handle().ledger()));
-    let desk: Arc<dyn Desk> = Arc::new(desk);
-    control::offer(socket, desk.clone());
-    // Dropped, it closes them.
-    let _doors = doors.offer(&desk);
-    let supervisor = Supervisor::find();
-    supervisor.ready("the ports are open");
-    tokio::spawn(tell_end(supervisor, shutdown.clone()));
-    let Some(settings) = settings else {
-        frontend.run(shutdown).await;
-        return Ok(());
-    };
-    let client = Arc::new(tor::Client::start(settings)?);
-    let _ = tor.set(client.clone());
-    let opening = open_door(&client, frontend.handle(), &onion, progress);
-    let mut serving = pin!(frontend.run(shutdown));
-    let mut obsolete = pin!(client.watch());
-    // The service lives as long as its handle: until all tunnels have ended.
-    let _door = tokio::select! {
-        () = &mut serving => return Ok(()),
-        door = opening => door?,
-        end = &mut obsolete => return Err(end.into()),
-    };
-    tokio::select! {
-        () = serving => Ok(()),
-        end = obsolete => Err(end.into()),
-    }
-}
-
-/// What a running frontend can be asked.
-struct FrontendDesk {
-    tor: Arc<OnceLock<Arc<tor::Client>>>,
-    pinned: Vec<String>,
-    published: Arc<OnceLock<String>>,
-    handle: Handle,
-    began: Instant,
-    speed: Speed,
-    reception: Arc<Reception>,
-}
-
-#[async_trait]
-impl Desk for FrontendDesk {
-    fn status(&self) -> Status {
-        let onion = self.published.get();
-        Status {
-            addresses: self.pinned.iter().chain(onion).cloned().collect(),
-            storage_only: self.handle.policy().is_storage_only(),
-            tor: self
-                .tor
-                .get()
-                .map(|c| status::Tor::new(c.progress(), &c.dialled())),
-            ..Status::of_frontend(
-                self.began,
-                self.handle.tunnels(),
-                &self.handle.ledger(),
-                &self.speed,
-            )
-        }
-    }
-
-    fn web(&self) -> Invitation {
-        self.reception.invite()
-    }
-
-    async fn reload(&self, _: Order) -> Answer {
-        Answer::Refused("a frontend must be restarted for that".to_owned())
-    }
-
-    async fn kites(&self, order: kites::Order) -> kites::Answer {
-        self.handle.kites(order).await
-    }
-}
-
-/// Starts Tor and publishes the frontend's onion service, however long it takes.
-async fn open_door(
-    client: &Arc<tor::Client>,
-    frontend: Handle,
-    address: &OnceLock<String>,
-    mut progress: impl FnMut(&Event<'_>) + Send,
-) -> Result<OnionDoor, RunError> {
-    client.bootstrap(&mut |p| progress(&Event::Tor(&p))).await?;
-    tracing::info!("Tor ready; publishing the onion service, which can take a minute");
-    let door = OnionDoor::open(client.clone(), frontend)?;
-    progress(&Event::Onion(None));
-    door.published().await;
-    progress(&Event::Onion(Some(&door.address())));
-    tracing::info!("backends dial {}", door.address());
-    let _ = address.set(door.address());
-    Ok(door)
 }
 
 /// What Tor will want of this machine. An error if a program that it starts would inherit the secret.
@@ -286,12 +173,19 @@ pub struct Backend {
     tls: TlsClient,
     socks: Option<(Port, SocketAddr)>,
     control: Option<control::Socket>,
-    supervisor: Supervisor,
+    supervisor: Arc<Supervisor>,
     doors: Doors,
     sandbox: sandbox::Report,
+    reread: Option<Reread<BackendConfig>>,
 }
 
 impl Backend {
+    /// With a way to read its configuration again at SIGHUP.
+    pub fn rereads(mut self, reread: Reread<BackendConfig>) -> Self {
+        self.reread = Some(reread);
+        self
+    }
+
     /// True if it goes out through Tor.
     pub fn uses_tor(&self) -> bool {
         self.config.tor.enabled
@@ -315,9 +209,10 @@ impl Backend {
             tls,
             socks,
             control,
-            supervisor: Supervisor::find(),
+            supervisor: Arc::new(Supervisor::find()),
             doors,
             sandbox: sandbox::Report::default(),
+            reread: None,
         })
     }
 
@@ -371,19 +266,20 @@ impl Backend {
         // Dropped, it closes the port and all that came in there.
         let mut ports = JoinSet::new();
         ports.spawn(speed.watch(board.ledger().clone()));
+        let _control;
         let mut obsolete: BoxFuture<TorError> = Box::pin(std::future::pending());
         let dialer: Arc<dyn Dialer> = match self.egress {
             Egress::Direct(allowed) => {
                 tracing::info!(
                     "Tor is off: frontends see this machine's address; --via-tor hides it"
                 );
-                control::offer(self.control, desk.clone());
+                _control = control::offer(self.control, desk.clone());
                 Arc::new(DirectDialer::new(allowed, self.tls))
             }
             Egress::Tor(settings) => {
                 let client = Arc::new(tor::Client::start(settings)?);
                 let _ = tor.set(client.clone());
-                control::offer(self.control, desk.clone());
+                _control = control::offer(self.control, desk.clone());
                 let watched = client.clone();
                 obsolete = Box::pin(async move { watched.watch().await });
                 let mut show = |p| {
@@ -418,7 +314,10 @@ impl Backend {
         if visits {
             ports.spawn(async move { own.watch().await });
         }
-        ports.spawn(async move { desk.greet(visits).await });
+        let greeting = desk.clone();
+        ports.spawn(async move { greeting.greet(visits).await });
+        let reread = self.reread.filter(|_| !self.config.tor.enabled);
+        ports.spawn(heed_hangups(self.supervisor.clone(), desk, reread));
         let (stop, order) = shutdown::channel();
         let order = order.within(self.config.drain);
         tokio::spawn(tell_flight(
@@ -457,7 +356,7 @@ async fn tell_tunnels(board: Board, mut progress: impl FnMut(&Event<'_>) + Send)
 }
 
 /// Tells a supervisor that a frontend has taken a kite, which is what a backend is started for; and when it ends.
-async fn tell_flight(supervisor: Supervisor, board: Board, shutdown: Shutdown) {
+async fn tell_flight(supervisor: Arc<Supervisor>, board: Board, shutdown: Shutdown) {
     if !supervisor.is_there() {
         return;
     }
@@ -475,9 +374,38 @@ async fn tell_flight(supervisor: Supervisor, board: Board, shutdown: Shutdown) {
 }
 
 /// Tells a supervisor that the end was asked for.
-async fn tell_end(supervisor: Supervisor, shutdown: Shutdown) {
+async fn tell_end(supervisor: Arc<Supervisor>, shutdown: Shutdown) {
     shutdown.requested().await;
     supervisor.stopping(shutdown.drain());
+}
+
+/// Reads a backend's configuration again at each SIGHUP, for ever. Behind its walls it has no way to do that.
+async fn heed_hangups(
+    supervisor: Arc<Supervisor>,
+    desk: Arc<BackendDesk>,
+    reread: Option<Reread<BackendConfig>>,
+) {
+    let Ok(mut hangups) = shutdown::hangups() else {
+        return;
+    };
+    while hangups.recv().await.is_some() {
+        supervisor.reloading();
+        match reread.as_ref().map(|read| read()) {
+            Some(Ok(config)) => {
+                // It logs what comes of it.
+                desk.reload(Order::new(&config)).await;
+            }
+            Some(Err(e)) => {
+                tracing::warn!("[{}] reload: nothing was changed: {e}", Code::ReloadRefused)
+            }
+            None => tracing::warn!(
+                "[{}] reload: nothing was changed: the sandbox keeps this process from its configuration; run \
+                 `kite reload` with the same flags instead of a signal",
+                Code::ReloadRefused
+            ),
+        }
+        supervisor.ready("the configuration was read again; `kite status` says how it is");
+    }
 }
 
 /// What a running backend can be asked.

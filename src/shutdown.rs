@@ -62,6 +62,11 @@ pub fn on_signals(
     Ok(())
 }
 
+/// SIGUSR2 from now on: the wish that another process take this one's place.
+pub fn upgrades() -> std::io::Result<Signal> {
+    signal(SignalKind::user_defined2())
+}
+
 /// SIGHUP from now on: the wish that the configuration be read again.
 pub fn hangups() -> std::io::Result<Signal> {
     signal(SignalKind::hangup())

@@ -1071,4 +1071,20 @@ catalogue! {
         then: GoesOn,
         example: "this process may have 1024 files open, so it takes 768 connections at a time instead of 16384; …",
     }
+    SocketUnwanted = "KITE-C55" {
+        title: "a socket was handed over that the configuration does not name",
+        cause: "systemd's socket unit listens on an address that `listen` has not. Whoever came there would wait for ever.",
+        subject: "the address that the message names",
+        remedy: "Add it to `listen` in the frontend's file, or take its ListenStream= out of the socket unit.",
+        then: Ends,
+        example: "[::]:8080 was handed over, and the configuration does not listen there; add it to `listen`, or take it out of the socket unit",
+    }
+    UpgradeFailed = "KITE-C56" {
+        title: "no new frontend has taken the old one's place",
+        cause: "The program on the disk could not be started, did not like its configuration, or was not ready in time.",
+        subject: "the new process, whose own words are in the log",
+        remedy: "Mend what it complains of and run `kite frontend upgrade` again. The old frontend goes on meanwhile.",
+        then: GoesOn,
+        example: "upgrade: the new kite ended (exit status: 2) before it was ready; the log has its own words, just before these; this one goes on",
+    }
 }

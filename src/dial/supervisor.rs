@@ -63,6 +63,13 @@ impl Supervisor {
         ));
     }
 
+    /// Another process has taken this one's place, and is ready.
+    pub fn main_is(&self, process: u32) {
+        self.say(&format!(
+            "MAINPID={process}\nREADY=1\nSTATUS=the ports are open"
+        ));
+    }
+
     /// The configuration is read again; [`Self::ready`] follows, whatever came of it.
     pub fn reloading(&self) {
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));

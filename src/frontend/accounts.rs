@@ -45,6 +45,8 @@ struct Sources {
     added: BTreeMap<KiteName, Grant>,
     /// What had been used when the book was opened.
     used: HashMap<String, Used>,
+    /// Another kite has it.
+    lent: bool,
     /// That it cannot be written was said.
     complained: bool,
 }
@@ -88,6 +90,28 @@ impl Accounts {
             accounts.rebuild(&sources);
         }
         Ok(accounts)
+    }
+
+    /// The file says this now. Nothing changes if the book cannot be opened that it needs.
+    pub fn turn_to(&self, configured: Vec<Grant>, defaults: Limits) -> Result<(), BookError> {
+        let metered = configured.iter().any(|grant| grant.limits.is_metered());
+        let mut sources = self.sources();
+        if metered {
+            sources.open()?;
+        }
+        sources.configured = configured;
+        sources.defaults = defaults;
+        self.rebuild(&sources);
+        Ok(())
+    }
+
+    /// Closes the book and leaves it alone, or does so no more.
+    pub fn lend_book(&self, lent: bool) {
+        let mut sources = self.sources();
+        sources.lent = lent;
+        if lent {
+            sources.book = None;
+        }
     }
 
     /// Adds a kite to the book. It may fly once this has returned.
@@ -325,7 +349,10 @@ impl Accounts {
 
 impl Sources {
     fn open(&mut self) -> Result<&Book, BookError> {
-        let book = match self.book.take() {
+        if self.lent {
+            return Err(BookError::Busy(self.state_dir.join(super::book::FILE)));
+        }
+        let book = match self.book.take().filter(|book| !book.has_failed()) {
             Some(book) => book,
             None => {
                 let book = Book::open(&self.state_dir)?;

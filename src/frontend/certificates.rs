@@ -127,6 +127,26 @@ impl Certificates {
         })
     }
 
+    /// From now on it is these that are in the configuration; if one cannot be used, it is what it was.
+    pub(super) fn turn_to(&self, all: Vec<CertificateFiles>) -> Result<(), FileError> {
+        let new = Self::load(all)?;
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        // Behind those of the configuration are those of an authority.
+        let configured = watched.len().min(held.len());
+        let issued = held.split_off(configured);
+        *held = new
+            .held
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        held.extend(issued);
+        *watched = new
+            .watched
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(())
+    }
+
     /// Looks at the files of all, and takes those that have changed. Files that are of no use, twice in
     /// a row, are complained of once, and what was held before stays.
     fn look(&self) {

@@ -49,6 +49,7 @@ impl Drop for Arrives<'_> {
 /// Once nobody can come in: tells the backends, and waits until no visitor is there, for `drain` at most. Then all ends.
 pub(super) async fn leave(shared: &Shared, drain: Duration) {
     let began = Instant::now();
+    shared.going.send_replace(true);
     let standing = shared.registry.standing();
     let open: usize = standing.iter().map(|s| s.tunnel.streams()).sum();
     tracing::info!("stopping: {} tunnels, {open} open streams", standing.len());

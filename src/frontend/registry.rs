@@ -605,6 +605,12 @@ impl Registry {
         views.into_values().collect()
     }
 
+    /// What flies, by the wire's protocol and the name.
+    pub fn flying(&self) -> Vec<(String, String)> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.kites.keys().map(|key| (**key).clone()).collect()
+    }
+
     /// This tunnel stands from now on.
     pub fn stands(&self, standing: Standing) {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);

@@ -128,6 +128,7 @@ async fn arrive(
     peer: &str,
 ) -> Option<Comer> {
     if door.raw {
+        shared.hold(None, door).await;
         let route = route_raw_port(shared, door).map_err(No::from);
         return match route.and_then(|r| r.let_in(door, Voice::Close)) {
             Ok(route) => Some(Comer::Visitor(conn, first, route)),
@@ -147,6 +148,14 @@ async fn arrive(
         }
         First::Gone => return None,
     };
+    if let Visitor::Http(head) = &visitor
+        && matches!(head.kind, HttpKind::Websocket | HttpKind::Request)
+        && let Some(proof) = acme_proof(shared, head, &first)
+    {
+        refusal::say(&mut conn, &refusal::plain(&proof)).await;
+        return None;
+    }
+    shared.hold(Some(&visitor), door).await;
     let route = match visitor {
         Visitor::Tls(hello) => {
             return arrive_by_tls(shared, conn, first, &hello, None, door, peer).await;
@@ -189,10 +198,6 @@ async fn arrive(
                 route
             }
             HttpKind::Websocket | HttpKind::Request => {
-                if let Some(proof) = acme_proof(shared, &head, &first) {
-                    refusal::say(&mut conn, &refusal::plain(&proof)).await;
-                    return None;
-                }
                 if let Some(location) = elsewhere(shared, &head, &first, door.port) {
                     refusal::say(&mut conn, &refusal::elsewhere(&location)).await;
                     return None;

@@ -62,6 +62,7 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("src/dial/supervisor.rs", 1),
     ("src/frontend/authority/program.rs", 1),
     ("src/listen.rs", 2),
+    ("src/run/upgrade.rs", 1),
     ("tor/src/runtime.rs", 1),
 ];
 
@@ -70,6 +71,7 @@ const SOCKET_ROOMS: &[&str] = &[
     "src/dial.rs",
     "src/dial/",
     "src/listen.rs",
+    "src/listen/",
     "src/socks.rs",
     "tor/src/",
 ];

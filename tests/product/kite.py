@@ -146,7 +146,8 @@ class Frontend(_Role):
 
     `owned` maps a public port to the kite it belongs to (all of it, to a raw one); `onion` is an arti.toml;
     `certificates` are the keys of as many tables; `acme` those of one; `behind` are load balancers, who alone may connect;
-    `keys` are more of the file's, and `tables` is more of its text.
+    `keys` are more of the file's, and `tables` is more of its text.  Visitors of a kite that is away wait for nobody, also
+    just after a start, unless `keys` say so.
     """
 
     role = "frontend"
@@ -161,7 +162,7 @@ class Frontend(_Role):
         listen += [{"address": f"{ip}:{p}", "kite": k.name, **({"protocol": "raw"} if k.protocol == "raw" else {})}
                    for p, k in self.owned.items()]
         text = _table("", listen=listen, state_dir=self.state, log_peers=log_peers, onion=bool(onion),
-                      **(keys or {}))
+                      **{"grace": "0s", "drain": "5s", **(keys or {})})
         if onion:
             text += _table("[tor]", config=onion)
         for kite in kites:
@@ -180,6 +181,13 @@ class Frontend(_Role):
                               capture_output=True, text=True, timeout=20)
         assert done.returncode == status, f"exit status {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
         return done.stdout, done.stderr
+
+    def order(self, what, status=0):
+        """`kite frontend reload` or `upgrade`: what it said."""
+        done = subprocess.run([binary(), "frontend", what, "--state-dir", self.state], capture_output=True, text=True,
+                              timeout=180)
+        assert done.returncode == status, f"exit status {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
 
     def start(self, level="debug"):
         self.spawn(level=level, env=self.env)
@@ -241,7 +249,7 @@ class Backend(_Role):
     def write(self):
         """Its file, from what it is to do."""
         via_tor, socks, share, tunnels = self.via_tor, self.socks, self.share, self.tunnels_each
-        text = _table("", state_dir=self.state, **({"ca_file": self.ca_file} if self.ca_file else {}))
+        text = _table("", state_dir=self.state, drain="5s", **({"ca_file": self.ca_file} if self.ca_file else {}))
         if via_tor:
             text += _table("[tor]", enabled=True, config=via_tor, **({"socks_listen": socks} if socks else {}))
         text += _table("[probe]", **self.probe)

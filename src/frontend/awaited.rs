@@ -1,0 +1,124 @@
+//! Kites that are expected back after a start. Their visitors wait for a while, instead of being told that nobody is there.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+use super::{Arrival, Shared};
+use crate::kite::KiteName;
+use crate::sniff::{HttpKind, Visitor};
+
+/// Most visitors that wait at a time. More are told at once.
+pub const MAX_WAITING: usize = 4096;
+/// How often each looks whether its kite is back.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Who is expected.
+#[derive(Debug)]
+pub enum Whom {
+    /// All who may fly: after a start of which nothing more is known.
+    Entitled,
+    /// These, by the wire's protocol and the name: they flew at the kite that was here before.
+    These(HashSet<(String, String)>),
+}
+
+/// The time in which somebody is expected.
+pub(super) struct Awaited {
+    until: Instant,
+    whom: Whom,
+    places: Semaphore,
+}
+
+/// What is behind a request, whatever it turns out to be.
+const REQUEST: &[&str] = &["websocket", "http", "http2", "http3"];
+/// What has TLS of its own.
+const TLS: &[&str] = &["https"];
+/// What is behind TLS that may be ended here.
+const ENDED: &[&str] = &["https", "http", "http2", "http3", "websocket"];
+
+impl Awaited {
+    pub(super) fn new(whom: Whom, grace: Duration) -> Self {
+        Self {
+            until: Instant::now() + grace,
+            whom,
+            places: Semaphore::new(MAX_WAITING),
+        }
+    }
+
+    /// Is a kite expected that would take this visitor?
+    fn expects(&self, shared: &Shared, protos: &[&str], port: u16, host: &KiteName) -> bool {
+        let names = std::iter::once(host.to_string()).chain(host.wildcards());
+        match &self.whom {
+            Whom::These(flown) => names.into_iter().any(|name| {
+                protos.iter().any(|proto| {
+                    flown.contains(&((*proto).to_owned(), name.clone()))
+                        || flown.contains(&(format!("{proto}-{port}"), name.clone()))
+                })
+            }),
+            // Who asks for ourselves waits for nobody.
+            Whom::Entitled if shared.is_called(host) => false,
+            Whom::Entitled => {
+                let holdings = shared.accounts.covering(host);
+                let mut allowed = holdings.iter().flat_map(|h| &h.grant.protocols);
+                allowed.any(|protocol| protos.contains(&protocol.on_wire()))
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Keeps a visitor until a kite is there that may be meant, if one is expected. Who has come for anything else goes on at
+    /// once; so does everybody when the time is over.
+    pub(super) async fn hold(&self, visitor: Option<&Visitor>, door: &Arrival) {
+        let Some((mut protos, host)) = wanted(visitor, door) else {
+            return;
+        };
+        if protos == TLS && self.certificates.find(&host).is_some() {
+            protos = ENDED;
+        }
+        let awaited = &self.awaited;
+        let host = crate::sniff::without_ip_prefix(&host).unwrap_or(host);
+        let is_back = || {
+            let found = self.registry.find(protos, door.port, &host);
+            found.is_some_and(|found| !found.is_catch_all)
+        };
+        if Instant::now() >= awaited.until
+            || is_back()
+            || !awaited.expects(self, protos, door.port, &host)
+        {
+            return;
+        }
+        let Ok(_place) = awaited.places.try_acquire() else {
+            return;
+        };
+        tracing::debug!("a visitor waits for {host}, which is not back yet");
+        while Instant::now() < awaited.until && !self.leaving() && !is_back() {
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// What a visitor may want, by the wire's words, and of whom. A backend wants nothing of a kite.
+fn wanted(
+    visitor: Option<&Visitor>,
+    door: &Arrival,
+) -> Option<(&'static [&'static str], KiteName)> {
+    Some(match visitor {
+        None => (&["raw"], door.port_kite.clone()?),
+        Some(Visitor::Tls(hello)) if hello.alpn_kite || hello.alpn_acme => return None,
+        Some(Visitor::Tls(hello)) => (TLS, hello.sni.clone().or(door.port_kite.clone())?),
+        Some(Visitor::Xmpp(host)) => (&["xmpp"], host.clone()),
+        Some(Visitor::Minecraft(host)) => (&["minecraft"], host.clone()),
+        Some(Visitor::Http(head)) => match &head.kind {
+            HttpKind::Request | HttpKind::Websocket => (REQUEST, head.host.clone()?),
+            HttpKind::Connect { host, port } => match port {
+                80 | 8080 => (&["http", "raw"], host.clone()),
+                443 => (&["https", "raw"], host.clone()),
+                _ => (&["raw"], host.clone()),
+            },
+            HttpKind::Tunnel | HttpKind::Ping => return None,
+        },
+    })
+}
