@@ -442,7 +442,7 @@ async fn reload(config: &BackendConfig) -> ExitCode {
 /// The control socket of the frontend that is meant.
 fn socket_of(mut args: RunningArgs) -> Result<PathBuf, ExitCode> {
     places::settle_kites(&mut args.config, args.state_dir.as_deref());
-    let dir = config::frontend_state_dir(args.config.as_deref(), args.state_dir.as_deref());
+    let dir = kite::config::frontend_state_dir(args.config.as_deref(), args.state_dir.as_deref());
     dir.map(|dir| Role::Frontend.socket(&dir))
         .map_err(|e| wrong(&e))
 }

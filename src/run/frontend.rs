@@ -140,6 +140,8 @@ pub async fn frontend(
         progress
     ));
     tokio::select! {
+        // The ports before all else.
+        biased;
         () = &mut serving => return Ok(()),
         () = shutdown.requested() => {}
         // Another has taken our place, and the supervisor looks at that one.

@@ -1,4 +1,4 @@
-"""Faults that take minutes: `python -m pytest tests/product/long_faults.py -s`. Not among the tests of every day; what it said is
+"""Faults that take minutes: `python -m pytest -o timeout=1800 tests/product/long_faults.py -s`. Not among the tests of every day; what it said is
 recorded in docs/limits.md."""
 
 import os

@@ -192,7 +192,10 @@ impl TorError {
             Self::Permissions { .. } => {
                 "make the directory private (chmod 700), and let only its owner write to those above it"
             }
-            Self::Local { .. } => "check the state directory's disk, permissions and free space",
+            Self::Local { .. } => {
+                "check the state directory's disk, permissions and free space; a damaged file in tor/state comes from a backup, or is \
+                 moved away: guards are chosen anew then, and an onion service without its key gets another name"
+            }
             Self::Obsolete => Trouble::Obsolete.remedy(),
             Self::NotBootstrapped => "wait for Tor to start",
             Self::Onion { .. } => "check the nickname, and the permissions of the state directory",
@@ -346,13 +349,46 @@ fn create(
     maker: &Maker,
     behavior: BootstrapBehavior,
 ) -> Result<Running, TorError> {
+    try_create(config, maker, behavior).map_err(|e| TorError::sort(&e))
+}
+
+fn try_create(
+    config: &TorClientConfig,
+    maker: &Maker,
+    behavior: BootstrapBehavior,
+) -> Result<Running, Box<arti_client::Error>> {
     let (runtime, end) = maker.runtime();
     let arti = TorClient::with_runtime(runtime)
         .config(config.clone())
         .bootstrap_behavior(behavior)
-        .create_unbootstrapped()
-        .map_err(|e| TorError::sort(&e))?;
+        .create_unbootstrapped()?;
     Ok((arti, end))
+}
+
+/// The cached directory, and what each SQLite database begins with.
+const CACHE: (&str, &[u8]) = ("dir.sqlite3", b"SQLite format 3\0");
+
+/// Is there a cached directory, of which even the beginning is spoiled?
+fn is_spoiled(cache_dir: &Path) -> bool {
+    let mut first = [0; 16];
+    let read = std::fs::File::open(cache_dir.join(CACHE.0))
+        .and_then(|mut file| std::io::Read::read(&mut file, &mut first));
+    matches!(read, Ok(1..)) && first != CACHE.1
+}
+
+/// Puts a damaged cache out of the way: what was in it is fetched again.
+fn set_aside(cache_dir: &Path) {
+    let file = cache_dir.join(CACHE.0);
+    let moved = std::fs::rename(&file, file.with_extension("damaged"));
+    for rest in ["sqlite3-wal", "sqlite3-shm"] {
+        let _ = std::fs::remove_file(file.with_extension(rest));
+    }
+    if moved.is_ok() {
+        tracing::info!(
+            "Tor: the cached directory {} was damaged; it is set aside, and fetched anew",
+            file.display()
+        );
+    }
 }
 
 impl Client {
@@ -374,7 +410,19 @@ impl Client {
             reason: e.to_string(),
         })?;
         let slot = Arc::new(Slot::default());
-        slot.swap(Some(create(&config, &maker, BootstrapBehavior::Manual)?));
+        if is_spoiled(&needs.cache_dir) {
+            set_aside(&needs.cache_dir);
+        }
+        let made = try_create(&config, &maker, BootstrapBehavior::Manual);
+        let running = match made {
+            Ok(running) => running,
+            Err(e) if e.kind() == ErrorKind::CacheCorrupted => {
+                set_aside(&needs.cache_dir);
+                create(&config, &maker, BootstrapBehavior::Manual)?
+            }
+            Err(e) => return Err(TorError::sort(&e)),
+        };
+        slot.swap(Some(running));
         follow(&maker, &slot);
         Ok(Self {
             slot,
