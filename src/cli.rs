@@ -127,6 +127,11 @@ pub struct FrontendArgs {
     #[arg(long, env = "KITE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
+    /// Whom to become once the ports are open, if root starts this: NAME, NAME:GROUP, or numbers
+    /// [default: the owner of the state directory]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+
     /// Put the addresses of backends and visitors into the log
     #[arg(long)]
     pub log_peers: bool,

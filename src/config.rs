@@ -46,7 +46,7 @@ use file::{
     TorTable,
 };
 
-mod credential;
+pub(crate) mod credential;
 pub mod file;
 mod tub;
 
@@ -154,6 +154,10 @@ pub struct FrontendConfig {
     pub policy: Policy,
     /// Kites of strangers, if they are taken.
     pub open: Option<Open>,
+    /// Whom to become once the ports are open, as the operator wrote it.
+    pub user: Option<String>,
+    /// The file that this was read from, and those of its secrets.
+    pub read_from: Vec<PathBuf>,
     /// How long what runs may go on after the order to stop.
     pub drain: Duration,
     /// How long after a start visitors wait for a kite that is not back yet.
@@ -800,6 +804,14 @@ impl FrontendConfig {
         source: Source,
         file: FrontendFile,
     ) -> Result<Self> {
+        let secrets = file.kites.iter().filter_map(|e| e.secret_file.as_deref());
+        let read_from = args
+            .config
+            .iter()
+            .chain(&args.secret_file)
+            .cloned()
+            .chain(secrets.map(|path| source.path(path)))
+            .collect();
         let listen = if args.listen.is_empty() {
             parse_listens(&source, file.listen)?
         } else {
@@ -953,6 +965,8 @@ impl FrontendConfig {
             page: own_page(&source, file.page)?,
             policy: file.policy,
             open,
+            user: args.user.clone().or(file.user),
+            read_from,
             drain: duration(&source, "drain", file.drain.as_deref(), shutdown::DRAIN)?,
             grace: duration(&source, "grace", file.grace.as_deref(), GRACE)?,
         })

@@ -398,7 +398,7 @@ mod tests {
             begun: Semaphore::new(0),
             over: Notify::new(),
         });
-        offer(Socket::open(&path), desk.clone());
+        let _offered = offer(Socket::open(&path), desk.clone());
         let checks: Vec<_> = (0..MAX_PROBES)
             .map(|_| {
                 let path = path.clone();

@@ -159,7 +159,7 @@ impl Job {
                 Some(FrontendCommand::Reload(args)) => Self::ReloadFrontend(socket_of(args)?),
                 Some(FrontendCommand::Upgrade(args)) => Self::UpgradeFrontend(socket_of(args)?),
                 None => {
-                    let handover = Handover::find().map_err(|e| {
+                    let mut handover = Handover::find().map_err(|e| {
                         let code = Code::PortForbidden;
                         say(FAILED, code, &format!("the sockets that were handed over cannot be used: {e}; see the socket unit"))
                     })?;
@@ -172,6 +172,7 @@ impl Job {
                     }
                     tell_file(args.config.as_deref());
                     let config = FrontendConfig::load(&args).map_err(|e| wrong(&e))?;
+                    handover.settle(&config).map_err(|e| failed(&e))?;
                     let reread: Reread<_> = Box::new(move || FrontendConfig::load(&args));
                     Self::Frontend(Box::new((config, reread, handover)))
                 }

@@ -3,6 +3,7 @@
 
 mod frontend;
 mod upgrade;
+mod walls;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use crate::observe::board::Board;
 use crate::observe::progress::{self, Event};
 use crate::observe::status::{self, Role, Status};
 use crate::observe::traffic::Speed;
+use crate::privilege::PrivilegeError;
 use crate::reload::{Answer, Order, Reloader};
 use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
@@ -86,6 +88,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Root's rights cannot be given up as they should.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
     /// Metrics or the status page cannot be offered.
     #[error(transparent)]
     Door(#[from] DoorError),
@@ -120,6 +125,7 @@ impl Coded for RunError {
             Self::File(_) => Code::CaFile,
             Self::Tor(e) => e.code(),
             Self::Socks { source, .. } => cannot_listen(source),
+            Self::Privilege(e) => e.code(),
             Self::Door(e) => e.code(),
             Self::SecretInherited { .. } => Code::SecretInherited,
             Self::WebOrigin { .. } => Code::OriginIsWeb,
@@ -146,6 +152,7 @@ impl RunError {
             Self::Frontend(_)
             | Self::Egress(_)
             | Self::File(_)
+            | Self::Privilege(_)
             | Self::SecretInherited { .. }
             | Self::WebOrigin { .. } => true,
             Self::Tor(e) => matches!(e, TorError::Unreadable { .. } | TorError::Config { .. }),

@@ -21,6 +21,7 @@
 
 mod delay;
 mod load;
+#[expect(dead_code, reason = "shared with another benchmark")]
 mod party;
 mod route;
 mod rows;

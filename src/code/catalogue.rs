@@ -1087,4 +1087,12 @@ catalogue! {
         then: GoesOn,
         example: "upgrade: the new kite ended (exit status: 2) before it was ready; the log has its own words, just before these; this one goes on",
     }
+    StaysRoot = "KITE-C57" {
+        title: "kite goes on as root",
+        cause: "Root started it, nothing says whom to become, and the state directory is root's. Root's capabilities are given up; that files of root's are its own is not.",
+        subject: "the frontend, and its state directory",
+        remedy: "Make a user (`useradd --system kite`), give it the state directory (`chown -R kite: DIR`), and add --user kite, or user = \"kite\"; or write user = \"root\" if it must be.",
+        then: GoesOn,
+        example: "this frontend goes on as root, without root's capabilities; add --user NAME, and give NAME the state directory /var/lib/kite",
+    }
 }

@@ -9,7 +9,7 @@ use super::{Code, ConfigError, Result};
 /// What such a `secret_file` begins with.
 const PREFIX: &str = "credential:";
 /// The variable that holds the directory.
-pub(super) const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+pub(crate) const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// The file that is meant, or `None` if this is the path of an ordinary one.
 pub(super) fn file(place: &str, path: &Path, directory: Option<&OsStr>) -> Result<Option<PathBuf>> {

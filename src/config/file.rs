@@ -52,6 +52,10 @@ pub(super) struct FrontendFile {
     /// `~/.local/state/kite`.
     #[schemars(extend("x-flag" = "--state-dir"))]
     pub state_dir: Option<PathBuf>,
+    /// Whom to become once the ports are open, if it is root who starts it: `NAME`, `NAME:GROUP`, or numbers in their place.
+    /// Without it, the owner of the state directory.
+    #[schemars(extend("x-flag" = "--user"))]
+    pub user: Option<String>,
     /// Put the addresses of backends and visitors into the log. Else they are `[scrubbed]`.
     #[schemars(extend("x-flag" = "--log-peers", "default" = false))]
     pub log_peers: Option<bool>,
@@ -86,6 +90,13 @@ pub(super) struct FrontendFile {
     pub policy: Policy,
     /// Kites that need no secret: each is called by its node's tub, and proves it.
     pub open: Option<OpenTable>,
+    /// How long what runs may go on after the order to stop: `"10s"`, an hour at most. A second order ends it at once.
+    #[schemars(extend("default" = "10s"))]
+    pub drain: Option<String>,
+    /// How long after a start visitors of a kite that is not back yet wait for it, instead of being told that it is not
+    /// there: `"15s"`, an hour at most.
+    #[schemars(extend("default" = "15s"))]
+    pub grace: Option<String>,
 }
 
 /// Kites of strangers, called `TUBID.domain`. They carry foolscap and nothing else, whatever `policy` says.
@@ -110,13 +121,6 @@ pub(super) struct OpenTable {
     /// minute.
     #[serde(default)]
     pub limits: Limits,
-    /// How long what runs may go on after the order to stop: `"10s"`, an hour at most. A second order ends it at once.
-    #[schemars(extend("default" = "10s"))]
-    pub drain: Option<String>,
-    /// How long after a start visitors of a kite that is not back yet wait for it, instead of being told that it is not
-    /// there: `"15s"`, an hour at most.
-    #[schemars(extend("default" = "15s"))]
-    pub grace: Option<String>,
 }
 
 /// Something that a running kite shows to this machine alone.

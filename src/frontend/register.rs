@@ -587,9 +587,11 @@ impl Registration<'_> {
         let visit = |pending| self.visit(&tunnel, pending);
         let mut visits: FuturesUnordered<_> = pending.into_iter().map(visit).collect();
         let mut tell = tokio::time::interval_at(Instant::now() + TELL_QUOTA, TELL_QUOTA);
+        // The backend has said that it goes: it flies nothing any more, and its streams end in their time.
+        let mut away = false;
         // A backend may ask for more kites at any time (§3.8).
         loop {
-            if visits.is_empty() && self.shared.registry.one_of(self.session).is_none() {
+            if !away && visits.is_empty() && self.shared.registry.one_of(self.session).is_none() {
                 tunnel.close("none of its kites may fly any more");
             }
             let lines = tokio::select! {
@@ -608,10 +610,11 @@ impl Registration<'_> {
                 }
             };
             let Some(lines) = lines else { break };
-            if lines.away {
+            if lines.away && !away {
+                away = true;
                 self.see_off(&tunnel);
             }
-            if lines.services.is_empty() {
+            if away || lines.services.is_empty() {
                 continue;
             }
             let flying = self.shared.registry.of_session(self.session);

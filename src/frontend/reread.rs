@@ -47,6 +47,8 @@ fn fixed(config: &FrontendConfig) -> Fixed {
         open,
         drain,
         grace,
+        user,
+        read_from: _,
         kites: _,
         limits: _,
         certificates: _,
@@ -67,6 +69,7 @@ fn fixed(config: &FrontendConfig) -> Fixed {
         ("open", format!("{open:?}")),
         ("drain", format!("{drain:?}")),
         ("grace", format!("{grace:?}")),
+        ("user", format!("{user:?}")),
     ]
 }
 

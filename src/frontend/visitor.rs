@@ -53,8 +53,8 @@ pub(super) async fn serve(
     mut door: Arrival,
     balancers: Option<&Balancers>,
 ) {
-    let arriving = shared.arriving.one();
     let mut place = shared.doorstep.enter(door.peer.ip().into());
+    let arriving = shared.arriving.one();
     let mut first = BytesMut::new();
     if let Some(balancers) = balancers {
         let introduced = Box::pin(balancer::introduced(&mut conn, door.peer, balancers));
@@ -70,8 +70,8 @@ pub(super) async fn serve(
     }
     let peer = shared.shown(door.peer);
     // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
-    let at_the_door = Box::pin(arrive(shared, conn, first, &door, &peer));
-    let comer = place.unless_sent_away(at_the_door).await;
+    let arrive = Box::pin(arrive(shared, conn, first, &door, &peer));
+    let comer = place.unless_sent_away(arrive).await;
     drop(arriving);
     match comer {
         Some(Comer::Visitor(conn, first, route)) => {

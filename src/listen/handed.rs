@@ -47,22 +47,36 @@ impl Handed {
         Ok(Self(all))
     }
 
+    /// Opens the port of an address, unless it is open: for who cannot open it any more when it is wanted. Where the kernel
+    /// is to choose, it is left to choose later.
+    pub fn open(&mut self, address: SocketAddr) -> io::Result<()> {
+        if address.port() != 0 && self.find(address).is_none() {
+            self.0.push(Port::open(address)?.0);
+        }
+        Ok(())
+    }
+
     /// The one for an address; or, for all addresses of the machine, the one that takes IPv4 and IPv6 together, which is
     /// what systemd makes of a port alone.
     pub fn take(&mut self, address: SocketAddr) -> io::Result<Option<Port>> {
+        let Some(at) = self.find(address) else {
+            return Ok(None);
+        };
+        let socket = self.0.swap_remove(at);
+        socket.set_nonblocking(true)?;
+        Ok(Some(Port(socket)))
+    }
+
+    fn find(&self, address: SocketAddr) -> Option<usize> {
         let is_at = |wanted: SocketAddr| {
             move |s: &std::net::TcpListener| s.local_addr().is_ok_and(|at| at == wanted)
         };
         let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
         let exact = self.0.iter().position(is_at(address));
-        let found = exact.or_else(|| match address.ip().is_unspecified() {
+        exact.or_else(|| match address.ip().is_unspecified() {
             true => self.0.iter().position(is_at(both)),
             false => None,
-        });
-        let Some(at) = found else { return Ok(None) };
-        let socket = self.0.swap_remove(at);
-        socket.set_nonblocking(true)?;
-        Ok(Some(Port(socket)))
+        })
     }
 
     /// Where those listen that nobody has taken.

@@ -749,10 +749,13 @@ fn an_imported_frontend_is_what_the_rc_file_was() {
         config: Some(dir.path().join("new/frontend.toml")),
         ..FrontendArgs::default()
     };
-    assert_eq!(
-        FrontendConfig::load(&args).unwrap(),
-        frontend(FRONTEND).unwrap().0
-    );
+    // Where the secrets are read from differs: the rc file has them in it.
+    let unread = |config| FrontendConfig {
+        read_from: Vec::new(),
+        ..config
+    };
+    let loaded = FrontendConfig::load(&args).unwrap();
+    assert_eq!(unread(loaded), unread(frontend(FRONTEND).unwrap().0));
 }
 
 #[test]

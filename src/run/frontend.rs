@@ -11,9 +11,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use super::upgrade::{Predecessor, Successor};
-use super::{Reread, RunError, UpgradeError, tell_end};
+use super::{Reread, RunError, UpgradeError, tell_end, walls};
 use crate::code::Code;
-use crate::config::{FrontendConfig, LocalPlaces};
+use crate::config::{FrontendConfig, Listen, LocalPlaces};
 use crate::control::{self, Desk, Offered};
 use crate::descriptors;
 use crate::dial::supervisor::Supervisor;
@@ -25,7 +25,9 @@ use crate::listen::handed::Handed;
 use crate::observe::progress::Event;
 use crate::observe::status::{self, Role, Status};
 use crate::observe::traffic::Speed;
+use crate::privilege::User;
 use crate::reload::{Answer, Order};
+use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
 use crate::tor::{self, TorSettings};
 use crate::web::{Doors, Invitation, Reception};
@@ -42,6 +44,8 @@ const MAX_UPGRADES: usize = 4;
 pub struct Handover {
     sockets: Handed,
     predecessor: Option<Predecessor>,
+    sandbox: sandbox::Report,
+    supervisor: Supervisor,
 }
 
 impl Handover {
@@ -51,12 +55,33 @@ impl Handover {
             return Ok(Self {
                 sockets,
                 predecessor: Some(predecessor),
+                ..Self::default()
             });
         }
         Ok(Self {
             sockets: Handed::by_supervisor()?,
-            predecessor: None,
+            ..Self::default()
         })
+    }
+
+    /// Opens the ports that nobody has handed over, becomes whom the configuration names, and gives up what this frontend has
+    /// no need of, for good ([`sandbox::enter`]). To be called while there is one thread.
+    pub fn settle(&mut self, config: &FrontendConfig) -> Result<(), RunError> {
+        descriptors::raise(MAX_CONNECTIONS);
+        // By an abstract name it cannot be reached from within.
+        self.supervisor = Supervisor::find();
+        let plan = walls::of_frontend(config)?;
+        let user = User::choose(config.user.as_deref(), &config.state_dir)?;
+        for Listen { address, .. } in &config.listen {
+            let opened = self.sockets.open(*address);
+            opened.map_err(|source| FrontendError::Bind {
+                address: *address,
+                source,
+            })?;
+        }
+        walls::become_user(user.as_ref(), config)?;
+        self.sandbox = walls::enter(&plan);
+        Ok(())
     }
 }
 
@@ -78,8 +103,9 @@ pub async fn frontend(
     let Handover {
         mut sockets,
         mut predecessor,
+        sandbox,
+        supervisor,
     } = handover;
-    descriptors::raise(MAX_CONNECTIONS);
     let prepared = Prepared::new(config, &mut sockets)?;
     if predecessor.is_none() && !sockets.rest().is_empty() {
         return Err(FrontendError::Handed(sockets.rest()).into());
@@ -98,7 +124,7 @@ pub async fn frontend(
     let onion: Arc<OnceLock<String>> = Arc::default();
     let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
     let speed = Speed::default();
-    let supervisor = Arc::new(Supervisor::find());
+    let supervisor = Arc::new(supervisor);
     let (upgrades, orders) = mpsc::channel(MAX_UPGRADES);
     let desk = Arc::new(FrontendDesk {
         tor: tor.clone(),
@@ -108,6 +134,7 @@ pub async fn frontend(
         began: Instant::now(),
         speed: speed.clone(),
         reception: Mutex::new(doors.reception()),
+        sandbox: sandbox.to_string().lines().map(Into::into).collect(),
         reread,
         upgrades: upgrades.clone(),
     });
@@ -335,6 +362,7 @@ struct FrontendDesk {
     began: Instant,
     speed: Speed,
     reception: Mutex<Arc<Reception>>,
+    sandbox: Vec<String>,
     reread: Reread<FrontendConfig>,
     upgrades: mpsc::Sender<Upgrade>,
 }
@@ -363,6 +391,7 @@ impl Desk for FrontendDesk {
                 .tor
                 .get()
                 .map(|c| status::Tor::new(c.progress(), &c.dialled())),
+            sandbox: self.sandbox.clone(),
             ..Status::of_frontend(
                 self.began,
                 self.handle.tunnels(),

@@ -15,8 +15,8 @@ from proc import wait_until
 ROOT = pathlib.Path(__file__).parents[2]
 UNITS = ("kite-backend", "kite-frontend")
 OLD, NEW = "0.1.0", "0.1.0+upgrade"
-# The higher, the more exposed; systemd calls less than 2.5 "safe" or "OK".
-EXPOSURE = 20
+# As systemd-analyze counts it, times ten: docs/releasing.md says what it consists of. It calls less than 25 "safe" or "OK".
+EXPOSURE = {"kite-backend": 11, "kite-frontend": 15}
 STATE = ("/var/lib/kite/backend/keystore", "/var/lib/kite/frontend/frontend-key.pem", "/etc/kite/backend.toml",
          "/etc/kite/secrets/bob")
 
@@ -92,7 +92,7 @@ def linked(exe):
 def test_the_units_are_sound(machine):
     assert machine.run("systemd-analyze", "verify", *(f"{unit}.service" for unit in UNITS), "kite-frontend.socket") == ""
     for unit in UNITS:
-        machine.run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", f"{unit}.service")
+        machine.run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE[unit]}", f"{unit}.service")
         text = machine.run("cat", f"/lib/systemd/system/{unit}.service")
         role = unit.removeprefix("kite-")
         assert f"ConditionPathExists=/etc/kite/{role}.toml" in text

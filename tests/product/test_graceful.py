@@ -157,7 +157,7 @@ def test_an_upgrade_that_fails_changes_nothing(kite, sup):
         with Crowd(frontend.visitors, [mine]) as crowd:
             frontend.file.write_text("nonsense = true\n" + good)
             said = frontend.order("upgrade", status=1)
-            assert "exit status: 2" in said and "KITE-C54" in said
+            assert "exit status: 2" in said and "KITE-C56" in said
             # It has let go of the book by the time the new one sees that this place is taken.
             with socket.create_server(("127.0.0.1", 0)) as taken:
                 place = "127.0.0.1:%d" % taken.getsockname()[1]

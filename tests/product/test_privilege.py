@@ -1,5 +1,5 @@
-"""Who may look into a running kite, as the kernel tells it: nobody else of the same user reads its memory, and in it there is
-no secret but where one is held."""
+"""Rights that are given up, as the kernel tells it of the running process: root's, once the ports are open; and who may look into
+it: nobody else of the same user reads its memory, and in it there is no secret but where one is held."""
 
 import os
 import pathlib
@@ -15,12 +15,17 @@ from proc import wait_until
 
 # Of Debian's base system, so everywhere.
 USER, UID, GID = "games", 5, 60
+NOTHING = "0" * 16
 
 
 def told(pid, task=None):
     """What the kernel says of a process, or of one of its threads."""
     text = pathlib.Path(f"/proc/{pid}/{f'task/{task}/' if task else ''}status").read_text()
     return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def threads(pid):
+    return [told(pid, task) for task in os.listdir(f"/proc/{pid}/task")]
 
 
 def ids(status):
@@ -35,7 +40,71 @@ def place():
         yield pathlib.Path(place)
 
 
-def test_what_root_adds_beforehand_is_its_users(place):
+@pytest.fixture
+def frontend(sup, place):
+    """`kite frontend` with a kite and more flags, as root; its state directory is below `place`."""
+    def start(*flags, state=place / "state", env=None, wrapper=(), port=0):
+        secret = secret_file(place / "secret", "s3cret")
+        argv = [*wrapper, binary(), "frontend", "--listen", f"127.0.0.1:{port}", "--domain", "bob.example", "--secret-file", secret,
+                "--state-dir", state, *flags]
+        proc = sup.spawn("frontend", argv, cwd="/", env=env or {}, log=place / "log")
+        proc.wait_log(r"listening on 127\.0\.0\.1:(\d+)", 15)
+        return proc
+    return start
+
+
+def test_root_is_given_up_once_the_ports_are_open(frontend, place):
+    """Port 80 is open; from then on no thread has anything of root's left, nor its groups, nor a way back."""
+    proc = frontend("--user", USER, port=80)
+    pid = proc.popen.pid
+    wait_until(lambda: len(threads(pid)) > 1, 10, "the runtime has threads")
+    for status in threads(pid):
+        assert ids(status) == {UID, GID} and "0" not in status["Groups"].split(), status
+        assert {status[f"Cap{which}"] for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {NOTHING}, status
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"), status
+    assert {(path.stat().st_uid, path.stat().st_mode & 0o077) for path in [place / "state", *(place / "state").iterdir()]} == {(UID, 0)}
+    assert f"from now on this is {USER} ({UID}:{GID})" in proc.text() and "KITE-C57" not in proc.text()
+    # And nobody but root and that user is answered.
+    subprocess.run([binary(), "status", "--state-dir", place / "state"], timeout=10, capture_output=True, check=True)
+    proc.stop()
+
+
+def test_whose_state_directory_it_is_that_one_it_becomes(frontend, place):
+    (place / "state").mkdir(mode=0o700)
+    os.chown(place / "state", UID, GID)
+    proc = frontend()
+    assert ids(told(proc.popen.pid)) == {UID, GID}
+    proc.stop()
+
+
+def test_without_anybody_to_become_root_keeps_no_capability_and_says_so(frontend, place):
+    proc = frontend()
+    for status in threads(proc.popen.pid):
+        assert ids(status) == {0} and status["CapEff"] == status["CapPrm"] == status["CapBnd"] == NOTHING
+    assert proc.text().count("KITE-C57") == 1
+    proc.stop()
+    # Who asks for it is not told.
+    proc = frontend("--user", "root")
+    assert "KITE-C57" not in proc.text()
+    proc.stop()
+
+
+def test_a_service_lets_go_of_the_right_to_its_ports(frontend, place):
+    """As the unit starts it: an ordinary user with one capability."""
+    (place / "secret").write_text("s3cret")
+    os.chown(place / "secret", UID, GID)
+    (place / "state").mkdir(mode=0o700)
+    os.chown(place / "state", UID, GID)
+    given = ("setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--inh-caps=+net_bind_service",
+             "--ambient-caps=+net_bind_service")
+    proc = frontend(wrapper=given, port=80)
+    for status in threads(proc.popen.pid):
+        assert {status[f"Cap{which}"] for which in ("Inh", "Prm", "Eff", "Amb")} == {NOTHING}, status
+    assert "capabilities" not in proc.text()
+    proc.stop()
+
+
+def test_what_root_adds_beforehand_is_its_users(frontend, place):
     """Who administers a service is root.  The book and the key are made at once, and are the service's all the same."""
     (place / "state").mkdir(mode=0o700)
     os.chown(place / "state", UID, GID)
@@ -44,6 +113,34 @@ def test_what_root_adds_beforehand_is_its_users(place):
     run("frontend", "invite", "--config", place / "frontend.toml", "dave.example", status=0)
     made = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in (place / "state").iterdir()}
     assert made == {"kites.redb": (UID, GID), "frontend-key.pem": (UID, GID)}
+    proc = frontend()
+    assert ids(told(proc.popen.pid)) == {UID, GID}
+    proc.stop()
+
+
+@pytest.mark.parametrize("flags, mine, why", [
+    (["--user", "nobody-at-all"], None, "no such user or group"),
+    (["--user", f"{USER}:no-group"], None, "no such user or group"),
+    (["--user", USER], 0, "chown -R games:"),
+    (["--user", USER], 4711, f"belongs to 4711"),
+])
+def test_whom_it_cannot_become_is_said(place, flags, mine, why):
+    """And nothing is begun: the key that backends pin is not made as root's by mistake."""
+    state = place / "state"
+    if mine is not None:
+        state.mkdir(mode=0o700)
+        os.chown(state, mine, mine)
+    said = run("frontend", "--listen", "127.0.0.1:0", "--domain", "bob.example", "--state-dir", state, *flags,
+               env={"KITE_SECRET": "s3cret"}, status=2)
+    assert "KITE-C53" in said and why in said
+    assert not state.exists() or not list(state.iterdir())
+
+
+def test_only_root_becomes_another(place):
+    own = ["setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", binary(), "frontend", "--listen", "127.0.0.1:0",
+           "--domain", "bob.example", "--state-dir", place / "state", "--user", "root"]
+    done = subprocess.run(own, capture_output=True, text=True, timeout=20, env={**os.environ, "KITE_SECRET": "s3cret"})
+    assert done.returncode == 2 and "only root can become another user" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- memory
