@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 mod flight;
 pub mod introduce;
 pub mod join;
+mod keys;
+mod later;
 mod link;
 pub mod policy;
 pub mod probe;
@@ -20,6 +22,7 @@ mod siblings;
 mod stream;
 pub mod watch;
 
+use self::keys::Keys;
 use self::link::{Base, Link, Services};
 use self::siblings::Siblings;
 pub use self::stream::FIRST_FLIGHT_TIMEOUT;
@@ -99,6 +102,7 @@ pub async fn run(
         dialer,
         watch,
         noise: Arc::default(),
+        keys: Arc::new(Keys::default()),
         board,
         pool,
         drain: shutdown.drain(),
@@ -108,6 +112,7 @@ pub async fn run(
     loop {
         let plan = plans.borrow_and_update().clone();
         base.watch.turn_to(&plan.services);
+        base.keys.turn_to(&plan.services);
         posts = station(posts, &plan, &base, &mut tasks);
         tokio::select! {
             () = shutdown.requested() => break,

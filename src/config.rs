@@ -398,6 +398,14 @@ pub enum ProvenBy {
     Node,
 }
 
+impl Service {
+    /// Is it proved to be ours in the same way as this one? What stands in a secret's place where none is needed is
+    /// another each time.
+    pub fn is_proved_as(&self, other: &Self) -> bool {
+        self.by == other.by && (self.by == ProvenBy::Node || self.secret == other.secret)
+    }
+}
+
 impl<S> Service<S> {
     /// Its protocol with its port.
     pub fn ported(&self) -> Ported {
@@ -528,6 +536,10 @@ impl Source {
 /// It may hold a secret.
 pub(crate) fn read_limited(path: &Path) -> std::result::Result<Zeroizing<Vec<u8>>, String> {
     let file = std::fs::File::open(path).map_err(|e| describe_io(&e))?;
+    read_open(file)
+}
+
+fn read_open(file: std::fs::File) -> std::result::Result<Zeroizing<Vec<u8>>, String> {
     let text = wiped::read(file, MAX_FILE + 1).map_err(|e| describe_io(&e))?;
     if text.len() as u64 > MAX_FILE {
         return Err(format!(

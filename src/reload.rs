@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf, absolute};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use zeroize::Zeroize;
 
 use crate::backend::Plan;
 use crate::backend::introduce::Tell;
@@ -19,6 +18,7 @@ use crate::config::{BackendConfig, Frontend, ProvenBy, Service};
 use crate::dial::OriginAddr;
 use crate::kite::{Ported, Secret};
 use crate::proxy_header::Version;
+use crate::wiped::Exposed;
 
 /// A backend's configuration, on its way to it. Holds secrets: not for logs.
 #[derive(Serialize, Deserialize)]
@@ -66,14 +66,8 @@ struct KiteOrder {
     proxy_protocol: Option<Version>,
     forwarded_headers: bool,
     rewrite_host: Option<String>,
-    secret: Vec<u8>,
+    secret: Exposed,
     by: ProvenBy,
-}
-
-impl Drop for KiteOrder {
-    fn drop(&mut self) {
-        self.secret.zeroize();
-    }
 }
 
 impl Fixed {
@@ -130,7 +124,7 @@ impl Order {
             proxy_protocol: s.tell.proxy_protocol,
             forwarded_headers: s.tell.forwarded_headers,
             rewrite_host: s.tell.rewrite_host.clone(),
-            secret: s.secret.expose().to_vec(),
+            secret: Exposed::new(s.secret.expose()),
             by: s.by,
         };
         Self {
@@ -172,8 +166,8 @@ impl Order {
                 },
                 tls_at_frontend: k.tls_at_frontend,
                 secret: match k.by {
-                    ProvenBy::TubKey => Secret::key(&k.secret)?,
-                    ProvenBy::Secret | ProvenBy::Node => Secret::new(&k.secret)?,
+                    ProvenBy::TubKey => Secret::key(k.secret.bytes())?,
+                    ProvenBy::Secret | ProvenBy::Node => Secret::new(k.secret.bytes())?,
                 },
                 by: k.by,
                 tell: Tell {
@@ -309,7 +303,7 @@ fn changes(old: &Plan, new: &Plan) -> Vec<String> {
             ),
             (was.tls_at_frontend != kite.tls_at_frontend, "tls"),
             (was.by != kite.by, "proof"),
-            (was.secret != kite.secret, "secret"),
+            (was.by == kite.by && !was.is_proved_as(kite), "secret"),
         ];
         let parts: Vec<_> = parts.iter().filter(|p| p.0).map(|p| p.1).collect();
         if !parts.is_empty() {

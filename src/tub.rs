@@ -12,6 +12,7 @@ use sha1::{Digest, Sha1};
 
 use crate::sniff::TubId;
 use crate::tls::x509;
+use crate::wiped;
 
 /// What a tub's key may sign by, the first choice first. SHA-1, and RSA's older padding, are not among them.
 const SCHEMES: [SignatureScheme; 6] = [
@@ -96,7 +97,8 @@ impl TubKey {
     pub fn read(pem: &[u8]) -> Result<Self, BadTubKey> {
         let certificate =
             CertificateDer::from_pem_slice(pem).map_err(|_| BadTubKey::NoCertificate)?;
-        let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| BadTubKey::NoKey)?;
+        let key = wiped::private_key(pem).ok_or(BadTubKey::NoKey)?;
+        let key = PrivateKeyDer::try_from(&key[..]).map_err(|_| BadTubKey::NoKey)?;
         let key = aws_lc_rs::sign::any_supported_type(&key).map_err(|_| BadTubKey::NoKey)?;
         let read = Self { certificate, key };
         let (scheme, signature) = read.sign(b"").ok_or(BadTubKey::NoKey)?;

@@ -4,12 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio::sync::watch::Receiver;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, sleep_until};
 
-use super::link::{Services, explain, flies_as, flown, shown_kite};
+use super::later::Later;
+use super::link::{Services, explain, flown, say_refused, shown_kite};
 use super::siblings::Siblings;
 use super::stream;
 use super::stream::{Ground, Noise};
@@ -19,8 +20,8 @@ use crate::config::Service;
 use crate::observe::board::{Slot, Tally};
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Ended, Tunnel};
-use crate::wire::handshake::RefusalKind;
-use crate::wire::{KiteId, Lines, Verdict};
+use crate::wire::handshake::{RefusalKind, Within};
+use crate::wire::{Lines, Verdict};
 
 /// How long the streams of a failing tunnel that was replaced may go on.
 pub const RETIRE: Duration = Duration::from_secs(300);
@@ -38,8 +39,16 @@ pub(super) struct Flight {
     pub(super) verdict: Box<Verdict>,
     /// When it began.
     pub(super) since: Instant,
-    /// What its handshake asked for.
+    /// What is to fly here.
     asked: Services,
+    /// What of it does not yet.
+    later: Later,
+    /// Kites that the frontend may open streams for.
+    offered: watch::Sender<Vec<(String, String)>>,
+    /// The one that this takes the place of, once what was heard flies; and how long it may go on then.
+    predecessor: Option<(Box<Flight>, Option<Duration>)>,
+    siblings: Arc<Siblings>,
+    noise: Arc<Noise>,
     /// The frontend has said that it goes away.
     leaving: bool,
     retire: oneshot::Sender<Option<Duration>>,
@@ -87,22 +96,26 @@ impl Flight {
         tasks: &mut JoinSet<()>,
         tunnel: Tunnel,
         verdict: Box<Verdict>,
-        asked: Services,
+        (asked, later): (Services, Later),
         crew: Crew,
     ) -> Self {
         let (retire, retired) = oneshot::channel();
         let (ended, lost) = oneshot::channel();
         let (session, serving) = (verdict.session_id.clone(), tunnel.clone());
-        let flying = verdict.flying.clone();
+        let flying = verdict.flying.iter().map(flown);
+        let (offered, flying) = watch::channel(flying.chain(later.offered()).collect());
         let hears_away = verdict.peer.away;
         let frontend = crew.frontend.clone();
         // Before the task begins: the next handshake may be sooner.
         if let Some(session) = &session {
-            crew.siblings.up(session, verdict.peer.beside);
+            // What is only awaited is not to be a rival of ours at the next tunnel.
+            let others = verdict.peer.beside && !verdict.flying.is_empty();
+            crew.siblings.up(session, others);
         }
+        let (siblings, noise) = (crew.siblings.clone(), crew.noise.clone());
         tasks.spawn(async move {
             let siblings = crew.siblings.clone();
-            let why = crew.serve(&serving, &flying, retired, hears_away).await;
+            let why = crew.serve(&serving, flying, retired, hears_away).await;
             if let Some(session) = &session {
                 siblings.down(session);
             }
@@ -114,6 +127,11 @@ impl Flight {
             verdict,
             since: Instant::now(),
             asked,
+            later,
+            offered,
+            predecessor: None,
+            siblings,
+            noise,
             leaving: false,
             retire,
             lost,
@@ -135,6 +153,7 @@ impl Flight {
                 // An older frontend takes one tunnel for a kite, so this one must go first.
                 self.tunnel.close("the backend's kites have changed");
             }
+            self.tend();
             tokio::select! {
                 why = &mut self.lost => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
                 Ok(()) = services.changed() => {}
@@ -154,43 +173,109 @@ impl Flight {
         }
     }
 
-    /// Takes note of kites that the frontend does not fly any more. Nothing else is of interest here:
-    /// we have not asked for anything.
+    /// Asks for what is due, and lets the predecessor go once it is not needed.
+    fn tend(&mut self) {
+        if !self.leaving
+            && let Some(question) = self.later.tend(Instant::now())
+        {
+            self.tunnel.send_kites(question);
+        }
+        let offered: Vec<_> = self.offered().collect();
+        self.offered.send_if_modified(|old| {
+            let changed = *old != offered;
+            *old = offered;
+            changed
+        });
+        if !self.later.awaits() {
+            self.part();
+        }
+    }
+
+    /// Takes note of kites that fly from now on, and of those that do not any more.
     fn heed(&mut self, lines: Lines, slot: &Slot) {
+        let now = Instant::now();
+        match self.later.hear(&lines) {
+            Ok(Within::Wait) => {}
+            Ok(Within::Send(answer)) => return self.tunnel.send_kites(*answer),
+            Ok(Within::Done(verdict)) => {
+                for refusal in &verdict.refused {
+                    let kite = shown_kite(&self.asked, &refusal.id);
+                    say_refused(&kite, &self.frontend, &refusal.why, &self.noise, slot);
+                }
+                return self.later.learn(&verdict, now);
+            }
+            Err(_) => return self.tunnel.close("the frontend's answer proves nothing"),
+        }
+        for id in lines.ok {
+            if !self.later.flies(&id) {
+                continue;
+            }
+            let place = format!("{} via {}", shown_kite(&self.asked, &id), self.frontend);
+            self.noise.refused.forget(&place);
+            tracing::info!("kite up: {place}");
+            self.verdict.flying.push(id);
+            self.siblings.several(self.verdict.peer.beside);
+        }
         for (id, why) in lines.invalid {
             let before = self.verdict.flying.len();
             self.verdict
                 .flying
                 .retain(|flying| flown(flying) != flown(&id));
-            if self.verdict.flying.len() == before {
+            let kind = RefusalKind::parse(why);
+            let kite = shown_kite(&self.asked, &id);
+            if self.verdict.flying.len() != before {
+                let (why, remedy) = explain(&kind);
+                let code = kind.code();
+                tracing::warn!(
+                    "[{code}] kite down: {kite} via {}: {why}; {remedy}",
+                    self.frontend
+                );
+                slot.failed(&format!("[{code}] {kite}: {why}; {remedy}"));
+            } else if self.later.is_awaited(&id) {
+                say_refused(&kite, &self.frontend, &kind, &self.noise, slot);
+            } else {
                 continue;
             }
-            let kind = RefusalKind::parse(why);
-            let (why, remedy) = explain(&kind);
-            let kite = shown_kite(&self.asked, &id);
-            let code = kind.code();
-            tracing::warn!(
-                "[{code}] kite down: {kite} via {}: {why}; {remedy}",
-                self.frontend
-            );
-            slot.failed(&format!("[{code}] {kite}: {why}; {remedy}"));
+            self.later.refused(&id, &kind, now);
         }
         let flying = self.verdict.flying.iter();
         slot.flies(flying.map(|id| shown_kite(&self.asked, id)).collect());
     }
 
+    /// Kites that the frontend may open streams for: `proto` and `name` of each.
+    pub(super) fn offered(&self) -> impl Iterator<Item = (String, String)> {
+        let flying = self.verdict.flying.iter().map(flown);
+        flying.chain(self.later.offered())
+    }
+
+    /// It takes the place of another, once what was heard flies; which ends then, as by [`Flight::retire`].
+    pub(super) fn succeed(&mut self, old: Self, most: Option<Duration>) {
+        self.predecessor = Some((Box::new(old), most));
+        if !self.later.awaits() {
+            self.part();
+        }
+    }
+
+    /// The one before it goes.
+    pub(super) fn part(&mut self) {
+        if let Some((old, most)) = self.predecessor.take() {
+            old.retire(most);
+        }
+    }
+
     /// Would another handshake ask for something else? Where the origins are is no part of it.
     fn is_outdated(&self, services: &[Service]) -> bool {
         let same = |(a, b): (&Service, &Service)| {
-            (a.ported().on_wire(), &a.name, a.by, a.tls_at_frontend)
-                == (b.ported().on_wire(), &b.name, b.by, b.tls_at_frontend)
-                && a.secret == b.secret
+            (a.ported().on_wire(), &a.name, a.tls_at_frontend)
+                == (b.ported().on_wire(), &b.name, b.tls_at_frontend)
+                && a.is_proved_as(b)
         };
         services.len() != self.asked.len() || !services.iter().zip(self.asked.iter()).all(same)
     }
 
     /// Another has taken its place: it ends with its streams, at the latest after `most`, if that is given.
-    pub(super) fn retire(self, most: Option<Duration>) {
+    fn retire(mut self, most: Option<Duration>) {
+        self.part();
         let _ = self.retire.send(most);
     }
 }
@@ -199,7 +284,7 @@ impl Crew {
     async fn serve(
         mut self,
         tunnel: &Tunnel,
-        flying: &[KiteId],
+        mut flying: Receiver<Vec<(String, String)>>,
         retired: oneshot::Receiver<Option<Duration>>,
         hears_away: bool,
     ) -> Ended {
@@ -216,7 +301,7 @@ impl Crew {
         let mut end = None;
         // The frontend sends no more visitors.
         let mut closed = !hears_away;
-        let mut flown = self.flown(flying);
+        let mut flown = self.flown(&mut flying);
         let mut look = interval(LAST_VISITORS);
         loop {
             if end.is_some() && closed && streams.is_empty() {
@@ -237,7 +322,8 @@ impl Crew {
                     None => break,
                 },
                 Some(_) = streams.join_next() => {}
-                Ok(()) = self.services.changed() => flown = self.flown(flying),
+                Ok(()) = self.services.changed() => flown = self.flown(&mut flying),
+                Ok(()) = flying.changed() => flown = self.flown(&mut flying),
                 most = &mut retired, if retiring.is_none() => {
                     retiring = Some((Instant::now(), most));
                     look.reset();
@@ -272,11 +358,11 @@ impl Crew {
     }
 
     /// What this tunnel's streams may be for, now. A kite that was refused here is none of this frontend's business.
-    fn flown(&mut self, flying: &[KiteId]) -> Services {
+    fn flown(&mut self, flying: &mut Receiver<Vec<(String, String)>>) -> Services {
         let services = self.services.borrow_and_update();
-        let flown = services
-            .iter()
-            .filter(|s| flying.iter().any(|id| flies_as(s, id)));
+        let flying = flying.borrow_and_update();
+        let is = |s: &Service| (s.ported().on_wire(), s.name.to_string());
+        let flown = services.iter().filter(|s| flying.contains(&is(s)));
         Arc::new(flown.cloned().collect())
     }
 }

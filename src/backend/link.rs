@@ -9,6 +9,8 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use super::flight::{Crew, Fate, Flight, RETIRE};
+use super::keys::Keys;
+use super::later::{Later, Terms, named_at_first};
 use super::siblings::Siblings;
 use super::stream::Noise;
 use super::watch::Watch;
@@ -16,18 +18,16 @@ use super::{
     HANDSHAKE_TIMEOUT, LIVED, QUICK_FOR, RETRY_FIRST, RETRY_MAX, RETRY_QUICK, RETRY_REFUSED,
 };
 use crate::code::{Code, Coded};
-use crate::config::{ProvenBy, Service};
+use crate::config::Service;
 use crate::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, Slot, Stage};
 use crate::random::{jitter, random_hex};
 use crate::shutdown::Shutdown;
-use crate::tub::TubKey;
 use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::{
-    BackendHandshake, By, HandshakeError, Options, ProofPolicy, RefusalKind, Step, TubSigner,
-    Verdict, Wanted,
+    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
 };
 use crate::wire::{Binding, KiteId};
 
@@ -42,6 +42,7 @@ pub(super) struct Base {
     pub(super) dialer: Arc<dyn Dialer>,
     pub(super) watch: Arc<Watch>,
     pub(super) noise: Arc<Noise>,
+    pub(super) keys: Arc<Keys>,
     pub(super) board: Board,
     pub(super) pool: Pool,
     /// How long streams may go on after the order to stop.
@@ -59,6 +60,7 @@ pub(super) struct Link {
     pool: Pool,
     watch: Arc<Watch>,
     noise: Arc<Noise>,
+    keys: Arc<Keys>,
     siblings: Arc<Siblings>,
     slot: Slot,
     /// The frontend in logs; with the tunnel's number, if there are several.
@@ -140,6 +142,7 @@ impl Link {
             pool: base.pool.clone(),
             watch: base.watch.clone(),
             noise: base.noise.clone(),
+            keys: base.keys.clone(),
             siblings,
             slot: base.board.slot(&address.to_string(), lane),
             shown: match lane {
@@ -182,21 +185,23 @@ impl Link {
                 true => Some(siblings.turn().await),
                 false => None,
             };
-            let outcome = self.connect(current.as_ref()).await;
+            let failing = current.as_ref().and_then(|f| f.verdict.session_id.clone());
+            let outcome = self.connect(failing).await;
             match outcome {
-                Ok((tunnel, verdict)) => {
+                Ok((tunnel, verdict, later)) => {
                     self.trouble = None;
-                    let next = self.fly(flights, tunnel, verdict, shutdown);
+                    let mut next = self.fly(flights, tunnel, verdict, later, shutdown);
                     drop(turn);
-                    let now: Vec<_> = next.verdict.flying.iter().map(flown).collect();
-                    if let Some(old) = current.replace(next) {
+                    if let Some(old) = current.take() {
+                        let now: Vec<_> = next.offered().collect();
                         let gone = old.verdict.flying.iter().map(flown);
                         for (proto, name) in gone.filter(|kite| !now.contains(kite)) {
                             tracing::info!("kite down: {proto}:{name} via {}", self.shown);
                         }
                         // If nothing is wrong with it, its streams have all the time they want.
-                        old.retire((!outdated).then_some(RETIRE));
+                        next.succeed(old, (!outdated).then_some(RETIRE));
                     }
+                    current = Some(next);
                 }
                 Err(e) => {
                     drop(turn);
@@ -293,14 +298,16 @@ impl Link {
         }
     }
 
-    /// One attempt at a tunnel; beside `failing`, if that is to be replaced.
+    /// One attempt at a tunnel; beside the session `failing`, if that is to be replaced.
     async fn connect(
         &mut self,
-        failing: Option<&Flight>,
-    ) -> Result<(Tunnel, Box<Verdict>), LinkError> {
+        failing: Option<String>,
+    ) -> Result<(Tunnel, Box<Verdict>, Later), LinkError> {
         self.asked = self.services.borrow_and_update().clone();
+        let named = named_at_first(&self.asked);
         let Dialled { mut conn, binding } = self.dialer.dial(&self.address, self.lane).await?;
-        let handshake = self.shake_hands(&mut conn, self.proof_policy(binding)?, failing);
+        let proof = self.proof_policy(binding)?;
+        let handshake = self.shake_hands(&mut conn, &named, proof.clone(), failing);
         let (buf, mut verdict, redialled) =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(done) => done?,
@@ -309,7 +316,7 @@ impl Link {
         let conn = redialled.unwrap_or(conn);
         self.keep_unread(&mut verdict);
         self.report(&verdict);
-        if verdict.flying.is_empty() {
+        if verdict.flying.is_empty() && verdict.heard.is_empty() {
             // Another tunnel of ours may still be in the way; its name is worth keeping.
             return Err(LinkError::AllRefused);
         }
@@ -320,8 +327,19 @@ impl Link {
             Liveness::DEFAULT
         };
         let settings = Settings::agreed(Side::Backend, verdict.peer.kite_mux, liveness);
+        let terms = Terms {
+            proof,
+            proven: verdict.agreed,
+            beside: verdict.peer.beside,
+            keys: self.keys.clone(),
+            watch: self.watch.clone(),
+            siblings: self.siblings.clone(),
+        };
+        let mut later = Later::new(self.asked.clone(), terms);
+        later.ask_for_the_rest(&named, Instant::now());
+        later.learn(&verdict, Instant::now());
         let tunnel = Tunnel::start(conn, buf, settings, self.pool.clone());
-        Ok((tunnel, verdict))
+        Ok((tunnel, verdict, later))
     }
 
     fn fly(
@@ -329,6 +347,7 @@ impl Link {
         flights: &mut JoinSet<()>,
         tunnel: Tunnel,
         verdict: Box<Verdict>,
+        later: Later,
         shutdown: &Shutdown,
     ) -> Flight {
         self.slot.set(Stage::Up(tunnel.clone()));
@@ -343,11 +362,12 @@ impl Link {
             shutdown: shutdown.clone(),
             tally: self.slot.tally(),
         };
-        Flight::start(flights, tunnel, verdict, self.asked.clone(), crew)
+        Flight::start(flights, tunnel, verdict, (self.asked.clone(), later), crew)
     }
 
     /// Says that a tunnel is gone, and learns from it.
-    fn lost(&mut self, flight: &Flight, why: &Ended) {
+    fn lost(&mut self, flight: &mut Flight, why: &Ended) {
+        flight.part();
         if flight.verdict.peer.kite_mux.is_none()
             && matches!(why, Ended::ByPeer | Ended::Io(_))
             && flight.tunnel.ping_unanswered()
@@ -371,22 +391,17 @@ impl Link {
     async fn shake_hands(
         &self,
         conn: &mut BoxConn,
+        named: &[usize],
         proof: ProofPolicy,
-        failing: Option<&Flight>,
+        failing: Option<String>,
     ) -> Result<(BytesMut, Box<Verdict>, Option<BoxConn>), LinkError> {
-        let wanted = self.asked.iter().map(|s| Wanted {
-            proto: s.ported().on_wire(),
-            name: s.name.clone(),
-            secret: s.secret.clone(),
-            bsalt: random_hex(36),
-            end_tls: s.tls_at_frontend,
-            by: by(s),
-        });
+        let services = named.iter().filter_map(|at| self.asked.get(*at));
+        let wanted = services.map(|s| wanted(s, &self.keys));
         let options = Options {
             replace: self.session.clone().filter(|s| !self.siblings.stands(s)),
             offer_beside: true,
             beside: self.siblings.standing(),
-            retire: failing.and_then(|flight| flight.verdict.session_id.clone()),
+            retire: failing,
             window_kb: RECV_WINDOW_KB,
             frame: BUFFER_PAYLOAD as u32,
             offer_mux: true,
@@ -453,16 +468,15 @@ impl Link {
             self.noise.refused.forget(&place);
             tracing::info!("kite up: {place}");
         }
+        for id in &verdict.heard {
+            let kite = self.shown_kite(id);
+            tracing::info!(
+                "{kite}: {address} has heard its proof, and looks whether its node answers"
+            );
+        }
         for refusal in &verdict.refused {
-            let (why, remedy) = explain(&refusal.why);
             let kite = self.shown_kite(&refusal.id);
-            let (place, now) = (format!("{kite} via {address}"), Instant::now());
-            let refused = &self.noise.refused;
-            if let Some(before) = refused.due(&place, why, REFUSED_AGAIN, now) {
-                let code = refusal.why.code();
-                tracing::warn!("[{code}] kite refused: {place}: {why}; {remedy}{before}");
-            }
-            self.slot.trouble(&format!("{kite}: {why}; {remedy}"));
+            say_refused(&kite, address, &refusal.why, &self.noise, &self.slot);
         }
         for id in &verdict.flying {
             let ended = verdict.tls_ended.contains(id);
@@ -514,6 +528,23 @@ impl Link {
     }
 }
 
+/// Says that a kite does not fly at a frontend; not each time.
+pub(super) fn say_refused(
+    kite: &str,
+    frontend: &str,
+    why: &RefusalKind,
+    noise: &Noise,
+    slot: &Slot,
+) {
+    let code = why.code();
+    let (why, remedy) = explain(why);
+    let (place, now) = (format!("{kite} via {frontend}"), Instant::now());
+    if let Some(before) = noise.refused.due(&place, why, REFUSED_AGAIN, now) {
+        tracing::warn!("[{code}] kite refused: {place}: {why}; {remedy}{before}");
+    }
+    slot.trouble(&format!("{kite}: {why}; {remedy}"));
+}
+
 /// A kite as the operator wrote it: by its own protocol, not the wire's.
 pub(super) fn shown_kite(services: &[Service], id: &KiteId) -> String {
     let ours = services.iter().find(|s| flies_as(s, id));
@@ -534,25 +565,21 @@ pub(super) fn flies_as(service: &Service, id: &KiteId) -> bool {
     service.name.as_str() == id.name && service.ported().on_wire() == id.proto
 }
 
+/// A kite as a handshake asks for it.
+pub(super) fn wanted(service: &Service, keys: &Keys) -> Wanted {
+    Wanted {
+        proto: service.ported().on_wire(),
+        name: service.name.clone(),
+        secret: service.secret.clone(),
+        bsalt: random_hex(36),
+        end_tls: service.tls_at_frontend,
+        by: keys.of(service),
+    }
+}
+
 async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
     conn.write_all(bytes).await?;
     conn.flush().await
-}
-
-/// What proves that a kite is ours. A key was looked at when the configuration was read; without one the frontend is
-/// left to look who answers.
-fn by(service: &Service) -> By {
-    match service.by {
-        ProvenBy::Secret => By::Secret,
-        ProvenBy::Node => By::Tub(None),
-        ProvenBy::TubKey => {
-            let key = TubKey::read(service.secret.expose()).ok();
-            By::Tub(key.map(|key| {
-                let certificate = key.certificate().to_vec();
-                TubSigner::new(&certificate, move |message| key.sign(message))
-            }))
-        }
-    }
 }
 
 impl Coded for RefusalKind {

@@ -40,6 +40,11 @@ impl Siblings {
         self.wanted.send_replace(several);
     }
 
+    /// What one that stands was to fly flies now; `several` if the frontend takes more beside it.
+    pub(super) fn several(&self, several: bool) {
+        self.wanted.send_replace(several);
+    }
+
     /// A tunnel has ended.
     pub(super) fn down(&self, session: &str) {
         let mut standing = self.lock();

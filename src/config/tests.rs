@@ -204,6 +204,44 @@ fn a_kite_may_be_proved_by_its_tub() {
         said.contains("other users may read this key (mode 644)"),
         "{said}"
     );
+    // A link is as good as what it leads to: where that lies is looked at, not where the link does.
+    let shut = tempfile::tempdir().unwrap();
+    let shut_mode = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(shut.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    shut_mode(0o700);
+    std::fs::rename(dir.path().join("node.pem"), shut.path().join("node.pem")).unwrap();
+    std::os::unix::fs::symlink(shut.path().join("node.pem"), dir.path().join("node.pem")).unwrap();
+    assert!(load(&tub, "secret_file = \"node.pem\"").is_ok());
+    shut_mode(0o755);
+    closed(0o700);
+    let said = load(&tub, "secret_file = \"node.pem\"").unwrap_err();
+    assert!(said.to_string().contains("other users may read this key"));
+}
+
+/// Nothing has changed, so no tunnel is made anew.
+#[test]
+fn a_kite_without_a_key_is_the_same_at_each_load() {
+    let dir = place();
+    let name = "a".repeat(32);
+    let load = || {
+        let text = format!(
+            "[[frontends]]\naddress = \"plain://alice.example:80\"\n[[kites]]\nname = \"{name}.alice.example\"\n\
+             origin = \"127.0.0.1:49293\"\nproof = \"tub\"\n"
+        );
+        backend(&dir, &text).unwrap().services.remove(0)
+    };
+    let (first, second) = (load(), load());
+    assert!(first.is_proved_as(&second));
+    let secret = |text: &str| Service {
+        by: ProvenBy::Secret,
+        secret: Secret::new(text.as_bytes()).unwrap(),
+        ..load()
+    };
+    assert!(secret("one").is_proved_as(&secret("one")));
+    assert!(!secret("one").is_proved_as(&secret("other")));
+    assert!(!secret("one").is_proved_as(&first));
 }
 
 #[test]

@@ -143,13 +143,19 @@ pub(super) fn read_key(place: &str, path: &Path, tub: TubId) -> Result<Secret> {
             "give private/node.pem of the node's directory, and let nobody but its owner read it",
         ))
     };
-    let meta = match std::fs::metadata(path) {
-        Ok(meta) => meta,
+    // Who may read it is a matter of where it lies, not of where a link to it does.
+    let opened = std::fs::canonicalize(path).and_then(|real| {
+        let file = std::fs::File::open(&real)?;
+        let meta = file.metadata()?;
+        Ok((real, file, meta))
+    });
+    let (real, file, meta) = match opened {
+        Ok(opened) => opened,
         Err(e) => return wrong(Code::SecretMissing, describe_io(&e)),
     };
     // Tahoe writes it with the usual mode, into a directory that nobody else may enter.
     let closed = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.mode() & 0o077 == 0);
-    if meta.mode() & 0o077 != 0 && !path.parent().is_some_and(closed) {
+    if meta.mode() & 0o077 != 0 && !real.parent().is_some_and(closed) {
         return wrong(
             Code::SecretExposed,
             format!(
@@ -158,7 +164,7 @@ pub(super) fn read_key(place: &str, path: &Path, tub: TubId) -> Result<Secret> {
             ),
         );
     }
-    let text = match read_limited(path) {
+    let text = match read_open(file) {
         Ok(text) => text,
         Err(problem) => return wrong(Code::SecretMissing, problem),
     };

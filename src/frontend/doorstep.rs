@@ -95,6 +95,12 @@ impl Place {
         }
     }
 
+    /// Waits until it has to leave. To be heard once.
+    pub(super) async fn sent_away(&mut self) {
+        // Never an error: it is dropped with its place.
+        let _ = (&mut self.sent_away).await;
+    }
+
     /// It turned out whom it is from.
     pub(super) fn is_from(&mut self, from: Whence) {
         let mut table = self.doorstep.lock();

@@ -37,6 +37,8 @@ pub const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
 pub const TELL_QUOTA: Duration = Duration::from_secs(15 * 60);
 /// Kites of one tunnel that wait for a visit at one time.
 const MAX_WAITING: usize = 16;
+/// How long a tunnel may stand of whose kites none has come to fly: its backend asks again. It is at the doorstep meanwhile.
+pub const LINGER: Duration = Duration::from_secs(300);
 /// The feature of a backend that wants no more than it asks for (protocol page §3.1).
 const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
@@ -75,14 +77,13 @@ pub(super) async fn serve(shared: &Shared, backend: Box<Asking>, peer: Peer<'_>,
     // The handshake needs much memory for a moment, a tunnel little for weeks.
     let admitting = Box::pin(admit(shared, *backend, &session, peer));
     if let Some((proven, agreed)) = place.unless_sent_away(admitting).await {
-        drop(place);
         let registration = Registration {
             shared,
             peer,
             session: &session,
             agreed,
         };
-        registration.fly(proven).await;
+        registration.fly(proven, place).await;
         shared.registry.fell(&session);
     }
     if let Some(open) = &shared.open {
@@ -112,6 +113,8 @@ struct Agreed {
     binding: Option<Binding>,
     /// What the connection is known by, agreed or not.
     known_by: Option<Binding>,
+    /// Its backend may have several tunnels.
+    beside: bool,
     endings: Endings,
 }
 
@@ -147,6 +150,7 @@ async fn admit(
                 let services = &request.lines.services;
                 request.lines.has_proof() && !shared.judge.needs_signature(services)
             }),
+            beside: request.lines.has_feature(KITE_BESIDE),
             endings: Endings::of(&request.lines),
         },
     };
@@ -389,14 +393,6 @@ impl Registration<'_> {
         };
         match self.proof_of_tub(line, lines, &named) {
             Ok((open, pending)) => {
-                let key = (id.proto.clone(), id.name.clone());
-                let flown = shared.registry.of_session(self.session);
-                if flown.iter().any(|(flown, _)| *flown == key)
-                    && open.is_seated(&pending, self.session)
-                {
-                    verdict.ok.push(id);
-                    return None;
-                }
                 let order = open.in_order();
                 if open.gives_way(&id.name, Some(&pending)) {
                     shared.revoke();
@@ -460,6 +456,7 @@ impl Registration<'_> {
         pending: Pending,
     ) -> (Pending, Result<(), &'static str>) {
         let visited = match &self.shared.open {
+            Some(open) if self.flies(open, &pending) => Ok(()),
             Some(open) => {
                 let port = self.shared.judge.port();
                 open.visit(&pending, self.peer.known, tunnel, port).await
@@ -469,6 +466,14 @@ impl Registration<'_> {
         (pending, visited)
     }
 
+    /// Does this tunnel fly it already?
+    fn flies(&self, open: &Open, pending: &Pending) -> bool {
+        let key = (&pending.id.proto, &pending.id.name);
+        let flown = self.shared.registry.of_session(self.session);
+        flown.iter().any(|((proto, name), _)| (proto, name) == key)
+            && open.is_seated(pending, self.session)
+    }
+
     /// A kite's tub has been visited: it flies, or is told that it does not.
     fn visited(&self, tunnel: &Tunnel, pending: &Pending, visited: Result<(), &'static str>) {
         let flying = self.shared.registry.of_session(self.session);
@@ -476,6 +481,10 @@ impl Registration<'_> {
             Ok(()) => {
                 self.shared.registry.activate(self.session, tunnel);
                 self.announce(&flying);
+                tunnel.send_kites(Lines {
+                    ok: vec![pending.id.clone()],
+                    ..Lines::default()
+                });
             }
             Err(why) => self.refuse(pending.id.clone(), why, |id| {
                 tunnel.send_kites(Lines {
@@ -555,8 +564,8 @@ impl Registration<'_> {
         push(id);
     }
 
-    /// The tunnel's life, from the verdict to the end.
-    async fn fly(&self, proven: Proven) {
+    /// The tunnel's life, from the verdict to the end. Until a kite flies it has its `place` at the doorstep.
+    async fn fly(&self, proven: Proven, place: Place) {
         let Proven {
             conn,
             wants_quota,
@@ -589,15 +598,29 @@ impl Registration<'_> {
         let mut tell = tokio::time::interval_at(Instant::now() + TELL_QUOTA, TELL_QUOTA);
         // The backend has said that it goes: it flies nothing any more, and its streams end in their time.
         let mut away = false;
+        let mut place = Some(place);
+        let mut asked = Instant::now();
         // A backend may ask for more kites at any time (§3.8).
         loop {
-            if !away && visits.is_empty() && self.shared.registry.one_of(self.session).is_none() {
-                tunnel.close("none of its kites may fly any more");
+            let grounded = self.shared.registry.one_of(self.session).is_none();
+            if !grounded {
+                place = None;
+            }
+            let may_ask = place.is_some() && asked.elapsed() < LINGER;
+            if !away && visits.is_empty() && grounded && !may_ask {
+                tunnel.close("none of its kites may fly");
             }
             let lines = tokio::select! {
                 lines = tunnel.next_kites() => lines,
                 Some((pending, visited)) = visits.next() => {
                     self.visited(&tunnel, &pending, visited);
+                    asked = Instant::now();
+                    continue;
+                }
+                () = tokio::time::sleep_until(asked + LINGER), if may_ask => continue,
+                () = sent_away(&mut place) => {
+                    tunnel.close("there is no room for tunnels that fly nothing");
+                    place = None;
                     continue;
                 }
                 _ = tell.tick(), if wants_quota => {
@@ -622,7 +645,12 @@ impl Registration<'_> {
                 session_id: Some(self.session.to_owned()),
                 ..Lines::default()
             };
-            let pending = self.judge(&lines, self.claimant(), &mut verdict).await;
+            let claimant = Claimant {
+                beside: &lines.beside,
+                several: self.agreed.beside,
+                ..self.claimant()
+            };
+            let pending = self.judge(&lines, claimant, &mut verdict).await;
             self.shared.registry.activate(self.session, &tunnel);
             let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
             if verdict.ok.is_empty() && refused {
@@ -665,6 +693,14 @@ impl Registration<'_> {
                 n => tracing::info!("kite up: {proto}:{name}, by {n} tunnels now"),
             }
         }
+    }
+}
+
+/// Waits until whoever has this place has to leave it.
+async fn sent_away(place: &mut Option<Place>) {
+    match place {
+        Some(place) => place.sent_away().await,
+        None => std::future::pending().await,
     }
 }
 

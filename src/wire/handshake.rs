@@ -26,6 +26,10 @@ use super::sign;
 use super::tub::{self, KITE_TUB, TubCertificate, TubClaim, TubSignature};
 use crate::kite::{KiteName, Secret};
 
+mod within;
+
+pub use self::within::Within;
+
 pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
@@ -223,8 +227,11 @@ pub enum Step {
 /// the tunnel (protocol page §3.7).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdict {
-    /// Those that fly. If it is empty the frontend closes the tunnel.
+    /// Those that fly. If it is empty, and none is `heard`, the frontend closes the tunnel.
     pub flying: Vec<KiteId>,
+    /// Those that are called by their tubs, and were heard: they fly once the frontend has come to their nodes through
+    /// the tunnel, and says so by another OK.
+    pub heard: Vec<KiteId>,
     /// The others.
     pub refused: Vec<Refusal>,
     /// Those among the flying whose TLS the frontend ends, so that it reads what they carry.
@@ -239,6 +246,8 @@ pub struct Verdict {
     /// [`KITE_PROOF`] was in force: both ends have proved to know the secret of every flying
     /// kite, to each other and to nobody else.
     pub proven: bool,
+    /// [`KITE_PROOF`] is in force for this tunnel, whatever flies.
+    pub agreed: bool,
     /// The frontend's message of the day, if it is not empty.
     pub motd: Option<String>,
     /// KB, days and connections left, if the frontend counts them.
@@ -299,6 +308,7 @@ impl Verdict {
     /// Gives up a kite that the frontend has granted.
     pub fn give_up(&mut self, id: &KiteId, why: RefusalKind) {
         self.flying.retain(|kite| kite != id);
+        self.heard.retain(|kite| kite != id);
         self.tls_ended.retain(|kite| kite != id);
         self.refused.push(Refusal {
             id: id.clone(),
@@ -376,6 +386,8 @@ enum State {
     AskedAgain,
     /// Waiting for the frame with the verdict.
     Signed(Decoder),
+    /// The same, within a tunnel that stands.
+    Within,
     Over,
 }
 
@@ -430,7 +442,7 @@ impl BackendHandshake {
     pub fn step(&mut self, buf: &mut BytesMut) -> Result<Step, HandshakeError> {
         loop {
             let lines = match &mut self.state {
-                State::Over => return Err(HandshakeError::Over),
+                State::Over | State::Within => return Err(HandshakeError::Over),
                 State::Asked | State::AskedAgain => {
                     return match parse_answer(buf)? {
                         Some(answer) => self.answered(answer),
@@ -593,7 +605,7 @@ impl BackendHandshake {
 
     /// Everything that is not refused, signed for the round we are in.
     fn services(&mut self) -> Vec<ServiceLine> {
-        let in_tunnel = matches!(self.state, State::Signed(_));
+        let in_tunnel = matches!(self.state, State::Signed(_) | State::Within);
         let tokens = &mut self.tokens;
         let proof = &self.options.proof;
         let agreed = proof.binding().filter(|_| self.verdict.proven);
@@ -677,11 +689,16 @@ impl BackendHandshake {
         self.state = State::Over;
         let mut verdict = std::mem::take(&mut self.verdict);
         verdict.challenged = true;
+        verdict.agreed = verdict.proven;
         for Entry {
-            id, fsalt, fate, ..
+            id,
+            fsalt,
+            fate,
+            wanted,
         } in self.entries.drain(..)
         {
             match fate {
+                Fate::Flies if matches!(wanted.by, By::Tub(_)) => verdict.heard.push(id),
                 Fate::Flies => {
                     verdict.challenged &= fsalt.is_some();
                     verdict.flying.push(id);

@@ -72,15 +72,22 @@ fn tub_kite(tub: TubId, origin: SocketAddr, pem: Option<&str>) -> Service {
     }
 }
 
-fn fly(front: &Side, kite: Service) -> (Board, Trigger) {
-    let (trigger, order) = shutdown::channel();
-    let to = To {
+fn to(front: &Side) -> To {
+    To {
         address: front.address.parse().unwrap(),
         kites: None,
         tunnels: 1,
-    };
+    }
+}
+
+fn fly(front: &Side, kite: Service) -> (Board, Trigger) {
+    fly_all(front, vec![kite])
+}
+
+fn fly_all(front: &Side, kites: Vec<Service>) -> (Board, Trigger) {
+    let (trigger, order) = shutdown::channel();
     let board = Board::default();
-    let plan = Plan::fixed(vec![to], vec![kite]);
+    let plan = Plan::fixed(vec![to(front)], kites);
     tokio::spawn(backend::run(plan, dialer(), board.clone(), order));
     (board, trigger)
 }
@@ -126,19 +133,19 @@ async fn a_node_flies_by_its_tub_alone() {
     // A dead tunnel's name is free at once.
     back.stop();
     flies(&front, tub).await;
-    until("the rival has it", || {
-        let view = rival.view();
-        view.iter().any(|v| !v.kites.is_empty())
-    })
-    .await;
-    // The rival is told so before its node has been visited.
-    for _ in 0..100 {
-        if reached(&front, tub).await {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    panic!("the rival's node is not reached");
+    until("the rival has it", || up(&rival)).await;
+    assert!(reached(&front, tub).await);
+}
+
+/// Does a kite fly, as its backend knows it?
+fn up(board: &Board) -> bool {
+    board.view().iter().any(|v| !v.kites.is_empty())
+}
+
+/// Does its tunnel stand, and has it been the same one from the beginning?
+fn stands_since_the_beginning(board: &Board) -> bool {
+    let views = board.view();
+    views.iter().all(|v| (v.state, v.connects) == ("up", 1)) && !views.is_empty()
 }
 
 fn visit_request(tub: TubId) -> Vec<u8> {
@@ -177,11 +184,7 @@ async fn weakness_of_the_nodes_proof_a_relay_gets_the_name_until_the_key_comes()
     refused(&second, "another tunnel flies this kite").await;
     second_trigger.stop();
     let (owner, _owner) = fly(&front, tub_kite(tub, victim, Some(&pem)));
-    until("the owner has it", || {
-        let up = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
-        up(&owner) && !up(&relay)
-    })
-    .await;
+    until("the owner has it", || up(&owner) && !up(&relay)).await;
     flies(&front, tub).await;
     until("the relay is told why", || {
         let said = format!("{:?}", relay.troubles());
@@ -225,22 +228,139 @@ async fn gate(node: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<bool>
 async fn no_relay_is_quicker_than_the_key() {
     let (victim, tub, pem) = node_with_key().await;
     let (front, _state) = frontend(OpenProof::Node, 9);
-    let heard = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
     let (slow_way, let_slow) = gate(victim).await;
     let (slow, _slow) = fly(&front, tub_kite(tub, slow_way, None));
-    until("it waits for its visit", || heard(&slow)).await;
+    until("it waits for its visit", || {
+        stands_since_the_beginning(&slow)
+    })
+    .await;
     let (_, _quick) = fly(&front, tub_kite(tub, victim, None));
     flies(&front, tub).await;
     let (owners_way, let_owner) = gate(victim).await;
     let (owner, _owner) = fly(&front, tub_kite(tub, owners_way, Some(&pem)));
-    until("the owner waits for his", || heard(&owner)).await;
+    until("the owner waits for his", || {
+        stands_since_the_beginning(&owner)
+    })
+    .await;
     until("the name is free", || kites(&front.handle).is_empty()).await;
     let_slow.send(true).unwrap();
     refused(&slow, "wants a proof by the tub's key").await;
     assert!(kites(&front.handle).is_empty());
     let_owner.send(true).unwrap();
     flies(&front, tub).await;
-    assert!(reached(&front, tub).await && heard(&owner));
+    until("the owner knows", || up(&owner)).await;
+    assert!(reached(&front, tub).await);
+}
+
+/// A place where nobody listens yet, and a node that can be led to.
+async fn later(node: SocketAddr) -> (SocketAddr, impl Future<Output = ()>) {
+    let place = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = place.local_addr().unwrap();
+    drop(place);
+    let begin = async move {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut came, _)) = listener.accept().await {
+                let mut there = TcpStream::connect(node).await.unwrap();
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut came, &mut there).await;
+                });
+            }
+        });
+    };
+    (address, begin)
+}
+
+/// It is asked for again within the tunnel, which stands while it flies nothing.
+#[tokio::test]
+async fn a_node_that_starts_after_its_kite_flies_without_another_tunnel() {
+    let (node, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (origin, begin) = later(node).await;
+    let (board, _back) = fly(&front, tub_kite(tub, origin, Some(&pem)));
+    refused(&board, "did not come to the tub").await;
+    assert!(!up(&board) && stands_since_the_beginning(&board));
+    begin.await;
+    flies(&front, tub).await;
+    until("the backend knows", || up(&board)).await;
+    assert!(reached(&front, tub).await && stands_since_the_beginning(&board));
+}
+
+/// A kite is not called up before visitors can come.
+#[tokio::test]
+async fn a_kite_is_up_once_its_node_was_visited() {
+    let (node, tub, pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let (way, let_in) = gate(node).await;
+    let (board, _back) = fly(&front, tub_kite(tub, way, Some(&pem)));
+    until("it is heard", || stands_since_the_beginning(&board)).await;
+    assert!(!up(&board) && kites(&front.handle).is_empty());
+    let_in.send(true).unwrap();
+    until("it is up", || up(&board)).await;
+    assert!(reached(&front, tub).await);
+}
+
+/// More than a frontend looks at in one frame, and more than it visits at one time.
+#[tokio::test]
+async fn many_tubs_fly_by_one_tunnel() {
+    let (front, _state) = frontend(OpenProof::Key, 99);
+    let mut all = Vec::new();
+    for _ in 0..20 {
+        let (node, tub, pem) = node_with_key().await;
+        all.push((tub, tub_kite(tub, node, Some(&pem))));
+    }
+    let (_, shut, pem) = node_with_key().await;
+    let (nobody, _) = later(front.public).await;
+    all.insert(3, (shut, tub_kite(shut, nobody, Some(&pem))));
+    let (board, _back) = fly_all(&front, all.iter().map(|(_, kite)| kite.clone()).collect());
+    until("all but one fly", || kites(&front.handle).len() == 20).await;
+    until("the backend knows", || {
+        board.view().iter().any(|v| v.kites.len() == 20)
+    })
+    .await;
+    assert!(stands_since_the_beginning(&board));
+    for (tub, _) in &all {
+        assert_eq!(reached(&front, *tub).await, *tub != shut);
+    }
+}
+
+/// What stands in the place of a key that there is none of is another at each load: no reason to dial anew.
+#[tokio::test]
+async fn a_reload_makes_no_tunnel_anew_for_a_kite_without_a_key() {
+    let (node, tub, _) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Node, 9);
+    let (before, begin) = later(node).await;
+    begin.await;
+    let (trigger, order) = shutdown::channel();
+    let plan = |origin, secret: &str| Plan {
+        frontends: vec![to(&front)],
+        services: vec![Service {
+            by: ProvenBy::Node,
+            ..service(Protocol::Foolscap, &name(tub), origin, secret)
+        }],
+    };
+    let (plans, changes) = tokio::sync::watch::channel(plan(before, "one"));
+    let board = Board::default();
+    tokio::spawn(backend::run(changes, dialer(), board.clone(), order));
+    until("it is up", || up(&board)).await;
+    // Visitors go to the new place, so the order was carried out.
+    let (after, begin) = later(node).await;
+    plans.send(plan(after, "another")).unwrap();
+    until("it has changed", || {
+        let origins = board.origins();
+        origins.iter().any(|o| o.address == after.to_string())
+    })
+    .await;
+    assert!(!reached(&front, tub).await);
+    begin.await;
+    for _ in 0..100 {
+        if reached(&front, tub).await {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(reached(&front, tub).await && stands_since_the_beginning(&board));
+    trigger.stop();
 }
 
 /// Much in one frame is no more work than a little.
@@ -311,11 +431,7 @@ async fn what_the_operator_gave_away_goes_before_and_places_are_bounded() {
     // Somebody with the operator's leave for all names.
     let granted = service(Protocol::Foolscap, &name(second_tub), second_node, "right");
     let (board, _granted) = fly(&front, granted);
-    until("it is the grant's", || {
-        let up = |board: &Board| board.view().iter().any(|v| !v.kites.is_empty());
-        up(&board) && !up(&second)
-    })
-    .await;
+    until("it is the grant's", || up(&board) && !up(&second)).await;
     assert!(reached(&front, second_tub).await);
 }
 
@@ -402,7 +518,7 @@ async fn a_tubs_proof_is_worth_nothing_on_another_connection() {
     let (mut conn, here) = dial(&front.address).await;
     let (verdict, sent) = register(&mut conn, tub, signer(&pem), here).await;
     assert_eq!(
-        verdict.unwrap().flying.len(),
+        verdict.unwrap().heard.len(),
         1,
         "it is heard, and will be visited"
     );

@@ -1,6 +1,7 @@
 """Rights that are given up, as the kernel tells it of the running process: root's, once the ports are open; and who may look into
 it: nobody else of the same user reads its memory, and in it there is no secret but where one is held."""
 
+import base64
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from kite import binary, run, secret_file
 from proc import wait_until
+from tahoe import new_tub
 
 # Of Debian's base system, so everywhere.
 USER, UID, GID = "games", 5, 60
@@ -280,3 +282,36 @@ protocols = ["http"]
                     if piece in found]
             assert left == [], proc.name
         proc.stop()
+
+
+def test_no_copy_of_a_nodes_key_is_left_over(sup, place):
+    """A node's own key is looked at for each tunnel, and stays in memory as the text that it was read as, and nowhere else: not
+    as the base64 of one line that it was decoded from, nor as what that says."""
+    directory = place / "private"
+    directory.mkdir(0o700)
+    tub = new_tub(directory / "node.pem")
+    lines = (directory / "node.pem").read_text().split("-----BEGIN PRIVATE KEY-----\n")[1].split("\n-----END")[0].split("\n")
+    # Behind modulus and public exponent stands what is secret; a number in use is kept from its other end on.
+    decoded = base64.b64decode("".join(lines))[300:]
+    (place / "frontend.toml").write_text(f'listen = ["127.0.0.1:0"]\nstate_dir = "{place}/state"\n[open]\ndomain = "alice.example"\n')
+    frontend = sup.spawn("frontend", [binary(), "frontend", "--config", place / "frontend.toml"], cwd="/", log=place / "log")
+    port = frontend.wait_log(r"listening on 127\.0\.0\.1:(\d+)", 15)[1]
+    (place / "backend.toml").write_text(f"""
+state_dir = "{place}/backend"
+[[frontends]]
+address = "{frontend.wait_log(r"(127.0.0.1:" + port + r"#sha256:[A-Za-z0-9_-]+)", 15)[1]}"
+[[kites]]
+name = "{tub}.alice.example"
+origin = "127.0.0.1:9"
+proof = "tub"
+secret_file = "{directory}/node.pem"
+""")
+    backend = sup.spawn("backend", [binary(), "backend", "--config", place / "backend.toml"], cwd="/", log=place / "backend.log")
+    # It has been heard, and has signed; nobody is at home. Then it is handed the key once more.
+    backend.wait_log("did not come to the tub", 15)
+    run("reload", "--config", place / "backend.toml", status=0)
+    found = memory(backend.popen.pid)
+    assert "\n".join(lines[12:14]).encode() in found, "where it is held it is found"
+    joined = "".join(lines)
+    assert [n for n in range(440, len(joined) - 40, 40) if joined[n:n + 40].encode() in found and n % 64 > 24] == []
+    assert [n for n in range(0, len(decoded) - 24, 24) if decoded[n:n + 24] in found] == []

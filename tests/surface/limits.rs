@@ -13,6 +13,10 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "src/backend/siblings.rs::MAX_NAMED",
         "MAX_BESIDE, for our own words",
     ),
+    (
+        "src/backend/later.rs::",
+        "what we ask frontends, and how often",
+    ),
     ("src/check/", "a command for its own user"),
     ("src/code/", "text"),
     ("src/config.rs::MAX_CONTACT", "the operator's own text"),
