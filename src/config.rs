@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::backend::introduce::Tell;
 use crate::cli::{BackendArgs, FrontendArgs};
 use crate::code::{Code, Coded};
-use crate::dial::target::{FrontendAddr, OriginAddr};
+use crate::dial::target::{FrontendAddr, OriginAddr, Trust};
 use crate::dial::{EgressArgs, question};
 use crate::frontend::account::end_of_day;
 use crate::frontend::authority::{self, Authority, Source as Asked};
@@ -48,8 +48,10 @@ use file::{
 
 pub(crate) mod credential;
 pub mod file;
+mod fleet;
 mod tub;
 
+pub use fleet::FleetConfig;
 pub use tub::{Open, OpenProof};
 
 /// Largest configuration or secret file that is read, in bytes.
@@ -154,6 +156,8 @@ pub struct FrontendConfig {
     pub policy: Policy,
     /// Kites of strangers, if they are taken.
     pub open: Option<Open>,
+    /// The other frontends that serve the same domain, if there are any.
+    pub fleet: Option<FleetConfig>,
     /// Whom to become once the ports are open, as the operator wrote it.
     pub user: Option<String>,
     /// The file that this was read from, and those of its secrets.
@@ -977,6 +981,9 @@ impl FrontendConfig {
             page: own_page(&source, file.page)?,
             policy: file.policy,
             open,
+            fleet: (file.fleet)
+                .map(|table| fleet::fleet(&source, table))
+                .transpose()?,
             user: args.user.clone().or(file.user),
             read_from,
             drain: duration(&source, "drain", file.drain.as_deref(), shutdown::DRAIN)?,

@@ -16,6 +16,7 @@
 pub mod authority;
 pub mod direct;
 pub mod egress;
+pub mod member;
 pub mod origin;
 pub mod question;
 pub mod supervisor;
@@ -30,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use self::authority::AuthorityDialer;
 pub use self::direct::DirectDialer;
 pub use self::egress::{DirectAllowed, Egress, EgressArgs, EgressError};
+pub use self::member::{MemberConn, MemberDialer};
 pub use self::origin::{OriginConn, OriginDialer, OriginError};
 pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, Trust};
 pub use self::tor::TorDialer;

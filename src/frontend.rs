@@ -31,6 +31,7 @@ mod motd;
 pub mod onion;
 mod open;
 mod own_page;
+mod passing;
 mod register;
 pub mod registry;
 mod reread;
@@ -42,13 +43,15 @@ use crate::code::{Code, Coded};
 use crate::config::{FrontendConfig, Listen};
 use crate::descriptors;
 use crate::dial::BoxConn;
+use crate::fleet::member::Members;
+use crate::fleet::{self, Fleet};
 use crate::kite::KiteName;
 use crate::listen::handed::Handed;
 use crate::listen::{self, Port, TcpListener, TcpStream};
 use crate::observe::hush::{Hush, Hushes};
 use crate::observe::traffic::{Count, Ledger, Of};
 use crate::shutdown::Shutdown;
-use crate::tls::{FileError, Pin, TlsServer};
+use crate::tls::{FileError, MemberTls, Pin, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
 use accounts::Accounts;
@@ -153,6 +156,8 @@ pub struct Frontend {
     shared: Arc<Shared>,
     issuer: Option<Issuer>,
     listeners: Vec<(Arc<TcpListener>, Listen)>,
+    /// Where other members of the fleet come in.
+    inner: Option<Arc<TcpListener>>,
 }
 
 /// A frontend whose ports are open and whose keys are read, and that has not looked into its book yet: another may have that.
@@ -161,6 +166,7 @@ pub struct Prepared {
     tls: TlsServer,
     certificates: Arc<Certificates>,
     listeners: Vec<(Arc<TcpListener>, Listen)>,
+    fleet: Option<(Fleet, Arc<TcpListener>)>,
 }
 
 /// What every connection of a frontend needs.
@@ -182,6 +188,8 @@ struct Shared {
     policy: Policy,
     /// Kites of strangers, if they are taken.
     open: Option<open::Open>,
+    /// The other frontends of the domain, if there are any.
+    fleet: Option<Arc<Fleet>>,
     /// For whoever wants more than storage of a kite that carries nothing else.
     storage_page: own_page::Ready,
     log_peers: bool,
@@ -215,18 +223,30 @@ impl Prepared {
         })?;
         let tls = TlsServer::load_or_create(&config.state_dir)?;
         let certificates = Arc::new(Certificates::load(config.certificates.clone())?);
-        let mut listeners = Vec::new();
-        for listen in config.listen.clone() {
-            let address = listen.address;
+        let mut open = |address| {
             let open = |port: Option<Port>| match port {
                 Some(port) => port.listener(),
                 None => listen::bind(address),
             };
             let listener = handed.take(address).and_then(open);
             let listener = listener.map_err(|source| FrontendError::Bind { address, source })?;
-            listeners.push((Arc::new(listener), listen));
+            Ok::<_, FrontendError>(Arc::new(listener))
+        };
+        let mut listeners = Vec::new();
+        for listen in config.listen.clone() {
+            listeners.push((open(listen.address)?, listen));
         }
+        let fleet = match &config.fleet {
+            Some(fleet) => {
+                let tls = MemberTls::load_or_create(&config.state_dir)?;
+                let members = Members::new(fleet.members.clone());
+                let known = Fleet::new(fleet.id.clone(), members, tls);
+                Some((known, open(fleet.listen)?))
+            }
+            None => None,
+        };
         Ok(Self {
+            fleet,
             config,
             tls,
             certificates,
@@ -241,7 +261,12 @@ impl Prepared {
             tls,
             certificates,
             listeners,
+            fleet,
         } = self;
+        let (fleet, inner) = match fleet {
+            Some((fleet, listener)) => (Some(Arc::new(fleet)), Some(listener)),
+            None => (None, None),
+        };
         let terms = reread::Terms::of(&config);
         let sniffed = listeners.iter().filter(|(_, listen)| !listen.raw);
         let ports: Vec<u16> = sniffed.map(|(l, listen)| public_port(l, listen)).collect();
@@ -278,6 +303,7 @@ impl Prepared {
             own_page: own_page::Ready::new(&config.page, config.name.as_deref(), config.policy),
             policy: config.policy,
             open: config.open.map(open::Open::new),
+            fleet,
             storage_page: own_page::Ready::storage_only(&config.page),
             name: config.name,
             log_peers: config.log_peers,
@@ -298,6 +324,7 @@ impl Prepared {
             shared: Arc::new(shared),
             issuer,
             listeners,
+            inner,
         })
     }
 }
@@ -310,10 +337,8 @@ impl Frontend {
 
     /// The sockets that listen, for as long as they do.
     pub fn sockets(&self) -> Vec<Weak<TcpListener>> {
-        self.listeners
-            .iter()
-            .map(|(l, _)| Arc::downgrade(l))
-            .collect()
+        let public = self.listeners.iter().map(|(l, _)| l);
+        public.chain(&self.inner).map(Arc::downgrade).collect()
     }
 
     /// The addresses that are listened on.
@@ -367,6 +392,10 @@ impl Frontend {
             loops.spawn(accept_loop(self.shared.clone(), listener, listen));
         }
         loops.spawn(keeper::keep(self.shared.clone()));
+        if let (Some(fleet), Some(listener)) = (self.shared.fleet.clone(), self.inner) {
+            tracing::info!("fleet: this is {}; {}", fleet.me(), fleet.entry(&listener));
+            loops.spawn(fleet::link::run(fleet, listener, self.shared.clone()));
+        }
         shutdown.requested().await;
         // Dropping the loops closes the listening sockets.
         loops.shutdown().await;
@@ -462,6 +491,11 @@ impl Handle {
         self.0.accounts.lend_book(false);
     }
 
+    /// The fleet that this frontend is a part of.
+    pub fn fleet(&self) -> Option<&Fleet> {
+        self.0.fleet.as_deref()
+    }
+
     /// The counts of what passes.
     pub fn ledger(&self) -> Ledger {
         self.0.registry.ledger()
@@ -498,6 +532,7 @@ async fn accept_loop(shared: Arc<Shared>, listener: Arc<TcpListener>, listen: Li
             port,
             port_kite: listen.kite.clone(),
             raw: listen.raw,
+            brought: None,
         };
         let (shared, balancers) = (shared.clone(), balancers.clone());
         tokio::spawn(async move {
@@ -516,6 +551,8 @@ struct Arrival {
     port_kite: Option<KiteName>,
     /// It is that kite's, whatever it says.
     raw: bool,
+    /// The member of the fleet that has brought it here.
+    brought: Option<passing::By>,
 }
 
 impl Shared {

@@ -36,6 +36,7 @@ pub mod demo;
 pub mod descriptors;
 pub mod dial;
 pub mod explain;
+pub mod fleet;
 pub mod frontend;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

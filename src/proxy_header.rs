@@ -245,17 +245,63 @@ fn block(from: Option<SocketAddr>, port: u16, host: &str) -> Vec<u8> {
             (PROXY, family)
         }
     };
-    // What is longer is no name, and no server would look at it.
-    if let Ok(length) = u8::try_from(host.len())
-        && command == PROXY
-    {
-        rest.extend([AUTHORITY, 0, length]);
-        rest.extend(host.as_bytes());
+    if command == PROXY {
+        put_field(&mut rest, AUTHORITY, host.as_bytes());
     }
+    whole(command, family, &rest)
+}
+
+/// Adds a field, if it is short enough for a name. What is longer is none, and no server would look at it.
+fn put_field(rest: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    if let Ok(length) = u8::try_from(value.len()) {
+        rest.extend([kind, 0, length]);
+        rest.extend(value);
+    }
+}
+
+fn whole(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let mut header = SIGNATURE.to_vec();
     header.extend([command, family]);
-    // At most 36 + 3 + 255.
+    // At most 36, and some times 3 + 255.
     header.extend(u16::try_from(rest.len()).unwrap_or(0).to_be_bytes());
     header.extend(rest);
     header
+}
+
+/// Writes a version 2 header of a connection from `from`, who came to `port`, with these fields behind it: a kind and at most
+/// 255 bytes each, and some few of them.
+pub fn write_fields(from: SocketAddr, port: u16, fields: &[(u8, &[u8])]) -> Vec<u8> {
+    // Without a host it has an empty field for it, which is cut off again.
+    let plain = block(Some(from), port, "");
+    let (command, family) = match plain.get(SIGNATURE.len()..SIGNATURE.len() + 2) {
+        Some(&[command, family]) => (command, family),
+        _ => return plain,
+    };
+    let addresses = plain.get(FIXED..plain.len() - 3).unwrap_or_default();
+    let mut rest = addresses.to_vec();
+    for (kind, value) in fields {
+        put_field(&mut rest, *kind, value);
+    }
+    whole(command, family, &rest)
+}
+
+/// The port that a version 2 header's connection was made to, and the fields behind its addresses. None where there is none,
+/// or where a field does not end within it.
+pub fn fields(header: &[u8]) -> Option<(u16, Vec<(u8, &[u8])>)> {
+    let family = *header.get(SIGNATURE.len() + 1)?;
+    let rest = header.get(FIXED..)?;
+    let (port, mut rest) = match family {
+        TCP4 => (rest.get(10..12)?, rest.get(12..)?),
+        TCP6 => (rest.get(34..36)?, rest.get(36..)?),
+        _ => return None,
+    };
+    let port = u16::from_be_bytes(*port.first_chunk()?);
+    let mut fields = Vec::new();
+    while !rest.is_empty() {
+        let (&[kind, high, low], after) = rest.split_first_chunk::<3>()?;
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        fields.push((kind, after.get(..length)?));
+        rest = after.get(length..)?;
+    }
+    Some((port, fields))
 }

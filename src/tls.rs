@@ -17,6 +17,7 @@
 mod certificate;
 mod challenge;
 mod files;
+mod member;
 pub(crate) mod x509;
 
 use std::fmt;
@@ -49,6 +50,7 @@ pub use self::challenge::Challenge;
 pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 pub(crate) use self::files::{put_secret, secret_text};
+pub use self::member::{Known, MEMBER_KEY_FILE, MemberTls, Purpose};
 use crate::code::{Code, Coded};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::plain::plain;
@@ -555,6 +557,30 @@ impl ServerCertVerifier for PinVerifier {
     }
 }
 
+/// A key of our own in `dir`, made there at first start, and a certificate for it that says nothing more.
+fn own_key(
+    dir: &Path,
+    path: &Path,
+) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), FileError> {
+    if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        create_key(dir, path)?;
+    }
+    let pem = read_secret(path, Secrecy::OwnerOnly)?;
+    let corrupt = || {
+        fail(
+            path,
+            FileProblem::Corrupt {
+                what: "private key",
+            },
+        )
+    };
+    let text = std::str::from_utf8(&pem).map_err(|_| corrupt())?;
+    let key = rcgen::KeyPair::from_pem(text).map_err(|_| corrupt())?;
+    let cert = self_signed(&key).map_err(|_| corrupt())?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| corrupt())?;
+    Ok((cert, key))
+}
+
 /// The frontend's side of the tunnel hop. Cheap to clone.
 #[derive(Clone)]
 pub struct TlsServer {
@@ -570,22 +596,7 @@ impl TlsServer {
     /// error and never replaced, because backends have pinned what was in it.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, FileError> {
         let path = state_dir.join(KEY_FILE);
-        if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
-            create_key(state_dir, &path)?;
-        }
-        let pem = read_secret(&path, Secrecy::OwnerOnly)?;
-        let corrupt = || {
-            fail(
-                &path,
-                FileProblem::Corrupt {
-                    what: "private key",
-                },
-            )
-        };
-        let text = std::str::from_utf8(&pem).map_err(|_| corrupt())?;
-        let key = rcgen::KeyPair::from_pem(text).map_err(|_| corrupt())?;
-        let cert = self_signed(&key).map_err(|_| corrupt())?;
-        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| corrupt())?;
+        let (cert, key) = own_key(state_dir, &path)?;
         Self::build(vec![cert], key, &path)
     }
 

@@ -579,6 +579,30 @@ catalogue! {
         then: TriesAgain,
         example: "kite refused: foolscap:rznjxrmn666ovyilykucaws7ap26djwf.alice.example via alice.example:443: the frontend wants a proof by the tub's key; give the node's private/node.pem as secret_file, and a pinned or onion address of the frontend",
     }
+    MemberUnreachable = "KITE-F50" {
+        title: "another frontend of the fleet cannot be reached",
+        cause: "It does not run, its internal port is closed to this machine, or it shows another key than `pin` of its [[fleet.members]] says.",
+        subject: "the member and its address",
+        remedy: "Look whether it runs, whether its `listen` under [fleet] and `address` here are the same port, and whether a firewall lets this machine in; `kite frontend status` on it shows its pin.",
+        then: TriesAgain,
+        example: "fleet: b at 10.0.0.2:4430 cannot be told what flies here: [KITE-F01] it refused the connection; trying again",
+    }
+    MemberLost = "KITE-F51" {
+        title: "nothing is heard any more of another frontend of the fleet",
+        cause: "It has stopped or is being replaced, or the network between the two is broken.",
+        subject: "the member",
+        remedy: "Nothing, if it was stopped: its backends go to other members. Else look at its log, and at the network between the machines.",
+        then: TriesAgain,
+        example: "fleet: the link from b has ended; what flies there is remembered for 15 s",
+    }
+    FleetStranger = "KITE-F52" {
+        title: "somebody at the fleet's internal port was turned away",
+        cause: "It is no member, or shows a key that [[fleet.members]] does not have: a member whose `pin` is not written down here yet, a port scanner, or a misdirected program.",
+        subject: "the internal port; who it was is not said",
+        remedy: "Write the member's `pin` into [[fleet.members]] here, if it is one; let a firewall keep all but members from the port, if it is not.",
+        then: GoesOn,
+        example: "fleet: somebody at the internal port was turned away: the frontend's certificate was refused: …",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {

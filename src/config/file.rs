@@ -90,6 +90,8 @@ pub(super) struct FrontendFile {
     pub policy: Policy,
     /// Kites that need no secret: each is called by its node's tub, and proves it.
     pub open: Option<OpenTable>,
+    /// Other frontends that serve the same domain.
+    pub fleet: Option<FleetTable>,
     /// How long what runs may go on after the order to stop: `"10s"`, an hour at most. A second order ends it at once.
     #[schemars(extend("default" = "10s"))]
     pub drain: Option<String>,
@@ -121,6 +123,36 @@ pub(super) struct OpenTable {
     /// minute.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// A frontend's place in a fleet: several frontends that serve one domain, and pass visitors on to whichever flies the kite.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(title = "[fleet]")]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetTable {
+    /// Where the other members come in, `ADDR:PORT` in numbers: on a network of their own, if there is one.
+    pub listen: String,
+    /// What this member is called: up to 32 of `a-z`, `0-9` and `-`.
+    pub id: String,
+    /// The members, 16 at most. The same list can stand on all machines: this member may be in it.
+    #[serde(default)]
+    pub members: Vec<MemberEntry>,
+}
+
+/// One frontend of a fleet.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(title = "[[fleet.members]]")]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemberEntry {
+    /// Its `id`, as its own file has it.
+    pub id: String,
+    /// Where its internal port is reached, `ADDR:PORT` in numbers.
+    pub address: String,
+    /// The key that it shows there, `sha256:…`: its log and `kite frontend status` show it.
+    pub pin: String,
+    /// Where backends reach it, for those that ask which members are home to their kites: `HOST:PORT#sha256:PIN`, or
+    /// `NAME.onion:PORT`. Without it they are not sent there.
+    pub public: Option<String>,
 }
 
 /// Something that a running kite shows to this machine alone.

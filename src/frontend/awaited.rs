@@ -36,7 +36,7 @@ const REQUEST: &[&str] = &["websocket", "http", "http2", "http3"];
 /// What has TLS of its own.
 const TLS: &[&str] = &["https"];
 /// What is behind TLS that may be ended here.
-const ENDED: &[&str] = &["https", "http", "http2", "http3", "websocket"];
+pub(super) const ENDED: &[&str] = &["https", "http", "http2", "http3", "websocket"];
 
 impl Awaited {
     pub(super) fn new(whom: Whom, grace: Duration) -> Self {
@@ -83,6 +83,7 @@ impl Shared {
         let is_back = || {
             let found = self.registry.find(protos, door.port, &host);
             found.is_some_and(|found| !found.is_catch_all)
+                || self.flies_elsewhere(protos, door.port, &host)
         };
         if Instant::now() >= awaited.until
             || is_back()
@@ -101,7 +102,7 @@ impl Shared {
 }
 
 /// What a visitor may want, by the wire's words, and of whom. A backend wants nothing of a kite.
-fn wanted(
+pub(super) fn wanted(
     visitor: Option<&Visitor>,
     door: &Arrival,
 ) -> Option<(&'static [&'static str], KiteName)> {

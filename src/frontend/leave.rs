@@ -61,7 +61,9 @@ pub(super) async fn leave(shared: &Shared, drain: Duration) {
         let arriving = shared.arriving.any() && began.elapsed() < ARRIVING;
         let is_quiet = |s: &&Standing| s.tunnel.streams() == 0 || s.tunnel.is_closed();
         let quiet = standing.iter().filter(is_quiet);
-        let over = !arriving && quiet.clone().count() == standing.len();
+        // Those at other members are our visitors, too.
+        let passed = shared.fleet.as_ref().map_or(0, |f| f.passing().out_open);
+        let over = !arriving && passed == 0 && quiet.clone().count() == standing.len();
         if over || began.elapsed() >= drain {
             break;
         }

@@ -536,6 +536,8 @@ impl Registration<'_> {
             beside: &[],
             retire: None,
             end_tls: EndTls::No,
+            since: self.shared.fleet.as_ref().map_or(0, |fleet| fleet.now()),
+            mark: None,
             several: false,
         }
     }

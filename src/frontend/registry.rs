@@ -8,9 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::account::{Account, End};
 use super::auth::Leave;
 use crate::config::MAX_TUNNELS;
+use crate::fleet::map::{Flight, Rank, places};
 use crate::kite::{KiteName, Protocol};
 use crate::observe::traffic::{Count, Ledger, Of};
 use crate::tunnel::Tunnel;
@@ -31,7 +34,7 @@ const NEARER_BY: Duration = Duration::from_millis(5);
 
 /// All kites that fly here.
 #[derive(Default)]
-pub struct Registry(RwLock<Sky>);
+pub struct Registry(RwLock<Sky>, watch::Sender<u64>);
 
 #[derive(Default)]
 struct Sky {
@@ -67,7 +70,7 @@ impl Sky {
 }
 
 /// Wire protocol with its port, if any (`http`, `raw-22`), and name.
-type Key = (String, String);
+pub type Key = (String, String);
 
 /// A tunnel that stands, whatever it flies.
 #[derive(Clone)]
@@ -98,6 +101,8 @@ pub struct TunnelView {
 struct Entry {
     terms: Terms,
     storage_only: bool,
+    /// Several backends may fly it.
+    several: bool,
     account: Arc<Account>,
     /// Never empty, at most [`MAX_BESIDE`] of each backend.
     holders: Vec<Holder>,
@@ -199,6 +204,10 @@ struct Holder {
     bsalt: String,
     /// Tunnels of one backend have one number.
     backend: u64,
+    /// When it was claimed, on the fleet's clock.
+    since: u64,
+    /// What its backend is known by in the fleet, if it says so.
+    mark: Option<String>,
     end_tls: EndTls,
     peer: String,
     /// None until it stands.
@@ -263,6 +272,10 @@ pub struct Claimant<'a> {
     pub retire: Option<&'a str>,
     /// Whether its visitors' TLS may be ended here.
     pub end_tls: EndTls,
+    /// Now, on the fleet's clock, if there is one.
+    pub since: u64,
+    /// What its backend is known by in the fleet, if it says so.
+    pub mark: Option<&'a str>,
     /// It said KiteBeside1: if the terms allow several backends, it may be one of them (protocol page §21.6).
     pub several: bool,
 }
@@ -277,6 +290,17 @@ pub enum Claim {
     Duplicate,
     /// This session flies [`MAX_KITES`] already.
     Full,
+}
+
+/// How well a kite fits a visitor, and what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Standpoint {
+    /// How well.
+    pub rank: Rank,
+    /// All its tunnels owe us a sign of life.
+    pub suspect: bool,
+    /// Its visitors are held to what storage traffic looks like.
+    pub storage_only: bool,
 }
 
 /// A kite that serves a visitor.
@@ -306,6 +330,85 @@ impl Registry {
         sky.ledger.clone()
     }
 
+    /// Counts up whenever [`Registry::flights`] may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.1.subscribe()
+    }
+
+    fn changed(&self) {
+        self.1.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// What visitors can be brought to, for others of the fleet: one for each kite and tunnel.
+    pub fn flights(&self) -> Vec<(Key, Flight)> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = sky.kites.iter().flat_map(|(key, entry)| {
+            let standing = entry.holders.iter().filter(|h| {
+                let tunnel = h.tunnel.as_ref();
+                tunnel.is_some_and(|t| !t.is_closed())
+            });
+            standing.map(|h| {
+                let flight = Flight {
+                    session: h.session.clone(),
+                    since: h.since,
+                    backend: h.mark.clone(),
+                    several: entry.several,
+                };
+                ((**key).clone(), flight)
+            })
+        });
+        all.collect()
+    }
+
+    /// How well the kite fits that [`Registry::find`] would find, if any: to be compared with what flies elsewhere.
+    pub fn rank(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Standpoint> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut doubtful = None;
+        for (rank, key) in places(protos, port, host) {
+            let Some(entry) = sky.kites.get(&key) else {
+                continue;
+            };
+            let Some(tunnel) = entry.tunnel() else {
+                continue;
+            };
+            let standpoint = Standpoint {
+                rank,
+                suspect: tunnel.is_suspect(),
+                storage_only: entry.storage_only,
+            };
+            match standpoint.suspect && !rank.is_catch_all {
+                true => doubtful = doubtful.or(Some(standpoint)),
+                false if rank.is_catch_all => return doubtful.or(Some(standpoint)),
+                false => return Some(standpoint),
+            }
+        }
+        doubtful
+    }
+
+    /// Another backend has taken a kite over elsewhere in the fleet: the flight of `session` comes down.
+    pub fn beaten(&self, key: &Key, session: &str) -> Option<Grounded> {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = sky.kites.get_mut(key)?;
+        let at = entry.holders.iter().position(|h| h.session == session)?;
+        let holder = entry.holders.remove(at);
+        if entry.holders.is_empty() {
+            sky.kites.remove(key);
+        }
+        if let Some(keys) = sky.sessions.get_mut(session) {
+            keys.remove(key);
+        }
+        let other = sky
+            .held(session)
+            .find_map(|(key, entry)| Some(kite_id(key, &entry.of(session)?.bsalt)));
+        drop(sky);
+        self.changed();
+        Some(Grounded {
+            tunnel: holder.tunnel?,
+            id: kite_id(key, &holder.bsalt),
+            other,
+        })
+    }
+
     /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
     /// beside one that the claimant knows.
     pub fn claim(&self, id: &KiteId, leave: Leave, claimant: Claimant<'_>) -> Claim {
@@ -320,6 +423,7 @@ impl Registry {
         let entry = sky.kites.entry(key.clone()).or_insert_with(|| Entry {
             terms: Terms::new(),
             storage_only: leave.storage_only,
+            several: leave.backends > 1,
             account: leave.account.clone(),
             holders: Vec::new(),
             favourite: AtomicU64::new(0),
@@ -375,17 +479,22 @@ impl Registry {
         });
         entry.terms = leave.terms;
         entry.storage_only = leave.storage_only;
+        entry.several = leave.backends > 1;
         entry.account = leave.account;
         holders.push(Holder {
             session: claimant.session.to_owned(),
             bsalt: id.bsalt.clone(),
             backend,
+            since: claimant.since,
+            mark: claimant.mark.map(str::to_owned),
             end_tls: claimant.end_tls,
             peer: claimant.peer.to_owned(),
             tunnel: None,
         });
         let session = claimant.session.to_owned();
         sky.sessions.entry(session).or_default().insert(key);
+        // Others may have been retired for it.
+        self.changed();
         Claim::Granted
     }
 
@@ -443,6 +552,8 @@ impl Registry {
                 holder.tunnel = Some(tunnel.clone());
             }
         }
+        drop(sky);
+        self.changed();
     }
 
     /// The tunnel of `session` is gone. Returns the kites that came down: those that no
@@ -460,6 +571,8 @@ impl Registry {
                 gone.push(Arc::unwrap_or_clone(key));
             }
         }
+        drop(sky);
+        self.changed();
         gone
     }
 
@@ -506,6 +619,8 @@ impl Registry {
             }
             revoked.push(Revoked { key, end, tunnels });
         }
+        drop(sky);
+        self.changed();
         revoked
     }
 
@@ -668,6 +783,8 @@ mod tests {
                 beside: &[],
                 retire: None,
                 end_tls: EndTls::No,
+                since: 0,
+                mark: None,
                 several: false,
             };
             assert!(matches!(

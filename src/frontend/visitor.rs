@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
@@ -16,13 +17,16 @@ use tokio_rustls::server::TlsStream;
 use super::account::{self, Pass};
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
-use super::doorstep::Whence;
+use super::doorstep::{Place, Whence};
+use super::passing::Turn;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
 use super::storage::{self, Arrived};
 use super::{Arrival, Shared, Socket, join};
 use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
+use crate::fleet::Brought;
+use crate::fleet::forward::{NOT_HERE, TAKEN, Taken};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::observe::traffic::Reason;
@@ -70,27 +74,62 @@ pub(super) async fn serve(
     }
     let peer = shared.shown(door.peer);
     // What happens at the door needs much memory for a moment, what follows a little for weeks: the former is given back.
-    let arrive = Box::pin(arrive(shared, conn, first, &door, &peer));
+    let arrive: BoxFuture<'_, _> = Box::pin(arrive(shared, conn, first, &door, &peer));
     let comer = place.unless_sent_away(arrive).await;
     drop(arriving);
-    match comer {
+    settle(shared, comer, place, &door, &peer).await;
+}
+
+/// Serves a visitor that another member of the fleet has brought, as one of our own.
+pub(super) async fn serve_brought(shared: &Shared, conn: Brought, first: BytesMut, door: Arrival) {
+    let mut place = shared.doorstep.enter(door.peer.ip().into());
+    let arriving = shared.arriving.one();
+    let peer = shared.shown(door.peer);
+    let arrive: BoxFuture<'_, _> = Box::pin(arrive(shared, conn, first, &door, &peer));
+    let comer = place.unless_sent_away(arrive).await;
+    drop(arriving);
+    settle(shared, comer, place, &door, &peer).await;
+}
+
+/// Does what is to be done with whoever came.
+async fn settle<C: Coming>(
+    shared: &Shared,
+    comer: Option<Comer<C>>,
+    place: Place,
+    door: &Arrival,
+    peer: &str,
+) {
+    let serving: BoxFuture<'_, ()> = match comer {
         Some(Comer::Visitor(conn, first, route)) => {
             drop(place);
-            join(shared, conn, first, route, &door, &peer).await;
+            Box::pin(join(shared, conn, first, route, door, peer))
         }
         Some(Comer::Ended(conn, first, route)) => {
             drop(place);
-            Box::pin(join(shared, *conn, first, route, &door, &peer)).await;
+            Box::pin(join(shared, *conn, first, route, door, peer))
         }
+        Some(Comer::Passed(conn, taken)) => {
+            drop(place);
+            Box::pin(carry(conn, taken, peer))
+        }
+        // A tunnel ends where its backend has come to.
+        Some(Comer::Backend(_)) if door.brought.is_some() => return,
         Some(Comer::Backend(backend)) => {
             let peer = Peer {
-                shown: &peer,
+                shown: peer,
                 known: Some(account::visitor(door.peer.ip())),
             };
-            register::serve(shared, backend, peer, place).await;
+            Box::pin(register::serve(shared, backend, peer, place))
         }
-        None => {}
-    }
+        None => return,
+    };
+    serving.await;
+}
+
+/// Joins a visitor with the member that has taken it.
+async fn carry<C: Coming>(conn: C, taken: Taken, peer: &str) {
+    let piped = taken.carry(conn).await;
+    tracing::debug!(%peer, up = piped.there, down = piped.back, "visitor left another member: {:?}", piped.end);
 }
 
 /// Says, once a minute at most, why nobody gets in through a port behind load balancers.
@@ -109,26 +148,33 @@ fn turned_away(shared: &Shared, door: &Arrival, why: &Turned) {
 }
 
 /// Who came, and is not done with.
-enum Comer {
-    Visitor(Socket, BytesMut, Route),
+enum Comer<C> {
+    Visitor(C, BytesMut, Route),
+    /// A visitor whom another member of the fleet has taken.
+    Passed(C, Taken),
     /// A visitor whose TLS is ended here.
     Ended(Box<Secured>, BytesMut, Route),
     Backend(Box<Asking>),
 }
 
 /// What is left when TLS is taken off a connection.
-type Secured = TlsStream<Rewind<Prompt>>;
+type Secured = TlsStream<Rewind<Box<dyn LocalConn>>>;
 
 /// Finds out who came; whoever has no business here is dealt with.
-async fn arrive(
+async fn arrive<C: Coming>(
     shared: &Shared,
-    mut conn: Socket,
+    mut conn: C,
     mut first: BytesMut,
     door: &Arrival,
     peer: &str,
-) -> Option<Comer> {
+) -> Option<Comer<C>> {
     if door.raw {
         shared.hold(None, door).await;
+        match shared.turn(None, door, &first).await {
+            Turn::Ours => taken(&mut conn, door).await?,
+            Turn::Theirs(taken) => return Some(Comer::Passed(conn, taken)),
+            Turn::Nobodys => return not_here(conn).await,
+        }
         let route = route_raw_port(shared, door).map_err(No::from);
         return match route.and_then(|r| r.let_in(door, Voice::Close)) {
             Ok(route) => Some(Comer::Visitor(conn, first, route)),
@@ -156,6 +202,11 @@ async fn arrive(
         return None;
     }
     shared.hold(Some(&visitor), door).await;
+    match shared.turn(Some(&visitor), door, &first).await {
+        Turn::Ours => taken(&mut conn, door).await?,
+        Turn::Theirs(taken) => return Some(Comer::Passed(conn, taken)),
+        Turn::Nobodys => return not_here(conn).await,
+    }
     let route = match visitor {
         Visitor::Tls(hello) => {
             return arrive_by_tls(shared, conn, first, &hello, None, door, peer).await;
@@ -165,7 +216,7 @@ async fn arrive(
         Visitor::Http(head) => match head.kind {
             HttpKind::Tunnel => {
                 return Some(Comer::Backend(Box::new(Asking {
-                    conn: Box::new(Prompt::new(conn)),
+                    conn: conn.prompt(),
                     binding: None,
                     first,
                     head_len: head.len,
@@ -222,14 +273,14 @@ async fn arrive(
 }
 
 /// An older backend asked in the clear for TLS with this name, and says hello now (protocol page §1).
-async fn arrive_after_connect(
+async fn arrive_after_connect<C: Coming>(
     shared: &Shared,
-    mut conn: Socket,
+    mut conn: C,
     mut first: BytesMut,
     name: &KiteName,
     door: &Arrival,
     peer: &str,
-) -> Option<Comer> {
+) -> Option<Comer<C>> {
     match read_first(&mut conn, &mut first).await {
         First::Visitor(Visitor::Tls(hello)) => {
             arrive_by_tls(shared, conn, first, &hello, Some(name), door, peer).await
@@ -247,15 +298,15 @@ async fn arrive_after_connect(
 }
 
 /// Somebody says hello, perhaps after having asked for a name by CONNECT.
-async fn arrive_by_tls(
+async fn arrive_by_tls<C: Coming>(
     shared: &Shared,
-    conn: Socket,
+    conn: C,
     first: BytesMut,
     hello: &ClientHello,
     asked: Option<&KiteName>,
     door: &Arrival,
     peer: &str,
-) -> Option<Comer> {
+) -> Option<Comer<C>> {
     let whither = match whither(shared, hello, asked, door, &first) {
         Whither::Kite(route) => match route.let_in(door, DENIED) {
             Ok(route) => return Some(Comer::Visitor(conn, first, route)),
@@ -330,10 +381,10 @@ async fn arrive_by_tls(
 }
 
 /// A connection as it was before anybody looked.
-fn conn_again(conn: Socket, first: BytesMut) -> Rewind<Prompt> {
+fn conn_again(conn: impl Coming, first: BytesMut) -> Rewind<Box<dyn LocalConn>> {
     Rewind {
         prefix: first,
-        inner: Prompt::new(conn),
+        inner: conn.prompt(),
     }
 }
 
@@ -545,9 +596,11 @@ struct Wish {
 
 /// A request.
 const WEB: Wish = Wish {
-    protos: &["http", "http2", "http3"],
+    protos: WEB_PROTOS,
     uses: &[Protocol::Http, Protocol::Http2, Protocol::Http3],
 };
+/// What a request may be brought to.
+pub(super) const WEB_PROTOS: &[&str] = &["http", "http2", "http3"];
 /// A request as foolscap's.
 const FOOLSCAP: Wish = Wish {
     protos: WEB.protos,
@@ -1008,6 +1061,54 @@ async fn open_answered(
     Ok((stream, VecDeque::new()))
 }
 
+/// Any connection that can be reset, on the heap.
+trait LocalConn: Conn + Local + Sync {}
+impl<T: Conn + Local + Sync> LocalConn for T {}
+
+impl Local for Box<dyn LocalConn> {
+    fn reset(&self) {
+        (**self).reset();
+    }
+}
+
+/// A connection that has just come in.
+trait Coming: Conn + Local + Speaks + Sync + Sized {
+    /// As what a tunnel, or TLS that ends here, runs over.
+    fn prompt(self) -> Box<dyn LocalConn>;
+}
+
+/// A visitor is served here: the member that has brought it hears so, before all else.
+async fn taken<C: Coming>(conn: &mut C, door: &Arrival) -> Option<()> {
+    match door.brought {
+        Some(_) => say_verdict(conn, TAKEN).await,
+        None => Some(()),
+    }
+}
+
+/// It is not: the member that has brought it hears that, and nothing else.
+async fn not_here<C: Coming, T>(mut conn: C) -> Option<T> {
+    say_verdict(&mut conn, NOT_HERE).await?;
+    let _ = conn.shutdown().await;
+    None
+}
+
+async fn say_verdict<C: Coming>(conn: &mut C, verdict: u8) -> Option<()> {
+    conn.write_u8(verdict).await.ok()?;
+    conn.flush().await.ok()
+}
+
+impl Coming for Socket {
+    fn prompt(self) -> Box<dyn LocalConn> {
+        Box::new(Prompt::new(self))
+    }
+}
+
+impl Coming for Brought {
+    fn prompt(self) -> Box<dyn LocalConn> {
+        Box::new(self)
+    }
+}
+
 /// Somebody whose first flight has been read.
 trait Speaks {
     /// Waits until there is more to read, or the end. Takes nothing.
@@ -1021,7 +1122,7 @@ impl Speaks for Socket {
 }
 
 /// What comes out of TLS cannot be looked at and left; its first flight is never sent twice.
-impl Speaks for Secured {
+impl<C: Conn + Sync> Speaks for TlsStream<C> {
     async fn said_more(&self) {}
 }
 

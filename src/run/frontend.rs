@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::upgrade::{Predecessor, Successor};
 use super::{Reread, RunError, UpgradeError, tell_end, walls};
 use crate::code::Code;
-use crate::config::{FrontendConfig, Listen, LocalPlaces};
+use crate::config::{FrontendConfig, LocalPlaces};
 use crate::control::{self, Desk, Offered};
 use crate::descriptors;
 use crate::dial::supervisor::Supervisor;
@@ -72,12 +72,10 @@ impl Handover {
         self.supervisor = Supervisor::find();
         let plan = walls::of_frontend(config)?;
         let user = User::choose(config.user.as_deref(), &config.state_dir)?;
-        for Listen { address, .. } in &config.listen {
-            let opened = self.sockets.open(*address);
-            opened.map_err(|source| FrontendError::Bind {
-                address: *address,
-                source,
-            })?;
+        let public = config.listen.iter().map(|l| l.address);
+        for address in public.chain(config.fleet.iter().map(|f| f.listen)) {
+            let opened = self.sockets.open(address);
+            opened.map_err(|source| FrontendError::Bind { address, source })?;
         }
         walls::become_user(user.as_ref(), config)?;
         self.sandbox = walls::enter(&plan);

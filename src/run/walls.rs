@@ -37,6 +37,8 @@ pub(super) fn of_frontend(config: &FrontendConfig) -> Result<Plan, RunError> {
     };
     plan.sockets
         .extend(std::env::var_os(SUPERVISOR).map(PathBuf::from));
+    plan.ports
+        .extend(config.fleet.iter().map(|f| f.listen.port()));
     for place in [&config.local.metrics, &config.local.web] {
         match place {
             Some(LocalAddr::Tcp(address)) => plan.ports.push(address.port()),

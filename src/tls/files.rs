@@ -9,6 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
+use super::MEMBER_KEY_FILE;
 use crate::code::{Code, Coded};
 use crate::privilege::give_to_owner_of;
 
@@ -31,7 +32,7 @@ pub struct FileError {
 impl Coded for FileError {
     fn code(&self) -> Code {
         match self.path.file_name() {
-            Some(name) if name == KEY_FILE => Code::OwnKeyUnusable,
+            Some(name) if name == KEY_FILE || name == MEMBER_KEY_FILE => Code::OwnKeyUnusable,
             _ => Code::CertificateUnusable,
         }
     }

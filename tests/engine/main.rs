@@ -14,6 +14,7 @@ mod accounts;
 mod attacks;
 mod balancer;
 mod chaos;
+mod fleet;
 mod hostile;
 mod introduce;
 mod invitations;

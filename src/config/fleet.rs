@@ -1,0 +1,99 @@
+//! The other frontends that serve the same domain.
+
+use super::file::FleetTable;
+use super::*;
+use crate::fleet::MAX_MEMBERS;
+use crate::fleet::member::{Member, MemberId};
+use crate::tls::Pin;
+
+/// A frontend's place in a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetConfig {
+    /// Where the other members come in.
+    pub listen: SocketAddr,
+    /// What this one is called.
+    pub id: MemberId,
+    /// The members; this one may be among them.
+    pub members: Vec<Member>,
+}
+
+pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
+    let at = |key: &str| source.at(format_args!("fleet.{key}"));
+    let bad = |key: &str, problem: String, remedy: &str| {
+        Err(ConfigError::new(Code::BadValue, at(key), problem, remedy))
+    };
+    let name = |key: &str, text: &str| {
+        text.parse::<MemberId>().map_err(|e| {
+            ConfigError::new(
+                Code::BadName,
+                at(key),
+                format!("'{text}': {e}"),
+                "write a short name such as fe-1",
+            )
+        })
+    };
+    let address = |key: &str, text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| {
+            ConfigError::new(
+                Code::BadValue,
+                at(key),
+                format!("'{text}' is no address in numbers with a port"),
+                "write it as 10.0.0.2:4430 or [fd00::2]:4430",
+            )
+        })
+    };
+    let listen = address("listen", &table.listen)?;
+    let id = name("id", &table.id)?;
+    if table.members.len() > MAX_MEMBERS {
+        let problem =
+            format!("it has more than {MAX_MEMBERS} members, each of which has a link to each");
+        return bad("members", problem, "take some out");
+    }
+    let mut members: Vec<Member> = Vec::new();
+    for (i, entry) in table.members.into_iter().enumerate() {
+        let key = |key: &str| format!("members[{i}].{key}");
+        let member = Member {
+            id: name(&key("id"), &entry.id)?,
+            address: address(&key("address"), &entry.address)?,
+            pin: entry.pin.parse::<Pin>().map_err(|e| {
+                ConfigError::new(
+                    Code::BadValue,
+                    at(&key("pin")),
+                    e,
+                    "copy it from what that member's log or `kite frontend status` shows",
+                )
+            })?,
+            public: entry
+                .public
+                .map(|text| public(&at(&key("public")), &text))
+                .transpose()?,
+        };
+        if let Some(other) = members.iter().find(|m| m.id == member.id) {
+            let problem = format!("there is another member called {}", other.id);
+            return bad(&key("id"), problem, "call each by a name of its own");
+        }
+        members.push(member);
+    }
+    Ok(FleetConfig {
+        listen,
+        id,
+        members,
+    })
+}
+
+/// Where backends are told to go: they must be able to tell that they are there.
+fn public(place: &str, text: &str) -> Result<FrontendAddr> {
+    let remedy = "write what that member's log shows behind 'backends dial': HOST:PORT#sha256:PIN, or NAME.onion:PORT";
+    let address = text
+        .parse::<FrontendAddr>()
+        .map_err(|e| ConfigError::new(Code::BadValue, place, e, remedy))?;
+    match address.trust() {
+        Trust::Pin(_) | Trust::Onion => Ok(address),
+        Trust::Roots | Trust::Names(_) | Trust::Plain => Err(ConfigError::new(
+            Code::BadValue,
+            place,
+            format!("{address} has no pin, and is no onion service"),
+            remedy,
+        )),
+    }
+}

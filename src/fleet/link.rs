@@ -1,0 +1,554 @@
+//! The links between members: over one of its own each tells each other what flies at it.
+//!
+//! Lines of text, up to [`MAX_LINE`] bytes each, over mutual TLS:
+//!
+//! ```text
+//! kite-fleet 1 MEMBER BOOT                      the first: who tells, and which process of it
+//! + PROTO NAME SESSION SINCE BACKEND SEVERAL    this flies; BACKEND may be -
+//! - PROTO NAME SESSION                          and now it does not
+//! =                                             that was all that flies; from now on there are changes
+//! .                                             nothing new; each side says so every 2 s
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep, timeout};
+
+use super::header::{MAX_HOPS, Passed};
+use super::map::{Flight, Key};
+use super::member::MemberId;
+use super::{Brought, Fleet, Host, Visitor, Way};
+use crate::code::{Code, Coded};
+use crate::dial::MemberConn;
+use crate::listen::{self, TcpListener, TcpStream};
+use crate::observe::hush::Hush;
+use crate::random::jitter;
+use crate::sniff::Sniff;
+use crate::tls::{Known, Pin, Purpose};
+
+/// Longest line, in bytes.
+pub const MAX_LINE: usize = 1024;
+/// Connections at the internal port that have not proved yet to be a member's. More are closed.
+pub const MAX_STRANGERS: usize = 64;
+/// How long a member may take for the header of a visitor, and for a line that it has begun to write.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often each end of a link says that it is there.
+pub const BEAT: Duration = Duration::from_secs(2);
+/// Silence after which a link has ended.
+pub const SILENT: Duration = Duration::from_secs(8);
+/// How long what a member flew is remembered when its link has ended, or another process has taken its place.
+pub const FADE: Duration = Duration::from_secs(15);
+/// Changes within so much time are told together.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// The first wait before a member is dialled again, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// Asked of a link at once, in bytes.
+const READ: usize = 4096;
+/// What a link begins with.
+const HELLO: &str = "kite-fleet 1";
+
+/// What each flight is kept by.
+type Told = BTreeMap<(Key, String), Flight>;
+
+/// Keeps this member's links, and serves the others', until dropped. Visitors that were brought go on after that.
+pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Host>) {
+    let mut tasks = JoinSet::new();
+    for member in fleet.others() {
+        tasks.spawn(keep_telling(fleet.clone(), host.clone(), member.id));
+    }
+    tasks.spawn(settle_rivals(fleet.clone(), host.clone()));
+    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+    let noise = Arc::new(Hush::default());
+    loop {
+        let (conn, _) = listen::accept(&listener).await;
+        while tasks.try_join_next().is_some() {}
+        let Ok(place) = strangers.clone().try_acquire_owned() else {
+            continue;
+        };
+        let (fleet, host, noise) = (fleet.clone(), host.clone(), noise.clone());
+        tasks.spawn(async move {
+            match let_in(&fleet, conn).await {
+                Ok(Guest::Visit(conn, first, passed)) => {
+                    // It is no part of the links, and outlives them.
+                    tokio::spawn(serve(fleet, host, conn, first, passed));
+                }
+                Ok(Guest::Link(conn, hello)) => {
+                    drop(place);
+                    hear(&fleet, conn, hello).await;
+                }
+                Err(why) => {
+                    if let Some(before) = noise.due(Instant::now()) {
+                        tracing::warn!(
+                            "[{}] fleet: somebody at the internal port was turned away: {why}{before}",
+                            Code::FleetStranger
+                        );
+                    }
+                }
+            }
+        });
+    }
+}
+
+// ------------------------------------------------------------------ hearing
+
+/// A member at the internal port.
+enum Guest {
+    Visit(Brought, BytesMut, Passed),
+    Link(Lines<Brought>, Hello),
+}
+
+/// How a link begins.
+struct Hello {
+    member: MemberId,
+    boot: String,
+}
+
+/// Why somebody is turned away.
+#[derive(Debug, thiserror::Error)]
+enum Turned {
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    #[error("it left, or was too slow")]
+    Gone,
+    #[error("it shows the key of another member, or of none, than {0}")]
+    NotItself(String),
+    #[error("its hello is malformed")]
+    Malformed,
+    #[error(transparent)]
+    Header(#[from] crate::proxy_header::Refusal),
+    #[error("a visitor has come through {0} members")]
+    Hops(u8),
+}
+
+async fn let_in(fleet: &Arc<Fleet>, conn: TcpStream) -> Result<Guest, Turned> {
+    let members = fleet.clone();
+    let known: Known = Arc::new(move |pin| members.members.have(pin));
+    let (mut conn, pin, purpose) = fleet.tls.accept(conn, known).await?;
+    let reading = async {
+        match purpose {
+            Purpose::Visit => {
+                let (first, passed) = read_header(&mut conn).await?;
+                Ok(Guest::Visit(conn, first, passed))
+            }
+            Purpose::Link => {
+                let mut lines = Lines::new(conn);
+                let line = lines.next().await.ok_or(Turned::Gone)?;
+                let hello = read_hello(fleet, &line, pin)?;
+                Ok(Guest::Link(lines, hello))
+            }
+        }
+    };
+    timeout(HEADER_TIMEOUT, reading)
+        .await
+        .unwrap_or(Err(Turned::Gone))
+}
+
+async fn read_header(conn: &mut Brought) -> Result<(BytesMut, Passed), Turned> {
+    let mut first = BytesMut::new();
+    loop {
+        match Passed::read(&first) {
+            Sniff::Found((len, passed)) => {
+                if passed.hops != MAX_HOPS {
+                    return Err(Turned::Hops(passed.hops));
+                }
+                first.advance(len);
+                return Ok((first, passed));
+            }
+            Sniff::Refuse(why) => return Err(why.into()),
+            Sniff::NeedMore => {}
+        }
+        first.reserve(READ);
+        if !matches!(conn.read_buf(&mut first).await, Ok(1..)) {
+            return Err(Turned::Gone);
+        }
+    }
+}
+
+fn read_hello(fleet: &Fleet, line: &str, pin: Pin) -> Result<Hello, Turned> {
+    let words = line.strip_prefix(HELLO).ok_or(Turned::Malformed)?;
+    let (member, boot) = words.trim().split_once(' ').ok_or(Turned::Malformed)?;
+    let member: MemberId = member.parse().map_err(|_| Turned::Malformed)?;
+    match fleet.members.get(&member) {
+        Some(known) if known.pin == pin && member != fleet.me => Ok(Hello {
+            member,
+            boot: boot.to_owned(),
+        }),
+        _ => Err(Turned::NotItself(member.to_string())),
+    }
+}
+
+async fn serve(
+    fleet: Arc<Fleet>,
+    host: Arc<dyn Host>,
+    conn: Brought,
+    first: BytesMut,
+    passed: Passed,
+) {
+    let _one = Visitor::enter(&fleet.counts, Way::Brought);
+    host.take(conn, first, passed).await;
+}
+
+/// Hears what another member flies, to the end of its link.
+async fn hear(fleet: &Arc<Fleet>, mut lines: Lines<Brought>, hello: Hello) {
+    let Hello { member, boot } = hello;
+    let (number, is_known) = fleet.tie(&member, |tie| {
+        tie.number += 1;
+        tie.hears = true;
+        let known = tie.boot == boot;
+        tie.boot = boot;
+        (tie.number, known)
+    });
+    let counts = || fleet.tie(&member, |tie| tie.number == number);
+    fleet.learn(|map| map.fade(&member));
+    tracing::info!("fleet: {member} tells what it flies");
+    let mut beat = interval(BEAT);
+    let mut heard = Instant::now();
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line,
+            _ = beat.tick() => {
+                let said = timeout(HEADER_TIMEOUT, lines.say(b".\n")).await;
+                if !matches!(said, Ok(Ok(()))) || heard.elapsed() > SILENT {
+                    break;
+                }
+                continue;
+            }
+        };
+        let Some(line) = line else { break };
+        heard = Instant::now();
+        // Another link has taken this one's place.
+        if !counts() {
+            return;
+        }
+        match Word::parse(&line) {
+            Some(Word::Flies(key, flight)) => {
+                if !fleet.put(&member, key, flight) {
+                    tracing::debug!("fleet: {member} flies more than is kept");
+                }
+            }
+            Some(Word::Down(key, session)) => {
+                fleet.learn(|map| map.remove(&member, &key, &session));
+            }
+            Some(Word::All) if is_known => fleet.learn(|map| map.sweep(&member)),
+            // Its backends come back to a process that has just begun: what flew before may do so again.
+            Some(Word::All) => sweep_later(fleet, &member, number),
+            Some(Word::Beat) => {}
+            None => break,
+        }
+    }
+    if counts() {
+        tracing::warn!(
+            "[{}] fleet: the link from {member} has ended; what flies there is remembered for {} s",
+            Code::MemberLost,
+            FADE.as_secs()
+        );
+        fleet.tie(&member, |tie| tie.hears = false);
+        fleet.learn(|map| map.fade(&member));
+        sweep_later(fleet, &member, number);
+    }
+}
+
+/// What is still doubtful of a member then is over, if this is still its last link.
+fn sweep_later(fleet: &Arc<Fleet>, member: &MemberId, number: u64) {
+    let (fleet, member) = (fleet.clone(), member.clone());
+    tokio::spawn(async move {
+        sleep(FADE).await;
+        if fleet.tie(&member, |tie| tie.number == number) {
+            fleet.learn(|map| map.sweep(&member));
+        }
+    });
+}
+
+/// One line of a link.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    Flies(Key, Flight),
+    Down(Key, String),
+    All,
+    Beat,
+}
+
+impl Word {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let mut word = || words.next().filter(|w| !w.is_empty());
+        let parsed = match word()? {
+            "+" => Self::Flies(
+                (word()?.to_owned(), word()?.to_owned()),
+                Flight {
+                    session: word()?.to_owned(),
+                    since: word()?.parse().ok()?,
+                    backend: Some(word()?.to_owned()).filter(|b| b != "-"),
+                    several: word()? == "1",
+                },
+            ),
+            "-" => Self::Down((word()?.to_owned(), word()?.to_owned()), word()?.to_owned()),
+            "=" => Self::All,
+            "." => Self::Beat,
+            _ => return None,
+        };
+        Some(parsed)
+    }
+
+    fn put(&self, out: &mut String) {
+        use std::fmt::Write;
+        // A text takes whatever is written to it.
+        let _ = match self {
+            Self::Flies((proto, name), flight) => writeln!(
+                out,
+                "+ {proto} {name} {} {} {} {}",
+                flight.session,
+                flight.since,
+                flight.backend.as_deref().unwrap_or("-"),
+                u8::from(flight.several)
+            ),
+            Self::Down((proto, name), session) => writeln!(out, "- {proto} {name} {session}"),
+            Self::All => writeln!(out, "="),
+            Self::Beat => writeln!(out, "."),
+        };
+    }
+}
+
+/// Lines of a connection.
+struct Lines<C> {
+    conn: C,
+    buf: BytesMut,
+}
+
+impl<C: AsyncRead + tokio::io::AsyncWrite + Unpin> Lines<C> {
+    fn new(conn: C) -> Self {
+        let buf = BytesMut::new();
+        Self { conn, buf }
+    }
+
+    /// The next one. None at the end, and if one is too long or no text. May be dropped and asked again.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = memchr::memchr(b'\n', &self.buf) {
+                let line = self.buf.split_to(end);
+                self.buf.advance(1);
+                return match line.len() {
+                    ..=MAX_LINE => String::from_utf8(line.to_vec()).ok(),
+                    _ => None,
+                };
+            }
+            if self.buf.len() > MAX_LINE {
+                return None;
+            }
+            self.buf.reserve(READ);
+            if !matches!(self.conn.read_buf(&mut self.buf).await, Ok(1..)) {
+                return None;
+            }
+        }
+    }
+
+    async fn say(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.conn.write_all(bytes).await?;
+        self.conn.flush().await
+    }
+}
+
+// ------------------------------------------------------------------ telling
+
+/// Keeps a link to one other member, for as long as it is one.
+async fn keep_telling(fleet: Arc<Fleet>, host: Arc<dyn Host>, id: MemberId) {
+    let mut wait = RETRY.0;
+    let mut said = None;
+    while let Some(member) = fleet.members.get(&id) {
+        let (address, pin) = (member.address, member.pin);
+        match fleet.dialer.dial(address, pin, Purpose::Link).await {
+            Ok(conn) => {
+                tracing::info!("fleet: {id} at {address} hears what flies here");
+                (wait, said) = (RETRY.0, None);
+                fleet.answered(&id, true);
+                fleet.tie(&id, |tie| tie.tells = true);
+                let ended = tell(&fleet, &*host, conn).await;
+                fleet.tie(&id, |tie| tie.tells = false);
+                tracing::debug!("fleet: the link to {id} has ended: {ended:?}");
+            }
+            Err(e) => {
+                fleet.answered(&id, false);
+                // One line for each trouble, not for each try.
+                if said.replace(e.name()) != Some(e.name()) {
+                    tracing::warn!(
+                        "[{}] fleet: {id} at {address} cannot be told what flies here: [{}] {e}; trying again",
+                        Code::MemberUnreachable,
+                        e.code()
+                    );
+                }
+            }
+        }
+        sleep(jitter(wait)).await;
+        wait = (wait * 2).min(RETRY.1);
+    }
+}
+
+/// Tells all that flies here, and then what changes, to the end of the link.
+async fn tell(fleet: &Fleet, host: &dyn Host, conn: MemberConn) -> std::io::Result<()> {
+    let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);
+    let mut changes = host.changes();
+    changes.mark_changed();
+    let mut lines = Lines::new(conn);
+    let mut out = format!("{HELLO} {} {}\n", fleet.me, fleet.boot);
+    let mut told = Told::new();
+    let mut is_first = true;
+    let mut beat = interval(BEAT);
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                if !is_first {
+                    sleep(TOGETHER).await;
+                }
+                changes.mark_unchanged();
+                put_changes(&mut told, host.flights(), &mut out);
+                if std::mem::take(&mut is_first) {
+                    Word::All.put(&mut out);
+                }
+            }
+            line = lines.next() => match line {
+                Some(_) => heard = Instant::now(),
+                None => return Ok(()),
+            },
+            _ = beat.tick() => {
+                if heard.elapsed() > SILENT {
+                    return Err(late());
+                }
+                if !is_first {
+                    Word::Beat.put(&mut out);
+                }
+            }
+        }
+        if !out.is_empty() && !is_first {
+            let said = timeout(SILENT, lines.say(out.as_bytes())).await;
+            said.map_err(|_| late())??;
+            out.clear();
+        }
+    }
+}
+
+/// What must be said so that what was told becomes what is.
+fn put_changes(told: &mut Told, now: Vec<(Key, Flight)>, out: &mut String) {
+    let now: Told = now
+        .into_iter()
+        .map(|(key, flight)| ((key, flight.session.clone()), flight))
+        .collect();
+    for ((key, session), _) in told.iter().filter(|(place, _)| !now.contains_key(place)) {
+        Word::Down(key.clone(), session.clone()).put(out);
+    }
+    for (place, flight) in &now {
+        if told.get(place) != Some(flight) {
+            Word::Flies(place.0.clone(), flight.clone()).put(out);
+        }
+    }
+    *told = now;
+}
+
+/// Takes down, for ever, what a newer backend flies elsewhere.
+async fn settle_rivals(fleet: Arc<Fleet>, host: Arc<dyn Host>) {
+    let (mut news, mut changes) = (fleet.news.subscribe(), host.changes());
+    loop {
+        let gone = tokio::select! {
+            changed = news.changed() => changed.is_err(),
+            changed = changes.changed() => changed.is_err(),
+        };
+        if gone {
+            return;
+        }
+        sleep(TOGETHER).await;
+        news.mark_unchanged();
+        changes.mark_unchanged();
+        let flights = host.flights();
+        let beaten: Vec<_> = fleet.look(|map| {
+            let beaten = |(key, flight): &(Key, Flight)| map.is_beaten(&fleet.me, key, flight);
+            flights.into_iter().filter(beaten).collect()
+        });
+        for (key, flight) in beaten {
+            host.beaten(&key, &flight.session);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flight(session: &str, since: u64, backend: Option<&str>) -> Flight {
+        Flight {
+            session: session.into(),
+            since,
+            backend: backend.map(Into::into),
+            several: since.is_multiple_of(2),
+        }
+    }
+
+    fn key(name: &str) -> Key {
+        ("http-80".into(), name.into())
+    }
+
+    #[test]
+    fn words_are_read_as_they_were_written() {
+        for word in [
+            Word::Flies(key("bob.example"), flight("s1", 7, None)),
+            Word::Flies(key("*.example"), flight("s1", 8, Some("b"))),
+            Word::Down(key("bob.example"), "s1".into()),
+            Word::All,
+            Word::Beat,
+        ] {
+            let mut line = String::new();
+            word.put(&mut line);
+            assert!(line.ends_with('\n'));
+            assert_eq!(Word::parse(line.trim_end()), Some(word));
+        }
+        for bad in [
+            "",
+            "?",
+            "+",
+            "+ http x s",
+            "+ http x s y - 0",
+            "- http x",
+            "-  x s",
+        ] {
+            assert_eq!(Word::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn changes_are_told_and_nothing_else() {
+        let mut told = Told::new();
+        let mut say = |now: &[(&str, Flight)]| {
+            let mut out = String::new();
+            let now = now.iter().map(|(name, f)| (key(name), f.clone())).collect();
+            put_changes(&mut told, now, &mut out);
+            out
+        };
+        let (one, two) = (flight("s1", 1, None), flight("s2", 2, Some("b")));
+        let first = say(&[("a.example", one.clone())]);
+        assert_eq!(first, "+ http-80 a.example s1 1 - 0\n");
+        assert_eq!(say(&[("a.example", one.clone())]), "");
+        let both = say(&[("a.example", one), ("a.example", two.clone())]);
+        assert_eq!(both, "+ http-80 a.example s2 2 b 1\n");
+        assert_eq!(say(&[("a.example", two)]), "- http-80 a.example s1\n");
+        assert_eq!(say(&[]), "- http-80 a.example s2\n");
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_the_end() {
+        let (mut near, far) = tokio::io::duplex(64 * 1024);
+        let mut lines = Lines::new(far);
+        near.write_all(b"one\ntwo\n").await.unwrap();
+        near.write_all(&[b'x'; MAX_LINE + 1]).await.unwrap();
+        assert_eq!(lines.next().await.as_deref(), Some("one"));
+        assert_eq!(lines.next().await.as_deref(), Some("two"));
+        assert_eq!(lines.next().await, None);
+    }
+}
