@@ -1,6 +1,6 @@
 """An open frontend and a real Tahoe node: registered by its Tub ID, and by nothing else.
 
-The same over Tor is in test_tahoe_over_tor.py.
+A whole grid of such nodes, over Tor, is in test_tahoe_over_tor.py.
 """
 
 import re

@@ -219,7 +219,7 @@ def test_nothing_leaves_but_to_relays(world):
 class Lone:
     """One node on a machine of its own, and a client that knows it by `name`; the backend between them is the test's."""
 
-    def __init__(self, sup, request, number, introducer, name, port, force_foolscap, key=None):
+    def __init__(self, sup, request, number, introducer, name, port, force_foolscap):
         intro_name, intro_ip = introducer
         hosts = {intro_name: intro_ip, name: self.frontend_ip(number)}
         self.machine = Machine(NODES + number)
@@ -230,15 +230,9 @@ class Lone:
                             [f"tcp:{name}:{port}"], force_foolscap=force_foolscap),
             lambda: Client(sup, sup.directory / "client", hosts, self.introducer.furl, 45099 - number,
                            shares=(1, 1, 1)))
-        if key:
-            shutil.copy(key, self.key)
         self.node.run()
         self.tap = Tap(self.machine, self.node.target)
         request.addfinalizer(self.tap.close)
-
-    @property
-    def key(self):
-        return self.node.dir / "private" / "node.pem"
 
     @staticmethod
     def frontend_ip(number):
@@ -290,25 +284,63 @@ def test_through_an_onion_frontend(kite, tornet, sup, request):
     assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays
 
 
-def test_a_node_known_by_nothing_but_its_tub(kite, tornet, sup, request):
-    """An open frontend: no account, no secret, no address; the node's own key, and a visit through the tunnel."""
-    ip, port, key = Lone.frontend_ip(3), 80, sup.directory / "node.pem"
-    tub = new_tub(key)
-    name = f"{tub}.open-frontend.example"
-    lone = Lone(sup, request, 3, ("intro.open-frontend.example", "10.77.5.8"), name, port, force_foolscap=True, key=key)
-    frontend = Frontend(sup, "frontend", ip, [], tables='[open]\ndomain = "open-frontend.example"\n',
+def test_a_grid_known_by_nothing_but_its_tubs(kite, tornet, sup, request):
+    """An open, storage-only frontend: no account, no secret, no address; the nodes' own keys, and visits through the
+    tunnels. Three nodes on two machines, so that one backend flies two; a client that wants all three for a file."""
+    domain, (intro_name, intro_ip) = "open-frontend.example", ("intro.open-frontend.example", "10.77.5.8")
+    ip, ports = Lone.frontend_ip(3), (49293, 49293, 49294)
+    machines = [Machine(NODES + 3), Machine(NODES + 4)]
+    for machine in machines:
+        request.addfinalizer(machine.close)
+    homes = [machines[0], machines[1], machines[1]]
+    keys = [sup.directory / f"node{n}.pem" for n in range(3)]
+    tubs = in_parallel(*(lambda key=key: new_tub(key) for key in keys))
+    names = [f"{tub}.{domain}" for tub in tubs]
+    hosts = {intro_name: intro_ip, f"*.{domain}": ip}
+    tornet.names.update({domain: ip, intro_name: intro_ip}, **{name: ip for name in names})
+    introducer = Introducer(sup, sup.directory / "introducer", hosts, intro_name, intro_ip).run()
+    frontend = Frontend(sup, "frontend", ip, [], tables=f'[open]\ndomain = "{domain}"\n',
                         keys={"policy": "storage-only"}).start()
-    tornet.names.update({"open-frontend.example": ip})
-    storage = Kite("foolscap", name, lone.tap.address, proof="tub", secret_file=lone.key)
-    backend = Backend(sup, "backend", [frontend.pinned("open-frontend.example")], [storage], machine=lone.machine,
-                      via_tor=tornet.arti_toml(sup.directory / "tor")).start()
-    frontend.wait_up(storage, timeout=150)
-    backend.wait_up(storage, "open-frontend.example")
-    lone.client.run()
-    lone.client.wait_connected(1, lambda status: f"Connected to tcp:{name}:{port}" in status)
 
-    data = random_bytes(15, SIZE // 20)
-    assert sha256(lone.client.download(lone.client.upload(data))) == sha256(data)
-    assert lone.tap.protocols() == {"foolscap"}
+    # The backends come before their nodes: what is not there yet is asked for again.
+    taps, kites = [], []
+    for n, key in enumerate(keys):
+        key.chmod(0o600)
+        taps.append(Tap(homes[n], ("127.0.0.1", ports[n])))
+        request.addfinalizer(taps[-1].close)
+        kites.append(Kite("foolscap", names[n], taps[-1].address, proof="tub", secret_file=key))
+    backends = [Backend(sup, f"backend{m}", [frontend.pinned(domain)], flown, machine=machine, socks="%s:%d" % SOCKS_PORT,
+                        via_tor=tornet.arti_toml(sup.directory / f"tor{m}")).start()
+                for m, (machine, flown) in enumerate(zip(machines, (kites[:1], kites[1:]), strict=True))]
+
+    def node(n):
+        made = Storage(sup, sup.directory / f"node{n}", {}, homes[n], introducer.furl, [f"tcp:{names[n]}:80"],
+                       force_foolscap=True)
+        made.change("node", **{"tub.port": f"tcp:{ports[n]}:interface=127.0.0.1"})
+        made.change("connections", tcp="tor")
+        made.change("tor", **{"socks.port": "tcp:%s:%d" % SOCKS_PORT})
+        shutil.copy(keys[n], made.dir / "private" / "node.pem")
+        return made
+
+    *nodes, client = in_parallel(
+        *(lambda n=n: node(n) for n in range(3)),
+        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45096, shares=(2, 3, 3)))
+    for made in nodes:
+        made.run()
+    client.run()
+    for storage, backend in zip(kites, (backends[0], backends[1], backends[1]), strict=True):
+        frontend.wait_up(storage, timeout=150)
+        backend.wait_up(storage, domain)
+    client.wait_connected(3, lambda status: re.search(rf"Connected to tcp:({'|'.join(names)}):80", status))
+
+    # A share at each node, and two of them are enough.
+    data = random_bytes(15, SIZE // 10)
+    cap = client.upload(data)
+    shares = [len(list((made.dir / "storage" / "shares").rglob("[0-9]"))) for made in nodes]
+    assert shares == [1, 1, 1]
+    assert sha256(client.download(cap)) == sha256(data)
+    assert [tap.protocols() for tap in taps] == 3 * [{"foolscap"}]
     assert set(frontend.tunnel_peers()) <= tornet.exits
-    assert lone.machine.log.dials() - {lone.introducer.address, ("tcp", ip, port)} <= tornet.relays
+    for machine in machines:
+        dials = machine.log.dials()
+        assert dials and dials <= tornet.relays, "neither node nor backend goes out but by Tor"
