@@ -19,9 +19,10 @@ QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 
 
 class Browser:
-    """A browser with a window.  `names` lead to 127.0.0.1, as a rebinding name server would have it; or where they say."""
+    """A browser with a window.  `names` lead to 127.0.0.1, as a rebinding name server would have it; or where they say.
+    One that is `careless` shows what is behind any certificate, and lets every page ask every address."""
 
-    def __init__(self, sup, directory, port=9515, names=()):
+    def __init__(self, sup, directory, port=9515, names=(), careless=False):
         for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver")):
             assert shutil.which(program), f"the tests need {program}: apt-get install {package}"
         self.directory = pathlib.Path(directory)
@@ -32,10 +33,13 @@ class Browser:
                               env={"HOME": str(home)})
         wait_until(lambda: reachable(("127.0.0.1", port)), 20, "chromedriver listens")
         args = [*QUIET, f"--user-data-dir={home / 'profile'}"]
+        if careless:
+            args.append("--disable-features=LocalNetworkAccessChecks,LocalNetworkAccessChecksWebSockets")
         if names:
             places = names if isinstance(names, dict) else dict.fromkeys(names, "127.0.0.1")
             args.append("--host-resolver-rules=" + ",".join(f"MAP {name} {ip}" for name, ip in places.items()))
-        wanted = {"browserName": "chrome", "goog:chromeOptions": {"args": args, "binary": shutil.which("chromium")},
+        wanted = {"browserName": "chrome", "acceptInsecureCerts": careless,
+                  "goog:chromeOptions": {"args": args, "binary": shutil.which("chromium")},
                   "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         self.session = ""
         made = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
@@ -103,6 +107,12 @@ class Browser:
         events = (json.loads(entry["message"])["message"] for entry in self.log("performance"))
         urls = (e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent")
         return [url for url in urls if not url.startswith("chrome://")]
+
+    def failures(self):
+        """Why requests since the last look came to nothing: by whose rule, or else in the network's words."""
+        events = (json.loads(entry["message"])["message"] for entry in self.log("performance"))
+        failed = [e["params"] for e in events if e["method"] == "Network.loadingFailed"]
+        return [params.get("blockedReason") or params["errorText"] for params in failed]
 
     def picture(self, name):
         """A screenshot of the whole page, for people: in $KITE_SCREENSHOTS, if that is set."""
