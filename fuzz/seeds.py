@@ -239,5 +239,16 @@ def answers():
         put("answers", b"\2", der)
 
 
-for source in (tunnels, foolscap, visitors, joins, words, files, answers):
+def tub():
+    pem = (FIXTURES / "tub/node.pem").read_text()
+    put("tub", b"\0", pem.encode())
+    certificate, key = re.findall(r"-----BEGIN.*?-----END[^\n]*\n", pem, re.S)
+    put("tub", b"\0", key.encode(), certificate.encode())
+    der = base64.b64decode("".join(certificate.splitlines()[1:-1]))
+    for scheme in (b"\x08\x04", b"\x08\x05", b"\x04\x03", b"\x08\x07", b"\x04\x01"):
+        put("tub", b"\1", scheme, bytes(256))
+        put("tub", b"\2", scheme, der)
+
+
+for source in (tunnels, foolscap, visitors, joins, words, files, answers, tub):
     source()

@@ -12,11 +12,13 @@
 
 mod mux;
 mod texts;
+mod tub;
 mod visitor;
 mod wire;
 
 pub use self::mux::{attack, mux, simulate};
 pub use self::texts::{answers, files, words};
+pub use self::tub::tub;
 pub use self::visitor::{foolscap, visitor};
 pub use self::wire::{frames, handshake};
 
@@ -24,7 +26,7 @@ pub use self::wire::{frames, handshake};
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names: those of the files in `fuzz/targets`, and of the corpora.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("frames", frames),
     ("handshake", handshake),
     ("visitor", visitor),
@@ -32,6 +34,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("words", words),
     ("files", files),
     ("answers", answers),
+    ("tub", tub),
     ("mux", mux),
 ];
 
