@@ -68,7 +68,7 @@ def test_an_older_backend_and_an_upgrade(kite, sup):
         frontend = Frontend(sup, "frontend", ip, [older], keys={"grace": "5m"}).start()
         PagekiteBackend(sup, "pagekite", frontend, [older]).start()
         frontend.wait_up(older, timeout=30)
-        with successors(frontend), Crowd(frontend.visitors, [older]) as crowd:
+        with successors(frontend), Crowd(frontend.visitors, [older], patience=300) as crowd:
             wait_until(lambda: crowd.served > 10, 30, "visits")
             since = frontend.proc.mark()
             frontend.order("upgrade")

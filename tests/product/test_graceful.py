@@ -20,7 +20,7 @@ from island import Island
 from kite import Backend, Frontend, Kite, binary
 from proc import reachable, wait_until
 from test_supervisor import Manager
-from traffic import MIB, HttpOrigin, Recorder, Stream, Visitor, random_bytes
+from traffic import MIB, PATIENCE, HttpOrigin, Recorder, Stream, Visitor, random_bytes
 
 UPGRADES = 3
 READY_S = 30
@@ -30,7 +30,8 @@ TAKEN = r"upgrade: process (\d+) has taken over"
 class Crowd:
     """Visitors of some kites, one after the other and several at a time, as long as the block lasts."""
 
-    def __init__(self, address, kites, each=2):
+    def __init__(self, address, kites, each=2, patience=PATIENCE):
+        self.patience = patience
         self.served, self.failed, self.slowest = 0, [], 0.0
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._visit, args=(address, kite)) for kite in kites for _ in range(each)]
@@ -41,7 +42,7 @@ class Crowd:
             seed += 1
             began = time.monotonic()
             try:
-                Visitor(address, kite.name).download(seed, 2000)
+                Visitor(address, kite.name, patience=self.patience).download(seed, 2000)
                 failed = None
             except (OSError, AssertionError) as e:
                 failed = f"{kite.name}: {e!r}"

@@ -348,11 +348,12 @@ class HttpOrigin:
 class Visitor:
     """An HTTP client that dials an address and asks for a name, in Host and in SNI."""
 
-    def __init__(self, address, name, certificate=None):
-        self.address, self.name, self.certificate = address, name, certificate
+    def __init__(self, address, name, certificate=None, patience=PATIENCE):
+        self.address, self.name, self.certificate, self.patience = address, name, certificate, patience
 
-    def ask(self, method, path, body=None, timeout=PATIENCE):
+    def ask(self, method, path, body=None, timeout=None):
         """(status, body) of one request on a connection of its own."""
+        timeout = timeout or self.patience
         conn = http.client.HTTPConnection(*self.address, timeout=timeout, source_address=(VISITOR, 0))
         with contextlib.closing(conn):
             conn.connect()
