@@ -240,7 +240,7 @@ def answers():
 
 
 def tub():
-    pem = (FIXTURES / "tub/node.pem").read_text()
+    pem = (ROOT / "src/fuzzing/node.pem").read_text()
     put("tub", b"\0", pem.encode())
     certificate, key = re.findall(r"-----BEGIN.*?-----END[^\n]*\n", pem, re.S)
     put("tub", b"\0", key.encode(), certificate.encode())

@@ -6,11 +6,12 @@
 //! cargo bench --bench scale -- --plot             writes docs/plots/*.svg, too
 //! cargo bench --bench scale -- held               1,000 tunnels, 10,000 idle streams, 200 visitors a second for 5 min
 //! cargo bench --bench scale -- storm              1,000 backends return to a frontend that was killed
+//! cargo bench --bench scale -- capacity           what a core and a GiB of a frontend are good for
 //! ```
 //!
 //! Memory and times are of real kite processes, times as a multiple of the same without kite; instructions are
 //! counted by valgrind (`apt-get install valgrind`). 10,000 streams want a limit of 11,000 open files (`ulimit -n`), `held`
-//! of 13,000. The last two are not among "everything": they are figures of their own, in docs/limits.md.
+//! of 13,000. The last three are not among "everything": they are figures of their own, in docs/limits.md and docs/operations.md.
 #![allow(
     clippy::disallowed_methods,
     reason = "a benchmark listens and dials on loopback, and starts programs"
@@ -23,6 +24,7 @@
     reason = "a benchmark"
 )]
 
+mod capacity;
 #[path = "../instructions/count.rs"]
 #[expect(dead_code, reason = "shared with another benchmark")]
 mod count;
@@ -65,6 +67,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("held") => return held::held(),
         Some("storm") => return held::storm(),
+        Some("capacity") => return capacity::capacity(),
         _ => {}
     }
     let (options, names): (Vec<_>, Vec<_>) = args.iter().partition(|a| a.starts_with('-'));

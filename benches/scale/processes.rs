@@ -53,13 +53,23 @@ pub struct Scene {
     pub origin: (Party, SocketAddr),
     pub front: Party,
     pub at: SocketAddr,
+    /// What backends dial.
+    to: String,
     /// The frontend's memory, in bytes, while nobody is there.
     empty: u64,
     backends: usize,
 }
 
 impl Scene {
+    /// With tunnels in the clear.
     pub fn new() -> Self {
+        let scene = Self::pinned();
+        let to = format!("plain://{}", scene.at);
+        Self { to, ..scene }
+    }
+
+    /// With tunnels as they are, within TLS.
+    pub fn pinned() -> Self {
         enough_files();
         let dir = tempfile::tempdir().unwrap();
         let origin = Party::own(&["origin"]);
@@ -72,6 +82,7 @@ impl Scene {
             origin,
             front,
             at,
+            to: said,
             empty,
             backends: 0,
         }
@@ -86,7 +97,7 @@ impl Scene {
         let mut args = vec!["backend".to_owned(), "--state-dir".into(), utf8(&state)];
         for group in names.chunks(each) {
             args.push("--frontend".into());
-            args.push(format!("plain://{}={}", self.at, group.join(",")));
+            args.push(format!("{}={}", self.to, group.join(",")));
         }
         args.extend(
             names
@@ -111,7 +122,7 @@ impl Scene {
     }
 
     /// What the frontend has beyond itself, in KB.
-    fn grown(&self) -> f64 {
+    pub fn grown(&self) -> f64 {
         self.front.memory().saturating_sub(self.empty) as f64 / 1024.0
     }
 }

@@ -100,6 +100,8 @@ impl Sky {
             beside: &[],
             retire: None,
             end_tls: EndTls::No,
+            since: 0,
+            mark: None,
             several: false,
         };
         let claim = self.registry.claim(&id, leave, claimant);

@@ -11,8 +11,7 @@ use crate::tub::{TubKey, is_signed, tub_of};
 
 /// A node that is nobody's, whose key nobody uses here.
 static CERTIFICATE: LazyLock<CertificateDer<'static>> = LazyLock::new(|| {
-    CertificateDer::from_pem_slice(include_bytes!("../../tests/fixtures/tub/node.pem"))
-        .expect("a certificate")
+    CertificateDer::from_pem_slice(include_bytes!("node.pem")).expect("a certificate")
 });
 const MESSAGE: &[u8] = b"what the tub has not signed";
 
