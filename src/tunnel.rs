@@ -61,6 +61,7 @@ pub mod mux;
 pub mod pace;
 pub mod splice;
 pub mod stream;
+pub mod waiting;
 
 use crate::wire::frame::Open;
 use crate::wire::{Lines, Sid};
@@ -139,22 +140,7 @@ impl Tunnel {
     where
         Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut mux = Mux::new(settings, Instant::now());
-        mux.draw_on(pool.budget());
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                mux,
-                wakers: HashMap::new(),
-                driver: None,
-                opened: VecDeque::new(),
-                kites: VecDeque::new(),
-                waiting: Vec::new(),
-                closing: None,
-                ended: None,
-                gone: false,
-            }),
-            pool,
-        });
+        let shared = Arc::new(Shared::new(settings, pool));
         tokio::spawn(driver::drive(io, read_ahead, shared.clone()));
         Tunnel(shared)
     }
@@ -293,6 +279,25 @@ impl Tunnel {
 }
 
 impl Shared {
+    fn new(settings: Settings, pool: Pool) -> Self {
+        let mut mux = Mux::new(settings, Instant::now());
+        mux.draw_on(pool.budget());
+        Self {
+            state: Mutex::new(State {
+                mux,
+                wakers: HashMap::new(),
+                driver: None,
+                opened: VecDeque::new(),
+                kites: VecDeque::new(),
+                waiting: Vec::new(),
+                closing: None,
+                ended: None,
+                gone: false,
+            }),
+            pool,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is consistent after every call; a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -446,7 +451,7 @@ impl TunnelStream {
     pub fn consumed(&self, n: usize) {
         let mut state = self.shared.lock();
         let was_blocked = state.mux.is_blocked();
-        state.mux.consumed(self.sid, n);
+        state.mux.consumed(self.sid, n, Instant::now());
         if state.mux.has_output() || (was_blocked && !state.mux.is_blocked()) {
             state.wake_driver();
         }

@@ -124,7 +124,7 @@ impl End {
     fn take(&mut self, sid: Sid) -> usize {
         let mut taken = 0;
         while let Read::Data(data) = black_box(self.mux.read(sid)) {
-            self.mux.consumed(sid, data.len());
+            self.mux.consumed(sid, data.len(), self.now);
             taken += data.len();
         }
         taken

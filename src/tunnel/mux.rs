@@ -11,6 +11,7 @@
 //! streams runs over, the whole tunnel waits for at most [`OVERRUN_PATIENCE`], and
 //! then the stream is ended.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -246,8 +247,6 @@ pub struct Mux {
     recent: VecDeque<Sid>,
     events: VecDeque<Event>,
     inbox_total: usize,
-    /// How often some local side has taken something.
-    takings: u64,
     /// What all streams hold, of what all tunnels may.
     share: Share,
     in_flight: u64,
@@ -298,7 +297,6 @@ impl Mux {
             recent: VecDeque::new(),
             events: VecDeque::new(),
             inbox_total: 0,
-            takings: 0,
             share: Budget::default().share(),
             in_flight: 0,
             path: Path::default(),
@@ -411,9 +409,7 @@ impl Mux {
                         self.remember(sid);
                         return;
                     }
-                    let mut stream = Stream::new(None);
-                    stream.taken = self.takings;
-                    self.streams.insert(sid, stream);
+                    self.streams.insert(sid, Stream::new(None));
                     self.events.push_back(Event::Opened(sid, open));
                     if !self.settings.kite {
                         // The first acknowledgement switches pagekite.py's flow control on (§7.5).
@@ -450,6 +446,7 @@ impl Mux {
         }
         self.inbox_total += data.len();
         stream.push(data, self.inbox_total > COPY_FROM);
+        stream.waiting.came(now);
         self.events.push_back(Event::Readable(sid));
         let held = stream.inbox_bytes();
         if self.settings.kite && held as u64 > self.settings.recv_window {
@@ -459,20 +456,21 @@ impl Mux {
         }
         self.count(sid);
         if self.inbox_total > MAX_INBOX_TOTAL || self.share.is_over() {
-            let most_stalled = self.most_stalled();
+            let most_stalled = self.most_stalled(now);
             most_stalled.into_iter().for_each(|sid| self.abort(sid));
         }
     }
 
-    /// Of the streams that hold not much less than most do, the one whose local side has taken nothing for longest. A visitor
-    /// who reads holds much, too, now and then.
-    fn most_stalled(&self) -> Option<Sid> {
+    /// Of the streams that hold not much less than most do, the one whose local side has taken nothing for longest, beyond
+    /// what is usual for it. A visitor who reads holds much, too, now and then.
+    fn most_stalled(&self, now: Instant) -> Option<Sid> {
         let average = self.inbox_total / self.streams.len().max(1);
         let full = self
             .streams
             .iter()
             .filter(|(_, s)| s.inbox_bytes() >= average / 2);
-        full.min_by_key(|(_, s)| s.taken).map(|(sid, _)| *sid)
+        full.max_by_key(|(sid, s)| (s.waiting.stalled(now), Reverse(**sid)))
+            .map(|(sid, _)| *sid)
     }
 
     fn on_eof(&mut self, sid: Sid, eof: Eof, abort: bool) {
@@ -560,7 +558,6 @@ impl Mux {
         let sid = Sid::new(self.next_sid).ok_or(OpenError::Exhausted)?;
         self.next_sid += 1;
         let mut stream = Stream::new(Some(Box::new(open)));
-        stream.taken = self.takings;
         stream.write(first.into());
         self.streams.insert(sid, stream);
         self.count(sid);
@@ -587,7 +584,7 @@ impl Mux {
     }
 
     /// The local side has written `n` bytes onwards: the peer may send as many more.
-    pub fn consumed(&mut self, sid: Sid, n: usize) {
+    pub fn consumed(&mut self, sid: Sid, n: usize, now: Instant) {
         let Some(stream) = self.streams.get_mut(&sid) else {
             return;
         };
@@ -599,8 +596,7 @@ impl Mux {
         };
         let held = stream.inbox_bytes();
         let say = stream.consume(n, step, drained) && listens;
-        self.takings += 1;
-        stream.taken = self.takings;
+        stream.waiting.took(stream.inbox_bytes() > 0, now);
         self.inbox_total -= held - stream.inbox_bytes();
         if self.overrun.is_some_and(|(over, _)| over == sid) && stream.inbox_bytes() <= OVERRUN / 2
         {
@@ -1058,3 +1054,6 @@ fn ping_text(count: u64) -> PingText {
 
 /// Room for the headers of an opening frame to an older backend, in bytes.
 const OPEN_HEADERS: usize = 400;
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::buffer::Chunk;
 use super::pace::{Pace, Path};
+use super::waiting::Waiting;
 use crate::wire::frame::Open;
 
 /// Frames' worth of payload that one stream may have waiting for its turn on the socket:
@@ -102,8 +103,8 @@ pub struct Stream {
     pub queued: bool,
     /// What its tunnel has counted as held for it.
     pub counted: usize,
-    /// When the local side last took something, on its tunnel's own count.
-    pub taken: u64,
+    /// How long what has come waits for the local side.
+    pub waiting: Waiting,
 
     /// Broken off on our side: what had come for it is gone.
     pub lost: bool,
@@ -135,7 +136,7 @@ impl Stream {
             ends_both: false,
             queued: false,
             counted: 0,
-            taken: 0,
+            waiting: Waiting::default(),
             lost: false,
             broken: false,
             released: false,

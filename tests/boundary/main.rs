@@ -119,6 +119,7 @@ const SANS_IO: &[&str] = &[
     "src/rc/parse.rs",
     "src/tunnel/mux.rs",
     "src/tunnel/stream.rs",
+    "src/tunnel/waiting.rs",
     "src/tunnel/window.rs",
     "src/web/ring.rs",
     "src/web/session.rs",

@@ -689,7 +689,7 @@ fn what_a_tunnel_holds_is_counted_and_bounded() {
             assert!(back.held() <= MAX_INBOX_TOTAL + payload.len());
         }
         assert!(matches!(back.read(sid(1)), Read::Data(_)));
-        back.consumed(sid(1), payload.len());
+        back.consumed(sid(1), payload.len(), now);
     }
     let broken: Vec<_> = (1..=5).filter(|n| back.is_lost(sid(*n))).collect();
     assert!(

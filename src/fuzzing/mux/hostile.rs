@@ -42,7 +42,7 @@ pub(super) fn play(mut choices: impl Choices) {
             }
             4 | 5 if !held.is_empty() => {
                 let at = choices.below(held.len() as u32) as usize;
-                act(&mut choices, &mut mux, &mut held, at);
+                act(&mut choices, &mut mux, &mut held, at, now);
             }
             6 => {
                 now += Duration::from_millis(u64::from(choices.below(7000)));
@@ -111,12 +111,12 @@ fn say(choices: &mut impl Choices, to: &mut BytesMut) {
 }
 
 /// The end's own side does something with a stream.
-fn act(choices: &mut impl Choices, mux: &mut Mux, held: &mut Vec<Sid>, at: usize) {
+fn act(choices: &mut impl Choices, mux: &mut Mux, held: &mut Vec<Sid>, at: usize, now: Instant) {
     let sid = held[at];
     match choices.below(10) {
         0..=2 => {
             if let Read::Data(bytes) = mux.read(sid) {
-                mux.consumed(sid, bytes.len());
+                mux.consumed(sid, bytes.len(), now);
             }
         }
         3..=5 => {

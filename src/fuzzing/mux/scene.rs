@@ -370,7 +370,7 @@ impl<C: Choices> Scene<C> {
         let local = self.local(who, sid);
         let n = local.unconsumed.div_ceil(part);
         local.unconsumed -= n;
-        self.ends[who].mux.consumed(sid, n);
+        self.ends[who].mux.consumed(sid, n, self.now);
     }
 
     fn finish(&mut self, who: usize, sid: Sid) {
@@ -580,7 +580,7 @@ impl<C: Choices> Scene<C> {
             self.read(who, sid);
         }
         let n = std::mem::take(&mut self.local(who, sid).unconsumed);
-        self.ends[who].mux.consumed(sid, n);
+        self.ends[who].mux.consumed(sid, n, self.now);
         let wants = |l: &Local| l.written < goal && !l.awaits_room && !l.stopped && !l.finished;
         while wants(self.local(who, sid)) {
             self.write_up_to(who, sid, 20_000);
