@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import names
+from island import free_port
 from proc import wait_until
 
 PROGRAM = pathlib.Path(__file__).with_name("foolscap_tub.py")
@@ -17,8 +18,7 @@ class TubOrigin:
     """A Tub on a machine's loopback, known by a name and a port elsewhere."""
 
     def __init__(self, sup, machine, name, port=80):
-        with machine.listen() as free:
-            number = free.getsockname()[1]
+        number = free_port()
         self.address = f"127.0.0.1:{number}"
         file = sup.directory / f"{name}.furl"
         self.proc = sup.spawn(f"tub-{name}", [sys.executable, PROGRAM, "serve", number, f"tcp:{name}:{port}", file],

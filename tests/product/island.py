@@ -19,6 +19,7 @@ allowed.  Python 3.11 has no os.unshare and os.setns, hence ctypes.
 
 import contextlib
 import ctypes
+import itertools
 import os
 import socket
 import struct
@@ -28,6 +29,7 @@ import threading
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUSER = 0x10000000
 VISITOR = "10.77.9.1"
+RESERVED_PORTS = (45000, 49999)     # for programs that are told where to listen: the kernel gives none of them away
 IPV6 = os.path.exists("/proc/net/if_inet6")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,6 +46,20 @@ def _ip(*lines):
         done = subprocess.run(["ip", *line.split()], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"ip {line}: {done.stderr.strip()} (apt-get install iproute2)")
+
+
+def _reserve_ports():
+    """In the namespace of the calling thread, whoever asks for any port, or dials, gets none of these."""
+    with open("/proc/sys/net/ipv4/ip_local_reserved_ports", "w") as f:
+        f.write("%d-%d" % RESERVED_PORTS)
+
+
+_free = itertools.count(46000)      # below are those that stand in the tests
+
+
+def free_port():
+    """A port for a program that is yet to start. Nobody takes it meanwhile, on whatever machine."""
+    return next(_free)
 
 
 def enter():
@@ -67,6 +83,7 @@ def enter():
         "route add local default dev lo table main")
     if IPV6:
         _ip("-6 route add local default dev lo table main")
+    _reserve_ports()
 
 
 @contextlib.contextmanager
@@ -105,6 +122,7 @@ class Machine:
                 f"addr add {self.address}/30 dev up0",
                 "link set up0 up",
                 f"route add default via {self.gateway}")
+            _reserve_ports()
         if IPV6:                        # so that a dial over IPv6 is seen as well
             self._add_ipv6(number)
         self.log = Cable(self.cable)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from island import free_port
 from proc import reachable, wait_until
 
 CONNECT = pathlib.Path(__file__).with_name("connect.py")
@@ -30,8 +31,7 @@ class Sshd:
         for name in ("host", "user"):
             subprocess.run([_program("ssh-keygen", "openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f",
                             self.dir / name], check=True)
-        with machine.listen() as free:
-            host, port = free.getsockname()
+        host, port = "127.0.0.1", free_port()
         self.address = f"{host}:{port}"
         config = self.dir / "sshd_config"
         config.write_text("\n".join([

@@ -11,6 +11,7 @@ import sys
 import urllib.parse
 
 import names
+from island import free_port
 from proc import wait_until
 
 TAHOE = pathlib.Path(sys.executable).with_name("tahoe")
@@ -92,11 +93,11 @@ class Storage(_Process):
 class Client(_Process):
     """A client on the island, driven through its web interface."""
 
-    def __init__(self, sup, directory, hosts, furl, port, shares):
+    def __init__(self, sup, directory, hosts, furl, shares):
         super().__init__(sup, directory, hosts)
-        self.port = port
+        self.port = free_port()
         needed, happy, total = shares
-        create("create-client", f"--nickname={directory.name}", f"--webport=tcp:{port}:interface=127.0.0.1",
+        create("create-client", f"--nickname={directory.name}", f"--webport=tcp:{self.port}:interface=127.0.0.1",
                 f"--introducer={furl}", f"--shares-needed={needed}", f"--shares-happy={happy}",
                 f"--shares-total={total}", directory)
 

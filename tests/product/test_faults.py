@@ -14,7 +14,7 @@ import pytest
 
 from clocks import Clock
 from conftest import new_address
-from island import Island
+from island import Island, free_port
 from kite import Backend, Frontend, Kite, binary
 from kite import run as refused
 from proc import wait_until
@@ -59,9 +59,7 @@ def test_origins_that_misbehave(kite, sup):
     """Down, slow, silent, resetting in the middle, ending one half: the visitor sees just that, the tunnel and other visitors
     nothing."""
     ip, origin = new_address(), Recorder(Island())
-    closed = Island().listen()
-    nowhere = "127.0.0.1:%d" % closed.getsockname()[1]
-    closed.close()
+    nowhere = f"127.0.0.1:{free_port()}"
     head = b"GET / HTTP/1.1\r\nHost: odd.b.example\r\n\r\n"
     with origin, HttpOrigin(Island()) as web:
         good, odd, down = (Kite("http", f"{name}.b.example", address)

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import ALICE, new_address
 from flights import HERE, Flight
-from island import IPV6, Cable, Island
+from island import IPV6, RESERVED_PORTS, Cable, Island, free_port
 from lone import NAME_SERVER, Story, strangers
 from traffic import Origin, Recorder, Stream, random_bytes
 
@@ -35,6 +35,26 @@ def test_the_cable_sees_every_dial(machine):
     seen = hidden.log.dials()
     assert {("tcp", "10.77.1.1", 443), ("tcp", "192.0.2.1", 9001), ("udp", "192.0.2.53", 53)} <= seen
     assert not IPV6 or any(kind == "ipv6" and ip == "2001:db8::1" for kind, ip, _ in seen)
+
+
+def test_a_free_port_stays_free(machine):
+    """Whoever asks for any port gets none of those that programs are told to listen on, and who dials comes from none."""
+    first, last = RESERVED_PORTS
+    hidden = machine()
+    with hidden.inside():
+        with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as f:
+            f.write(f"{first - 10} {first + 10}")
+        given = [socket.create_server(("127.0.0.1", 0)) for _ in range(10)]
+        with pytest.raises(OSError):
+            socket.create_server(("127.0.0.1", 0))
+        wanted = socket.create_server(("127.0.0.1", free_port()))
+    numbers = {sock.getsockname()[1] for sock in given}
+    assert numbers == set(range(first - 10, first)), numbers
+    for place in (Island(), hidden):
+        with place.inside(), open("/proc/sys/net/ipv4/ip_local_reserved_ports") as f:
+            assert f.read().strip() == f"{first}-{last}"
+    for sock in (*given, wanted):
+        sock.close()
 
 
 def test_the_cable_sees_nothing_that_others_dial(machine):

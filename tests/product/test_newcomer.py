@@ -62,7 +62,7 @@ def test_from_the_readme_to_a_private_node(kite, sup, tornet, machine):
     # What Alice has given him.
     (place.machines["alice"].home / "invitation").symlink_to(home / "invitation")
     place.run("README.md")
-    client = Client(sup, sup.directory / "client", HOSTS, introducer.furl, 45098, shares=(1, 1, 1)).run()
+    client = Client(sup, sup.directory / "client", HOSTS, introducer.furl, shares=(1, 1, 1)).run()
     client.wait_connected(1)
     data = random_bytes(1, 100_000)
     assert client.download(client.upload(data)) == data

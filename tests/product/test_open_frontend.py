@@ -34,7 +34,7 @@ class World:
         self.node, self.client = in_parallel(
             lambda: Storage(sup, sup.directory / "node", hosts, self.machine, introducer.furl, [f"tcp:{self.name}:80"],
                             force_foolscap=True),
-            lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45066, shares=(1, 1, 1)))
+            lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, shares=(1, 1, 1)))
         self.node.change("node", **{"tub.port": "tcp:49299:interface=127.0.0.1"})
         self.key = self.node.dir / "private" / "node.pem"
         shutil.copy(key, self.key)

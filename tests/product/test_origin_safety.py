@@ -129,7 +129,7 @@ def test_storage_traffic_passes(kite, sup, node, tap):
     for service in kites:
         backend.wait_up(service, node.ip)
     clients = in_parallel(*(
-        lambda n=n: Client(sup, sup.directory / f"client{n}", node.hosts, node.introducer.furl, 45092 + n,
+        lambda n=n: Client(sup, sup.directory / f"client{n}", node.hosts, node.introducer.furl,
                            shares=(1, 1, 1)) for n in range(2)))
     clients[1].change("client", force_foolscap="true")
     data = random_bytes(15, MIB)

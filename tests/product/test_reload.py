@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from conftest import new_address
-from island import Island
+from island import Island, free_port
 from kite import Backend, Frontend, Kite
 from pagekite_peer import PagekiteFrontend
 from proc import reachable, wait_until
@@ -87,8 +87,7 @@ def test_what_cannot_be_changed(kite, sup, tornet):
         refused("`tor.socks_listen` has changed", socks="127.0.0.1:9150")
         refused("`tunnels` has changed", tunnels_each=1)
         refused("unix:/run/other is a new origin", kites=[Kite("http", "a.b.example", "unix:/run/other")])
-        with Island().listen() as free:
-            port = free.getsockname()[1]
+        port = free_port()
         server = sup.spawn("server", [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port])
         wait_until(lambda: reachable(("127.0.0.1", port)), 10, server.tail)
         backend.kites = [Kite("foolscap", "f.b.example", f"127.0.0.1:{port}")]

@@ -38,7 +38,7 @@ def test_a_node_goes_out_through_the_socks_port(kite, sup, machine, tornet):
     node, client = in_parallel(
         lambda: Storage(sup, sup.directory / "node", {}, hidden, introducer.furl, [f"tcp:{NAME}:80"],
                         force_foolscap=False),
-        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45097, shares=(1, 1, 1)))
+        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, shares=(1, 1, 1)))
     service = Kite("foolscap", NAME, "%s:%d" % node.target)
     frontend = Frontend(sup, "frontend", ip, [service]).start()
     backend = Backend(sup, "backend", [frontend.pinned(NAME)], [service], machine=hidden, socks="%s:%d" % PORT,

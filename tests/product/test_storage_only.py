@@ -38,7 +38,7 @@ class World:
             return made
 
         def client(n):
-            return Client(sup, sup.directory / f"client{n}", self.hosts, introducers[n].furl, 45070 + n, shares=(1, 1, 1))
+            return Client(sup, sup.directory / f"client{n}", self.hosts, introducers[n].furl, shares=(1, 1, 1))
 
         *self.nodes, one, other = in_parallel(lambda: node(0, BOB, 80, True), lambda: node(1, GBS, OWN_PORT, False),
                                               lambda: client(0), lambda: client(1))

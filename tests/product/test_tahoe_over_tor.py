@@ -64,7 +64,7 @@ class World:
                                    hints, force_foolscap=True)
 
         def make_client():
-            return Client(sup, sup.directory / "client", HOSTS, self.introducer.furl, 45099, shares=(2, 3, 3))
+            return Client(sup, sup.directory / "client", HOSTS, self.introducer.furl, shares=(2, 3, 3))
 
         *self.nodes, self.client = in_parallel(*(make_node(i) for i in range(NODES)), make_client)
         self.taps, self.backends, self.kites = [], [], []
@@ -228,8 +228,7 @@ class Lone:
         self.node, self.client = in_parallel(
             lambda: Storage(sup, sup.directory / "node", hosts, self.machine, self.introducer.furl,
                             [f"tcp:{name}:{port}"], force_foolscap=force_foolscap),
-            lambda: Client(sup, sup.directory / "client", hosts, self.introducer.furl, 45099 - number,
-                           shares=(1, 1, 1)))
+            lambda: Client(sup, sup.directory / "client", hosts, self.introducer.furl, shares=(1, 1, 1)))
         self.node.run()
         self.tap = Tap(self.machine, self.node.target)
         request.addfinalizer(self.tap.close)
@@ -324,7 +323,7 @@ def test_a_grid_known_by_nothing_but_its_tubs(kite, tornet, sup, request):
 
     *nodes, client = in_parallel(
         *(lambda n=n: node(n) for n in range(3)),
-        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, 45096, shares=(2, 3, 3)))
+        lambda: Client(sup, sup.directory / "client", hosts, introducer.furl, shares=(2, 3, 3)))
     for made in nodes:
         made.run()
     client.run()

@@ -6,7 +6,7 @@ import pytest
 
 import haproxy_peer
 from conftest import new_address
-from island import VISITOR, Island
+from island import VISITOR, Island, free_port
 from kite import Backend, Frontend, Kite
 from pagekite_peer import PagekiteBackend, PagekiteFrontend
 from proc import wait_until
@@ -14,11 +14,6 @@ from traffic import Origin, Recorder, Stream, random_bytes
 
 NAME = "web.alice.example"
 REQUEST = b"GET / HTTP/1.1\r\nHost: %s\r\n%s\r\n"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 def ask(address, request, source=VISITOR):
