@@ -382,6 +382,18 @@ fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_holds_little_that_is_unsent() {
+        let port = crate::listen::bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let at = port.local_addr().expect("an address");
+        #[allow(clippy::disallowed_methods, reason = "to ourselves")]
+        let conn = tokio::net::TcpStream::connect(at).await.expect("a queue");
+        let unsent = || socket2::SockRef::from(&conn).tcp_notsent_lowat();
+        tune_tunnel(&conn);
+        assert_eq!(unsent().expect("a number"), TUNNEL_UNSENT);
+    }
+
     #[test]
     fn every_name_is_documented() {
         let page = include_str!("../docs/states.md");

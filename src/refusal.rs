@@ -128,4 +128,14 @@ mod tests {
         assert!(message(Voice::Close).is_empty());
         assert_eq!(message(Voice::TlsAlert(49)), [0x15, 3, 3, 0, 2, 2, 0x31]);
     }
+
+    #[tokio::test]
+    async fn who_does_not_read_the_answer_is_closed() {
+        let (mut conn, _visitor) = tokio::io::duplex(16);
+        let began = std::time::Instant::now();
+        let page = message(Voice::Http(503));
+        let saying = say(&mut conn, &page);
+        let said = tokio::time::timeout(5 * FAREWELL, saying).await;
+        assert!(said.is_ok() && began.elapsed() >= FAREWELL);
+    }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -21,13 +22,13 @@ use tor_socksproto::{
 use crate::dial::tor::sort;
 use crate::dial::{DialError, TOR_DIAL_TIMEOUT};
 use crate::listen::{self, TcpListener, TcpStream};
-use crate::tor::{Client, DataStream, IsolationToken};
+use crate::tor::{Client, DataStream, ErrorKind, IsolationToken};
 use crate::tunnel::splice::Local;
 
 /// Connections at a time. A node has one for each peer and hint; more wait in the kernel.
-const MAX_CONNECTIONS: usize = 1024;
+pub const MAX_CONNECTIONS: usize = 1024;
 /// How long a client may take to say what it wants. It is on this machine.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the last bytes may take to leave when one side has ended.
 const CLOSE: Duration = Duration::from_secs(10);
 /// Owners of circuits that are remembered. Beyond that all are forgotten, and get new circuits.
@@ -76,8 +77,35 @@ impl Circuits {
     }
 }
 
+/// The way out: Tor. Tests put something in its place that needs no network.
+pub trait Exit: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin;
+
+    /// Opens one, on circuits that are shared with nobody who has another token.
+    fn connect<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        circuits: IsolationToken,
+    ) -> BoxFuture<'a, Result<Self::Stream, ErrorKind>>;
+}
+
+impl Exit for Client {
+    type Stream = DataStream;
+
+    fn connect<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        circuits: IsolationToken,
+    ) -> BoxFuture<'a, Result<DataStream, ErrorKind>> {
+        Client::connect(self, host, port, circuits)
+    }
+}
+
 /// Serves until it is dropped, and with it all connections.
-pub async fn serve(listener: TcpListener, client: Arc<Client>) {
+pub async fn serve<E: Exit>(listener: TcpListener, exit: Arc<E>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let circuits = Arc::new(Circuits::default());
     let mut open = JoinSet::new();
@@ -85,10 +113,10 @@ pub async fn serve(listener: TcpListener, client: Arc<Client>) {
     while let Ok(slot) = slots.clone().acquire_owned().await {
         let (conn, _) = listen::accept(&listener).await;
         while open.try_join_next().is_some() {}
-        let (client, circuits) = (client.clone(), circuits.clone());
+        let (exit, circuits) = (exit.clone(), circuits.clone());
         open.spawn(async move {
             // Neither the destination nor the credentials are anybody's business, not even the log's.
-            if let Err(reason) = connection(conn, &client, &circuits).await {
+            if let Err(reason) = connection(conn, &*exit, &circuits).await {
                 tracing::debug!("SOCKS: {reason}");
             }
             drop(slot);
@@ -96,9 +124,9 @@ pub async fn serve(listener: TcpListener, client: Arc<Client>) {
     }
 }
 
-async fn connection(
+async fn connection<E: Exit>(
     mut conn: TcpStream,
-    client: &Client,
+    exit: &E,
     circuits: &Circuits,
 ) -> Result<(), String> {
     let wish = timeout(HANDSHAKE, handshake(&mut conn))
@@ -112,7 +140,7 @@ async fn connection(
             return Err(refused.reason.to_owned());
         }
     };
-    let dialled = dial(client, circuits, &wish.request).await;
+    let dialled = dial(exit, circuits, &wish.request).await;
     let status = dialled
         .as_ref()
         .err()
@@ -141,17 +169,17 @@ async fn connection(
     })
 }
 
-async fn dial(
-    client: &Client,
+async fn dial<E: Exit>(
+    exit: &E,
     circuits: &Circuits,
     request: &SocksRequest,
-) -> Result<DataStream, DialError> {
+) -> Result<E::Stream, DialError> {
     let owner = owner(request);
     // A name stays a name, and a number becomes its text: nothing is looked up here.
     let host = request.addr().to_string();
     let opened = timeout(
         TOR_DIAL_TIMEOUT,
-        client.connect(&host, request.port(), circuits.of(&owner)),
+        exit.connect(&host, request.port(), circuits.of(&owner)),
     )
     .await
     .map_err(|_| DialError::TimedOut)
@@ -358,6 +386,20 @@ mod tests {
         let before = circuits.of(&bob);
         circuits.leave(&bob);
         assert_ne!(circuits.of(&bob), before);
+    }
+
+    #[test]
+    fn owners_are_forgotten_together_when_there_are_too_many() {
+        let circuits = Circuits::default();
+        let owner = |n| Owner::Destination("a.example".into(), n);
+        let first = circuits.of(&owner(0));
+        for n in 0..MAX_OWNERS as u16 {
+            circuits.of(&owner(n));
+        }
+        assert_eq!(circuits.of(&owner(0)), first);
+        circuits.of(&owner(MAX_OWNERS as u16));
+        assert_eq!(circuits.0.lock().expect("lock").len(), 1);
+        assert_ne!(circuits.of(&owner(0)), first);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch::Receiver;
 
 use super::introduce;
@@ -238,7 +238,7 @@ fn reason(why: &PolicyError) -> Reason {
 }
 
 /// Writes how a stream begins; false if the origin does not read it.
-async fn tells(origin: &mut OriginConn, bytes: &[u8]) -> bool {
+async fn tells(origin: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> bool {
     let telling = tokio::time::timeout(INTRODUCTION_TIMEOUT, origin.write_all(bytes));
     matches!(telling.await, Ok(Ok(())))
 }
@@ -361,5 +361,40 @@ impl Inspect for Guard {
 impl Local for OriginConn {
     fn reset(&self) {
         OriginConn::reset(self);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests listen on loopback")]
+mod tests {
+    use super::*;
+    use crate::dial::OriginAddr;
+    use crate::dial::origin::{ORIGIN_DIAL_TIMEOUT, OriginError};
+    use socket2::{Domain, Socket, Type};
+
+    /// It takes one connection, and then none; or it takes it, and reads nothing.
+    #[tokio::test]
+    async fn an_origin_that_hangs_is_given_up_in_time() {
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = core::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        full.bind(&any.into()).expect("a port");
+        full.listen(0).expect("a queue");
+        let at = full.local_addr().ok().and_then(|at| at.as_socket());
+        let at = OriginAddr::Tcp(at.expect("an address"));
+        let dialler = OriginDialer::new();
+        let _first = dialler.dial(&at).await.expect("a place in the queue");
+        let (mut deaf, _origin) = tokio::io::duplex(16);
+        let began = Instant::now();
+        let both = async {
+            tokio::join!(
+                async { (dialler.dial(&at).await.err(), began.elapsed()) },
+                async { (tells(&mut deaf, &[b'x'; 100]).await, began.elapsed()) },
+            )
+        };
+        let both = tokio::time::timeout(Duration::from_secs(60), both).await;
+        let ((error, dialled), (told, telling)) = both.expect("an end");
+        assert_eq!(error, Some(OriginError::TimedOut(at)));
+        assert!(!told);
+        assert!(dialled >= ORIGIN_DIAL_TIMEOUT && telling >= INTRODUCTION_TIMEOUT);
     }
 }

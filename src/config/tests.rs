@@ -879,3 +879,21 @@ fn a_file_without_an_end_is_refused() {
     let e = read_limited(Path::new("/dev/zero")).unwrap_err();
     assert!(e.contains("more than the 1048576 bytes"), "{e}");
 }
+
+#[test]
+fn no_more_tunnels_and_no_longer_times_than_there_may_be() {
+    let dir = place();
+    let drain = |time: &str| frontend(&dir, &format!("drain = \"{time}\"\n{FRONTEND}"));
+    let hour = MAX_DURATION.as_secs();
+    assert!(drain(&format!("{hour}s")).is_ok());
+    let error = drain(&format!("{}s", hour + 1))
+        .err()
+        .map(|e| e.to_string());
+    assert!(error.is_some_and(|e| e.contains("no time up to an hour")));
+    let tunnels = |n: u8| {
+        let frontend = parse_frontend("here", "alice.example:443", None, n);
+        frontend.map(|f| f.tunnels).map_err(|e| e.to_string())
+    };
+    assert_eq!(tunnels(MAX_TUNNELS), Ok(MAX_TUNNELS));
+    assert!(tunnels(MAX_TUNNELS + 1).is_err() && tunnels(0).is_err());
+}

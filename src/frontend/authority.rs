@@ -441,6 +441,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn there_are_only_so_many_kites_by_an_authoritys_word() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authorities = program(&dir, r#"echo '{"secret": "right"}'"#, 8);
+        let flying = Account::new("others", Limits::default(), None, None);
+        let put = |n: usize, account: &Arc<Account>| {
+            let asked = Asked {
+                account: account.clone(),
+                line: line(),
+                secret: None,
+                next: Instant::now(),
+                unanswered: 0,
+            };
+            let name = format!("k{n}.alice.example").parse().expect("a name");
+            authorities.asked().insert((0, name), asked);
+        };
+        (0..MAX_ASKED).for_each(|n| put(n, &flying));
+        let ruling = rule(&authorities).await;
+        assert!(matches!(ruling, Ruling::Unanswered(Silence::Busy)));
+        // One that has come down makes room.
+        put(77, &Account::new("gone", Limits::default(), None, None));
+        assert!(!matches!(rule(&authorities).await, Ruling::Unanswered(_)));
+        assert_eq!(authorities.asked().len(), MAX_ASKED);
+    }
+
+    #[tokio::test]
     async fn silence_is_a_no() {
         let dir = tempfile::tempdir().expect("a directory");
         for script in ["exit 1", "echo nonsense", "yes | head -c 100000"] {

@@ -479,6 +479,28 @@ mod tests {
     }
 
     #[test]
+    fn a_full_book_takes_no_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let book = Book::open(dir.path()).expect("a book");
+        let filling = book.write(|tables| {
+            for n in 1..MAX_KITES {
+                tables.kites.insert(format!("{n:06}").as_str(), &[][..])?;
+            }
+            Ok(())
+        });
+        filling.expect("room");
+        let add = |name: &str| {
+            let name = name.parse().expect("a name");
+            book.add(&name, &Entry::new(&grant(name.as_str())))
+        };
+        add("last.alice.example").expect("room for one");
+        assert!(matches!(add("bob.alice.example"), Err(BookError::Full)));
+        let gone = "last.alice.example".parse().expect("a name");
+        book.remove(&gone).expect("it was there");
+        add("bob.alice.example").expect("its place");
+    }
+
+    #[test]
     fn what_is_written_is_there_when_it_is_opened_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let name: KiteName = "bob.alice.example".parse().expect("a name");

@@ -350,6 +350,27 @@ mod tests {
         token
     }
 
+    #[test]
+    fn there_are_only_so_many_invitations() {
+        let Table { _dir, book } = book();
+        let invited = Invited::new(&name(), &Token::new(), entry(), NOW + 100);
+        let filling = book.write(|tables| {
+            for n in 1..MAX_INVITED {
+                put(tables, &format!("{n:05}"), &invited)?;
+            }
+            Ok(())
+        });
+        filling.expect("room");
+        let invite = |who: &str| {
+            let (name, token) = (who.parse().expect("a name"), Token::new());
+            let invited = Invited::new(&name, &token, entry(), NOW + 100);
+            book.invite(&token.id(), &name, &invited, NOW)
+        };
+        invite("last.alice.example").expect("room for one");
+        let error = invite("carol.alice.example").expect_err("too many");
+        assert!(matches!(error, BookError::FullOfInvitations));
+    }
+
     fn why(book: &Book, token: &Token, with: &str, now: u64) -> Result<bool, Refusal> {
         let redeemed = book.redeem(token, NAME, &secret(with), now);
         match redeemed.expect("a book") {

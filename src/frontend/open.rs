@@ -712,6 +712,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_remembered_of_keys_and_of_who_is_gone_has_an_end() {
+        let mut kites = Kites::default();
+        let name =
+            |n: usize| -> KiteName { format!("n{n}.alice.example").parse().expect("a name") };
+        let (now, minute) = (Instant::now(), Duration::from_secs(60));
+        for (n, ago) in [(0, KEY_REMEMBERED), (1, KEY_REMEMBERED - minute)] {
+            let at = now.checked_sub(ago).expect("a time");
+            kites.keyed.insert(name(n), (at, Weak::new()));
+        }
+        assert!(!kites.is_keyed(&name(0)) && kites.is_keyed(&name(1)));
+        let account = Account::new("many", Limits::default(), None, None);
+        for n in 0..=MAX_REMEMBERED {
+            kites.key_was_shown(&name(n), &Arc::default());
+            let known = Known {
+                account: account.clone(),
+                proof: OpenProof::Node,
+                flown_by: Vec::new(),
+            };
+            kites.by_name.insert(name(n), known);
+            kites.went(name(n));
+        }
+        let counts = [kites.keyed.len(), kites.by_name.len(), kites.gone.len()];
+        assert_eq!(counts, [MAX_REMEMBERED; 3]);
+        assert!(!kites.by_name.contains_key(&name(0)) && !kites.is_keyed(&name(0)));
+    }
+
+    #[test]
     fn a_name_is_written_in_one_way() {
         let open = open(OpenProof::Node, 9, 9);
         let pending = pending(&open, 1, OpenProof::Node);

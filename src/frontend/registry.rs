@@ -759,38 +759,71 @@ mod tests {
         }
     }
 
+    /// A session claims a kite by its number.
+    fn claim(registry: &Registry, session: &str, n: usize, account: &Arc<Account>) -> Claim {
+        let leave = Leave {
+            terms: Terms::new(),
+            account: account.clone(),
+            backends: 1,
+            storage_only: false,
+            proof: None,
+        };
+        let claimant = Claimant {
+            session,
+            peer: "somewhere",
+            replace: None,
+            beside: &[],
+            retire: None,
+            end_tls: EndTls::No,
+            since: 0,
+            mark: None,
+            several: false,
+        };
+        let id = kite_id(&("http".into(), format!("k{n}.example")), "b");
+        registry.claim(&id, leave, claimant)
+    }
+
+    #[test]
+    fn one_tunnel_does_not_fill_the_sky() {
+        let registry = Registry::default();
+        let account = Account::new("a grant", Limits::default(), None, None);
+        for n in 0..MAX_KITES {
+            let claim = claim(&registry, "greedy", n, &account);
+            assert!(matches!(claim, Claim::Granted));
+        }
+        let by = |session, n| claim(&registry, session, n, &account);
+        assert!(matches!(by("greedy", MAX_KITES), Claim::Full));
+        assert!(matches!(by("greedy", 0), Claim::Held));
+        assert!(matches!(by("other", MAX_KITES), Claim::Granted));
+    }
+
+    #[test]
+    fn the_oldest_wish_is_forgotten() {
+        let registry = Registry::default();
+        let account = Account::new("a grant", Limits::default(), None, None);
+        let wished = |by: &str| registry.0.read().expect("no panic").wish_of(by);
+        for n in 0..=MAX_WISHES {
+            let flying = format!("s{n}");
+            claim(&registry, &flying, n, &account);
+            registry.wishes_to_replace(&format!("w{n}"), &flying);
+            registry.wishes_to_replace("nobody", "a session that does not fly");
+        }
+        assert_eq!(wished("w0"), None);
+        assert_eq!(wished("w1").as_deref(), Some("s1"));
+        assert_eq!(
+            registry.0.read().expect("no panic").wishes.len(),
+            MAX_WISHES
+        );
+    }
+
     #[test]
     fn of_many_kites_those_come_down_that_have_ended() {
         let registry = Registry::default();
         let mut accounts = Vec::new();
         for n in 0..10_000 {
             let account = Account::new(&n.to_string(), Limits::default(), None, None);
-            let (session, leave) = (
-                (n / 1000).to_string(),
-                Leave {
-                    terms: Terms::new(),
-                    account: account.clone(),
-                    backends: 1,
-                    storage_only: false,
-                    proof: None,
-                },
-            );
-            let id = kite_id(&("http".into(), format!("k{n}.example")), "b");
-            let claimant = Claimant {
-                session: &session,
-                peer: "somewhere",
-                replace: None,
-                beside: &[],
-                retire: None,
-                end_tls: EndTls::No,
-                since: 0,
-                mark: None,
-                several: false,
-            };
-            assert!(matches!(
-                registry.claim(&id, leave, claimant),
-                Claim::Granted
-            ));
+            let claim = claim(&registry, &(n / 1000).to_string(), n, &account);
+            assert!(matches!(claim, Claim::Granted));
             accounts.push(account);
         }
         assert!(registry.revoke(1000).is_empty());

@@ -139,6 +139,28 @@ mod tests {
         assert!(visits.turn(other).await.is_some());
     }
 
+    #[tokio::test]
+    async fn there_are_only_so_many_visits_to_all() {
+        let visits = Visits::new(Duration::from_millis(50));
+        let some = |n: usize| Some(Visitor(n as u64));
+        let mut hanging = Vec::new();
+        for n in 0..MAX_VISITS {
+            let turn = visits.turn(some(n / MAX_VISITS_PER_PEER)).await;
+            hanging.push(turn.expect("a turn"));
+        }
+        assert!(visits.turn(some(MAX_VISITS)).await.is_none());
+        hanging.pop();
+        assert!(visits.turn(some(MAX_VISITS)).await.is_some());
+
+        let (visits, now) = (Visits::new(Duration::ZERO), Instant::now());
+        for n in 0..VISITS.count as usize {
+            assert!(visits.count(some(n % 10), now).is_some());
+        }
+        assert!(visits.count(some(10), now).is_none());
+        let later = now + Duration::from_secs(VISITS.seconds.into());
+        assert!(visits.count(some(10), later).is_some());
+    }
+
     #[test]
     fn what_is_remembered_of_addresses_is_bounded() {
         let visits = Visits::new(Duration::ZERO);

@@ -178,7 +178,7 @@ impl Passage {
             if got == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            line.extend(piece.iter().take(got));
+            line.extend_from_slice(piece.get(..got).unwrap_or_default());
             if line.last() == Some(&b'\n') && line.len() <= most + 1 {
                 line.pop();
                 let text = String::from_utf8(line);
@@ -192,6 +192,14 @@ impl Passage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Passage {
+        /// How long the other end may take for what is read, and for what is written.
+        pub(crate) fn patience(&self) -> [Option<Duration>; 2] {
+            let read = self.0.read_timeout().expect("a socket");
+            [read, self.0.write_timeout().expect("a socket")]
+        }
+    }
 
     fn listener(address: &str) -> std::net::TcpListener {
         let port = Port::open(address.parse().expect("an address")).expect("a port");
@@ -233,6 +241,20 @@ mod tests {
         assert!(new.hear(7, None).is_err());
         drop(old);
         assert!(new.hear(100, None).is_err());
+    }
+
+    #[test]
+    fn who_hands_nothing_over_is_not_waited_for_for_ever() {
+        let (old, mut new) = Passage::new().expect("a pair");
+        assert_eq!(new.patience(), [None; 2]);
+        old.give(&[]).expect("room");
+        new.take().expect("no sockets");
+        assert_eq!(new.patience(), [Some(PATIENCE), None]);
+        assert_eq!(old.patience(), [None, Some(PATIENCE)]);
+        // And one that is silent is given up when the time is over.
+        let soon = Some(Duration::from_millis(20));
+        assert!(new.hear(9, soon).is_err());
+        drop(old);
     }
 
     #[test]

@@ -462,3 +462,21 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_trouble_is_forgotten() {
+        let board = Board::default();
+        for n in 0..=MAX_TROUBLES {
+            board.trouble("alice.example", &format!("trouble {n}"));
+            board.trouble("alice.example", "the same again");
+        }
+        let troubles = board.troubles();
+        assert_eq!(troubles.len(), MAX_TROUBLES);
+        let has = |what: &str| troubles.iter().find(|t| t.what == what);
+        assert!(has("trouble 0").is_none() && has("trouble 3").is_some());
+    }
+}

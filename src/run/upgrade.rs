@@ -194,3 +194,38 @@ impl Predecessor {
         let _ = self.0.hear(MAX_WORD, None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the one that takes a place makes of a word, and how long it waits for it.
+    fn told(word: String) -> (io::Result<Whom>, Option<Duration>) {
+        let (mut old, new) = Passage::new().expect("a pair");
+        let mut new = Predecessor(new);
+        let saying = std::thread::spawn(move || {
+            let prepared = old.hear(MAX_WORD, None);
+            // It may hang up before the end.
+            let _ = old.say(&word);
+            prepared
+        });
+        let heard = new.let_go();
+        let [patience, _] = new.0.patience();
+        drop(new);
+        let prepared = saying.join().expect("no panic");
+        assert_eq!(prepared.expect("a word"), PREPARED);
+        (heard, patience)
+    }
+
+    #[test]
+    fn each_word_has_its_length_and_its_time() {
+        let (heard, patience) = told(format!("{YOURS}[[\"http\",\"bob.alice.example\"]]"));
+        assert!(matches!(heard, Ok(Whom::These(flown)) if flown.len() == 1));
+        assert_eq!(patience, Some(PATIENCE));
+        let (heard, _) = told(format!("{YOURS}[]{}", " ".repeat(MAX_WORD)));
+        assert_eq!(
+            heard.expect_err("too long").kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+}

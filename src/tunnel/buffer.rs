@@ -405,6 +405,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_keeps_only_so_many() {
+        let pool = Pool::new();
+        for limit in [1, BUFFER_PAYLOAD] {
+            let taken: Vec<_> = (0..POOL_KEEP + 9).map(|_| pool.take(limit)).collect();
+            taken.into_iter().for_each(|buffer| pool.give(buffer));
+        }
+        let kept = pool.0.lock().expect("lock");
+        assert_eq!((kept.small.len(), kept.large.len()), (POOL_KEEP, POOL_KEEP));
+    }
+
+    #[test]
     fn who_holds_more_than_its_share_is_over_when_all_hold_too_much() {
         let budget = Budget::default();
         let (mut greedy, mut modest) = (budget.share(), budget.share());

@@ -34,20 +34,7 @@ pub(super) async fn drive<Io>(io: Io, read_ahead: BytesMut, shared: Arc<Shared>)
 where
     Io: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut driver = Driver {
-        io,
-        backlog: !read_ahead.is_empty(),
-        inbound: read_ahead,
-        blocks: Vec::new(),
-        read_size: READ_MIN,
-        small_reads: 0,
-        out: Outgoing::default(),
-        flushed: true,
-        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
-        close_by: None,
-        shut: None,
-        shared: shared.clone(),
-    };
+    let mut driver = Driver::new(io, read_ahead, shared.clone());
     let why = std::future::poll_fn(|cx| driver.poll(cx)).await;
     let mut state = shared.lock();
     state.end(why);
@@ -77,6 +64,23 @@ struct Driver<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
+    fn new(io: Io, read_ahead: BytesMut, shared: Arc<Shared>) -> Self {
+        Self {
+            io,
+            backlog: !read_ahead.is_empty(),
+            inbound: read_ahead,
+            blocks: Vec::new(),
+            read_size: READ_MIN,
+            small_reads: 0,
+            out: Outgoing::default(),
+            flushed: true,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            close_by: None,
+            shut: None,
+            shared,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         for _ in 0..ROUNDS {
             let wrote = match self.poll_write(cx) {
@@ -285,4 +289,34 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
 
 fn broke(error: std::io::Error) -> Ended {
     Ended::Io(error.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::buffer::Pool;
+    use crate::tunnel::mux::{Liveness, Settings, Side};
+
+    #[tokio::test]
+    async fn what_a_tunnel_reads_into_is_bounded() {
+        let settings = Settings::agreed(Side::Frontend, None, Liveness::DEFAULT);
+        let shared = Arc::new(Shared::new(settings, Pool::new()));
+        let (io, _peer) = tokio::io::duplex(1);
+        let mut driver = Driver::new(io, BytesMut::new(), shared);
+        let mut kept = Vec::new();
+        for _ in 0..3 * MAX_BLOCKS {
+            driver.make_room();
+            let asked = driver.inbound.capacity();
+            assert!((READ_MIN..=READ_MAX).contains(&asked), "{asked}");
+            // All of it comes, and waits in some stream.
+            driver.inbound.resize(asked, 0);
+            driver.fit_reads(asked);
+            kept.push(driver.inbound.split().freeze());
+            assert!(driver.blocks.len() <= MAX_BLOCKS);
+        }
+        assert_eq!(
+            (driver.blocks.len(), driver.read_size),
+            (MAX_BLOCKS, READ_MAX)
+        );
+    }
 }

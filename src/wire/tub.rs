@@ -158,6 +158,8 @@ mod tests {
         }
         let long = BASE64URL_NOPAD.encode(&vec![0; MAX_SIGNATURE + 1]);
         assert!(claim(format!("http:k:b:0804:{long}").as_bytes()).is_err());
+        let long = TubCertificate(vec![9; MAX_CERTIFICATE + 1]).to_string();
+        assert!(certificate(long.as_bytes()).is_err());
         assert!(certificate(b"").is_err());
     }
 

@@ -29,7 +29,7 @@ fn start(state: &std::path::Path) -> Side {
     ))
 }
 
-async fn invite(front: &Side, name: &str) -> Invitation {
+pub async fn invite(front: &Side, name: &str) -> Invitation {
     let token = Token::new();
     let entry = Entry::new(&Grant {
         pattern: name.parse().unwrap(),

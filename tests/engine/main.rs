@@ -29,6 +29,8 @@ mod routing;
 #[cfg(target_os = "linux")]
 mod sandbox;
 mod siege;
+mod siege_join;
+mod siege_socks;
 mod storage_only;
 mod tls;
 mod tunnel;

@@ -29,15 +29,15 @@ use crate::roles::{
 /// A visitor may take so long until it is clear what it wants.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Whoever behaves well is served within this, whatever goes on.
-const SOON: Duration = Duration::from_secs(20);
-const GOOD: &str = "good.alice.example";
+pub const SOON: Duration = Duration::from_secs(20);
+pub const GOOD: &str = "good.alice.example";
 
 fn head(name: &str) -> String {
     format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n")
 }
 
 /// A visitor of the good kite gets an echo.
-async fn is_served(at: SocketAddr, before: &[u8]) {
+pub async fn is_served(at: SocketAddr, before: &[u8]) {
     let served = timeout(SOON, async {
         let mut conn = TcpStream::connect(at).await.unwrap();
         conn.write_all(&[before, head(GOOD).as_bytes()].concat())

@@ -4,19 +4,21 @@ Whoever behaves well is served all the time, memory stays under a stated figure 
 nothing left: as many files are open as before.
 """
 
+import concurrent.futures
 import contextlib
 import http.client
 import os
 import re
 import resource
 import socket
+import ssl
 import subprocess
 import threading
 import time
 
 import pytest
 
-from conftest import new_address
+from conftest import new_address, supervised
 from island import Island
 from kite import Backend, Frontend, Kite, binary
 from proc import wait_until
@@ -27,6 +29,7 @@ SOON = 20               # a well-behaved visitor is served within this
 SLOW = 10_000
 STALLED = 1_000
 HALF_OPEN = 8192        # MAX_WAITING in src/frontend/doorstep.rs
+AWAITED = 4096          # MAX_WAITING in src/frontend/awaited.rs
 HEAD_MIB = 200          # docs/limits.md, "Memory under attack"
 STALL_MIB = 200
 BODY = random_bytes(7, 8 * MIB)
@@ -147,9 +150,77 @@ def scene(kite, sup):
         yield make
 
 
+def steady(address, done):
+    """One who reads 100 KB a second, and is no less a visitor; how much it read."""
+    read = 0
+    with begin(address, "flood") as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        sock.settimeout(SOON)
+        while not done.wait(1):
+            second = 0
+            while second < 100_000:
+                more = len(sock.recv(100_000 - second))
+                assert more, "it was broken off"
+                second += more
+            read += second
+    return read
+
+
 def closing(socks):
     for sock in socks:
         sock.close()
+
+
+INVITATION = (b"POST /~:kite:~/join1 HTTP/1.1\r\nHost: join.kite\r\nContent-Type: application/json\r\n"
+              b"Content-Length: 200\r\n\r\n{")
+VERDICT, PROOF = 20, 60         # VERDICT_TIMEOUT and PATIENCE of an invitation; PROOF_TIMEOUT, and HANDSHAKE_TIMEOUT
+
+
+def lasts(sock):
+    """How long somebody is borne who goes on with a byte each second, and what it is told at last."""
+    start, heard = time.monotonic(), b""
+    sock.settimeout(1)
+    with contextlib.suppress(ConnectionError, ssl.SSLError), sock:
+        while time.monotonic() < start + 2 * PROOF:
+            try:
+                more = sock.recv(4096)
+                if not more:
+                    break
+                heard += more
+            except TimeoutError:
+                sock.sendall(b"x")
+    return time.monotonic() - start, heard
+
+
+def silenced(sup, mute):
+    """How long a backend waits for a frontend that takes its connection and says nothing."""
+    start = time.monotonic()
+    kite = Kite("http", NAME, "127.0.0.1:9")
+    backend = Backend(sup, "waiting", ["plain://%s:%d" % mute.getsockname()], [kite], tunnels=1).start()
+    backend.proc.wait_log("gave no verdict within 60 s", 2 * PROOF)
+    return time.monotonic() - start, b""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def too_slow(kite, tmp_path_factory):
+    """Begun with the first test of this file, and looked at in its last: they take a minute."""
+    with supervised(tmp_path_factory.mktemp("too-slow")) as sup, Island().listen((new_address(), 0)) as mute, \
+            concurrent.futures.ThreadPoolExecutor() as pool:
+        frontend = Frontend(sup, "frontend", new_address(), [Kite("http", NAME, "127.0.0.1:9")], ports=(80,)).start()
+
+        def begun(words, wrap=lambda sock: sock):
+            sock = wrap(socket.create_connection(frontend.visitors, SOON))
+            sock.sendall(words)
+            return sock
+
+        context = ssl._create_unverified_context()
+        context.set_alpn_protocols(["x-pagekite/1"])
+        yield {
+            "visitor": pool.submit(lasts, begun(BEGINNINGS[0])),
+            "invitation": pool.submit(lasts, begun(INVITATION, context.wrap_socket)),
+            "backend": pool.submit(lasts, begun(BEGINNINGS[2] + b"7000\r\n")),
+            "frontend": pool.submit(silenced, sup, mute),
+        }
 
 
 def test_ten_thousand_slow_visitors(scene):
@@ -179,6 +250,10 @@ def test_a_thousand_stalled_readers(scene):
     frontend, backend = scene()
     roles = (frontend, backend)
     before, base, stalled = [files(r) for r in roles], [mib(r) for r in roles], []
+    done = threading.Event()
+    slow = scene.stack.enter_context(concurrent.futures.ThreadPoolExecutor()).submit(steady, frontend.visitors, done)
+    scene.stack.callback(done.set)
+    time.sleep(3)
     for _ in range(STALLED):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -186,21 +261,16 @@ def test_a_thousand_stalled_readers(scene):
         sock.connect(frontend.visitors)
         sock.sendall(f"GET /flood HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
         stalled.append(sock)
-    # While the machine has other work, one who reads slowly can be taken for one who does not: seen once, in seven runs.
-    times, broken = [], 0
-    while len(times) < 3:
-        try:
-            times.append(is_served(frontend.visitors))
-        except ConnectionResetError:
-            broken += 1
-            assert broken < 2, "well-behaved visitors are broken off"
+    times = [is_served(frontend.visitors) for _ in range(3)]
     most = [mib(r, "VmHWM") - b for r, b in zip(roles, base)]
+    done.set()
+    read = slow.result(SOON)
     closing(stalled)
     for role, number in zip(roles, before):
         same_files(role, number, "stalled readers")
     times.append(is_served(frontend.visitors))
     print(f"{STALLED} stalled readers in one tunnel: {most[0]:.0f} MiB more at the frontend, {most[1]:.0f} MiB at the "
-          f"backend; 8 MiB were served in {max(times):.1f} s at most")
+          f"backend; 8 MiB were served in {max(times):.1f} s at most; one who is slow read {read // 1024} KB")
     assert max(most) < STALL_MIB, most
 
 
@@ -284,6 +354,24 @@ def test_no_files_at_all(scene):
     assert len(backend.tunnels()) == 1
 
 
+def test_only_so_many_wait_for_who_is_not_back(kite, sup):
+    """More are told at once. Whoever waits is served when the kite is back."""
+    with Origin(Island(), serve) as origin:
+        service = Kite("http", NAME, "%s:%d" % origin.sock.getsockname())
+        frontend = Frontend(sup, "frontend", "127.0.0.1", [service], ports=(80,), keys={"grace": "10m"}).start()
+        waiting = [begin(frontend.visitors, "hold") for _ in range(AWAITED)]
+        wait_until(lambda: frontend.proc.text().count("a visitor waits for") == AWAITED, SOON, "all of them wait")
+        more = begin(frontend.visitors, "hold")
+        more.settimeout(SOON)
+        assert more.recv(12) == b"HTTP/1.1 503"
+        backend = Backend(sup, "backend", [frontend.pinned(port=80)], [service], tunnels=2).start()
+        backend.wait_up(service, frontend.ip)
+        for sock in (waiting[0], waiting[-1]):
+            sock.settimeout(SOON)
+            assert sock.recv(12) == b"HTTP/1.1 200"
+        closing([*waiting, more])
+
+
 METRICS, PAGE = ("127.0.0.1", 9474), ("127.0.0.1", 7475)
 DOORS = '\n[metrics]\nlisten = "%s:%d"\n[web]\nlisten = "%s:%d"\n' % (*METRICS, *PAGE)
 
@@ -334,3 +422,12 @@ def test_the_doors_of_this_machine(scene):
 def _shout(sock):
     with contextlib.suppress(OSError):
         sock.sendall(b"reload\n" + bytes(16 * MIB))
+
+
+def test_whoever_takes_too_long_is_let_go(too_slow):
+    """However many bytes come, each a second after the other."""
+    for who, bound, told in (("visitor", VERDICT, b""), ("invitation", VERDICT, b"HTTP/1.0 503"),
+                             ("backend", PROOF, b"HTTP/1.1 200"), ("frontend", PROOF, b"")):
+        lasted, heard = too_slow[who].result(3 * PROOF)
+        assert bound - 1 <= lasted <= bound + 20, f"{who}: {lasted:.0f} s"
+        assert heard.startswith(told), f"{who}: {heard}"
