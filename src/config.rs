@@ -47,10 +47,12 @@ use file::{
 };
 
 pub(crate) mod credential;
+mod etcd;
 pub mod file;
 mod fleet;
 mod tub;
 
+pub use etcd::EtcdConfig;
 pub use fleet::FleetConfig;
 pub use tub::{Open, OpenProof};
 
@@ -821,12 +823,15 @@ impl FrontendConfig {
         file: FrontendFile,
     ) -> Result<Self> {
         let secrets = file.kites.iter().filter_map(|e| e.secret_file.as_deref());
+        let etcd = file.fleet.as_ref().and_then(|fleet| fleet.etcd.as_ref());
+        let password = etcd.and_then(|etcd| etcd.password_file.as_deref());
         let read_from = args
             .config
             .iter()
             .chain(&args.secret_file)
             .cloned()
             .chain(secrets.map(|path| source.path(path)))
+            .chain(password.map(|path| source.path(path)))
             .collect();
         let listen = if args.listen.is_empty() {
             parse_listens(&source, file.listen)?

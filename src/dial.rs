@@ -16,6 +16,7 @@
 pub mod authority;
 pub mod direct;
 pub mod egress;
+pub mod etcd;
 pub mod member;
 pub mod origin;
 pub mod question;

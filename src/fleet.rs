@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
+pub mod etcd;
 pub mod forward;
 pub mod header;
 pub mod homes;
@@ -77,6 +78,8 @@ pub struct Fleet {
     /// Another one at each start, so that the others see that this process is a new one.
     boot: String,
     ties: Mutex<HashMap<MemberId, Tie>>,
+    /// How it stands with the etcd that knows the members, if there is one.
+    book: Option<Arc<etcd::State>>,
     counts: Arc<Counts>,
 }
 
@@ -182,8 +185,20 @@ impl Fleet {
             clock: AtomicU64::new(0),
             boot: crate::random::random_hex(16),
             ties: Mutex::default(),
+            book: None,
             counts: Arc::default(),
         }
+    }
+
+    /// The members are known by an etcd, and this is how it stands with that.
+    pub fn kept_in(self, book: Arc<etcd::State>) -> Self {
+        let book = Some(book);
+        Self { book, ..self }
+    }
+
+    /// How it stands with etcd, if the fleet has one.
+    pub fn book(&self) -> Option<etcd::View> {
+        self.book.as_ref().map(|book| book.view())
     }
 
     /// What this member is called.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use futures::{Stream, StreamExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 pub mod account;
 pub mod accounts;
@@ -43,7 +43,8 @@ use crate::code::{Code, Coded};
 use crate::config::{FrontendConfig, Listen};
 use crate::descriptors;
 use crate::dial::BoxConn;
-use crate::fleet::member::Members;
+use crate::fleet::etcd::Etcd;
+use crate::fleet::member::{Member, Members};
 use crate::fleet::{self, Fleet};
 use crate::kite::KiteName;
 use crate::listen::handed::Handed;
@@ -158,6 +159,8 @@ pub struct Frontend {
     listeners: Vec<(Arc<TcpListener>, Listen)>,
     /// Where other members of the fleet come in.
     inner: Option<Arc<TcpListener>>,
+    /// The etcd that has the fleet's book, and what stands there of this frontend.
+    etcd: Option<(Etcd, Member)>,
 }
 
 /// A frontend whose ports are open and whose keys are read, and that has not looked into its book yet: another may have that.
@@ -167,6 +170,7 @@ pub struct Prepared {
     certificates: Arc<Certificates>,
     listeners: Vec<(Arc<TcpListener>, Listen)>,
     fleet: Option<(Fleet, Arc<TcpListener>)>,
+    etcd: Option<(Etcd, Member)>,
 }
 
 /// What every connection of a frontend needs.
@@ -236,17 +240,30 @@ impl Prepared {
         for listen in config.listen.clone() {
             listeners.push((open(listen.address)?, listen));
         }
+        let mut etcd = None;
         let fleet = match &config.fleet {
             Some(fleet) => {
                 let tls = MemberTls::load_or_create(&config.state_dir)?;
                 let members = Members::new(fleet.members.clone());
-                let known = Fleet::new(fleet.id.clone(), members, tls);
+                let mut known = Fleet::new(fleet.id.clone(), members, tls);
+                if let Some(config) = &fleet.etcd {
+                    let book = Etcd::new(config.settings.clone())?;
+                    known = known.kept_in(book.state());
+                    let me = Member {
+                        id: fleet.id.clone(),
+                        address: config.address,
+                        pin: known.pin(),
+                        public: config.public.clone(),
+                    };
+                    etcd = Some((book, me));
+                }
                 Some((known, open(fleet.listen)?))
             }
             None => None,
         };
         Ok(Self {
             fleet,
+            etcd,
             config,
             tls,
             certificates,
@@ -262,6 +279,7 @@ impl Prepared {
             certificates,
             listeners,
             fleet,
+            etcd,
         } = self;
         let (fleet, inner) = match fleet {
             Some((fleet, listener)) => (Some(Arc::new(fleet)), Some(listener)),
@@ -325,6 +343,7 @@ impl Prepared {
             issuer,
             listeners,
             inner,
+            etcd,
         })
     }
 }
@@ -396,10 +415,25 @@ impl Frontend {
             tracing::info!("fleet: this is {}; {}", fleet.me(), fleet.entry(&listener));
             loops.spawn(fleet::link::run(fleet, listener, self.shared.clone()));
         }
+        let book = self.etcd.zip(self.shared.fleet.clone());
+        let book = book.map(|((etcd, me), fleet)| {
+            let (over, ended) = oneshot::channel::<()>();
+            let host = self.shared.clone();
+            let over_then = async move {
+                let _ = ended.await;
+            };
+            let keeping = tokio::spawn(async move { etcd.keep(fleet, host, &me, over_then).await });
+            (over, keeping)
+        });
         shutdown.requested().await;
         // Dropping the loops closes the listening sockets.
         loops.shutdown().await;
         leave::leave(&self.shared, shutdown.drain()).await;
+        // What flies here stands in etcd until it has landed.
+        if let Some((over, keeping)) = book {
+            drop(over);
+            let _ = keeping.await;
+        }
         keeper::save(&self.shared).await;
     }
 }

@@ -18,6 +18,7 @@ mod certificate;
 mod challenge;
 mod files;
 mod member;
+mod private;
 pub(crate) mod x509;
 
 use std::fmt;
@@ -51,6 +52,7 @@ pub use self::files::{FileError, FileProblem, KEY_FILE};
 use self::files::{Secrecy, create_key, fail, read_certificates, read_secret};
 pub(crate) use self::files::{put_secret, secret_text};
 pub use self::member::{Known, MEMBER_KEY_FILE, MemberTls, Purpose};
+pub use self::private::{Identity, PrivateClient};
 use crate::code::{Code, Coded};
 use crate::dial::target::{FrontendAddr, Trust};
 use crate::plain::plain;

@@ -579,6 +579,22 @@ catalogue! {
         then: TriesAgain,
         example: "kite refused: foolscap:rznjxrmn666ovyilykucaws7ap26djwf.alice.example via alice.example:443: the frontend wants a proof by the tub's key; give the node's private/node.pem as secret_file, and a pinned or onion address of the frontend",
     }
+    EtcdLost = "KITE-F48" {
+        title: "the etcd of the fleet cannot be reached",
+        cause: "None of its endpoints answers: etcd is down, has lost most of its cluster, or the network between is. What was known of the fleet is kept, kites go on flying and visitors are forwarded; what changes here is told to etcd when it is back.",
+        subject: "the endpoint in the message",
+        remedy: "Check that etcd runs (`etcdctl endpoint health`), and the network and firewall between.",
+        then: TriesAgain,
+        example: "etcd at https://etcd-1.example:2379: it refused the connection; check that etcd runs, and the network between; kite tries again; the map of the fleet stays as it is",
+    }
+    EtcdRefuses = "KITE-F49" {
+        title: "the etcd of the fleet does not do what it is asked",
+        cause: "It answers, and says no: the certificate or the user is not the one that it wants, its database is full, or it is not an etcd of version 3.4 or later. The fleet goes on with what it knew.",
+        subject: "the endpoint in the message, and etcd's reason",
+        remedy: "Do what the message says; etcd's own log has more.",
+        then: TriesAgain,
+        example: "etcd at https://etcd-1.example:2379: its database is full, and takes nothing new; compact and defragment etcd, then `etcdctl alarm disarm`; or raise its --quota-backend-bytes; the map of the fleet stays as it is",
+    }
     MemberUnreachable = "KITE-F50" {
         title: "another frontend of the fleet cannot be reached",
         cause: "It does not run, its internal port is closed to this machine, or it shows another key than `pin` of its [[fleet.members]] says.",
@@ -602,6 +618,14 @@ catalogue! {
         remedy: "Write the member's `pin` into [[fleet.members]] here, if it is one; let a firewall keep all but members from the port, if it is not.",
         then: GoesOn,
         example: "fleet: somebody at the internal port was turned away: the frontend's certificate was refused: …",
+    }
+    MemberTwice = "KITE-F53" {
+        title: "two frontends of the fleet have one name",
+        cause: "Another frontend, with another key, has written the `id` of this one into etcd: a configuration was copied, or a machine was set up anew and the old one still runs.",
+        subject: "the name, and the other's address and key",
+        remedy: "Give each its own `id` under [fleet]; stop the one that is not to be there.",
+        then: GoesOn,
+        example: "fleet: another frontend at 10.0.0.3:4430 calls itself fe-1, too, with the key sha256:…; give each a name of its own",
     }
 
     // ----------------------------------------------------------------- origin

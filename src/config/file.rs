@@ -137,6 +137,35 @@ pub(super) struct FleetTable {
     /// The members, 16 at most. The same list can stand on all machines: this member may be in it.
     #[serde(default)]
     pub members: Vec<MemberEntry>,
+    /// For more, or for members that come and go: who they are, and what they fly, is in etcd.
+    pub etcd: Option<EtcdTable>,
+}
+
+/// An etcd (3.4 or later) in which the members of a fleet say who they are, and what they fly. No visitor waits for it.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(title = "[fleet.etcd]")]
+#[serde(deny_unknown_fields)]
+pub(super) struct EtcdTable {
+    /// Where its clients are served, 16 at most: `https://HOST:PORT`, or `http://` for one on this machine.
+    pub endpoints: Vec<String>,
+    /// A file with the certificates of the authority that etcd's certificate is from. No others are believed.
+    pub ca: Option<PathBuf>,
+    /// The certificate that this frontend shows to etcd.
+    pub cert: Option<PathBuf>,
+    /// Its key; nobody but its owner and group may read it.
+    pub key: Option<PathBuf>,
+    /// A user of etcd's, if it wants one: it must be allowed to read and write below `prefix`.
+    pub user: Option<String>,
+    /// The file with the user's password, which only its owner may read.
+    pub password_file: Option<PathBuf>,
+    /// What all keys begin with; another fleet has another.
+    #[schemars(extend("default" = "kite"))]
+    pub prefix: Option<String>,
+    /// Where the other members reach this one's `listen`, `ADDR:PORT` in numbers. The same, unless this says otherwise.
+    pub address: Option<String>,
+    /// Where backends reach this member, for those that ask which members are home to their kites: `HOST:PORT#sha256:PIN`, or
+    /// `NAME.onion:PORT`. Without it they are not sent there.
+    pub public: Option<String>,
 }
 
 /// One frontend of a fleet.

@@ -13,8 +13,10 @@ pub struct FleetConfig {
     pub listen: SocketAddr,
     /// What this one is called.
     pub id: MemberId,
-    /// The members; this one may be among them.
+    /// The members; this one may be among them. Empty where etcd has them.
     pub members: Vec<Member>,
+    /// Where the members say who they are, and what they fly, if that is not written down.
+    pub etcd: Option<EtcdConfig>,
 }
 
 pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
@@ -32,17 +34,7 @@ pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
             )
         })
     };
-    let address = |key: &str, text: &str| {
-        text.parse::<SocketAddr>().map_err(|_| {
-            ConfigError::new(
-                Code::BadValue,
-                at(key),
-                format!("'{text}' is no address in numbers with a port"),
-                "write it as 10.0.0.2:4430 or [fd00::2]:4430",
-            )
-        })
-    };
-    let listen = address("listen", &table.listen)?;
+    let listen = address(&at("listen"), &table.listen)?;
     let id = name("id", &table.id)?;
     if table.members.len() > MAX_MEMBERS {
         let problem =
@@ -54,7 +46,7 @@ pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
         let key = |key: &str| format!("members[{i}].{key}");
         let member = Member {
             id: name(&key("id"), &entry.id)?,
-            address: address(&key("address"), &entry.address)?,
+            address: address(&at(&key("address")), &entry.address)?,
             pin: entry.pin.parse::<Pin>().map_err(|e| {
                 ConfigError::new(
                     Code::BadValue,
@@ -74,15 +66,36 @@ pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
         }
         members.push(member);
     }
+    if table.etcd.is_some() && !members.is_empty() {
+        let problem = "the members are in etcd, and written down here, too".to_owned();
+        let remedy = "remove [[fleet.members]]: each member writes itself into etcd";
+        return Err(ConfigError::new(
+            Code::Contradiction,
+            at("members"),
+            problem,
+            remedy,
+        ));
+    }
+    let etcd = table.etcd.map(|table| etcd::etcd(source, table, listen));
     Ok(FleetConfig {
         listen,
         id,
         members,
+        etcd: etcd.transpose()?,
+    })
+}
+
+/// Where a member is reached by the others.
+pub(super) fn address(place: &str, text: &str) -> Result<SocketAddr> {
+    text.parse::<SocketAddr>().map_err(|_| {
+        let problem = format!("'{text}' is no address in numbers with a port");
+        let remedy = "write it as 10.0.0.2:4430 or [fd00::2]:4430";
+        ConfigError::new(Code::BadValue, place, problem, remedy)
     })
 }
 
 /// Where backends are told to go: they must be able to tell that they are there.
-fn public(place: &str, text: &str) -> Result<FrontendAddr> {
+pub(super) fn public(place: &str, text: &str) -> Result<FrontendAddr> {
     let remedy = "write what that member's log shows behind 'backends dial': HOST:PORT#sha256:PIN, or NAME.onion:PORT";
     let address = text
         .parse::<FrontendAddr>()

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{RunError, needs};
 use crate::code::Code;
 use crate::config::{FrontendConfig, credential};
+use crate::fleet::etcd::Endpoint;
 use crate::frontend::authority::Source;
 use crate::listen::LocalAddr;
 use crate::privilege::{self, User};
@@ -26,9 +27,11 @@ pub(super) fn of_frontend(config: &FrontendConfig) -> Result<Plan, RunError> {
         config: config.onion.config.clone(),
     });
     let needs = onion.as_ref().map(needs).transpose()?;
+    let etcd = || config.fleet.iter().flat_map(|fleet| &fleet.etcd);
     let mut plan = Plan {
         directories: vec![config.state_dir.clone()],
-        names: config.acme.is_some(),
+        names: config.acme.is_some()
+            || etcd().any(|e| e.settings.endpoints.iter().any(Endpoint::is_name)),
         files: USERS.map(PathBuf::from).to_vec(),
         ports: config.listen.iter().map(|l| l.address.port()).collect(),
         // Without it there is no upgrade in place, and all else works.
@@ -66,7 +69,8 @@ pub(super) fn of_frontend(config: &FrontendConfig) -> Result<Plan, RunError> {
     // Secrets of pagekite.py's files have names, and no files.
     let own = config.read_from.iter().filter(|path| path.exists());
     let read = certificates.chain(authorities).chain(own);
-    let read = read.chain(&config.motd);
+    let etcds = etcd().flat_map(|etcd| etcd.settings.files());
+    let read = read.chain(&config.motd).chain(etcds);
     read.for_each(|path| may_change(path, &mut plan.files));
     let credentials = std::env::var_os(credential::DIRECTORY).map(PathBuf::from);
     plan.files.extend(credentials);

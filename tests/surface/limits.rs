@@ -19,6 +19,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     ("src/check/", "a command for its own user"),
     ("src/code/", "text"),
+    ("src/config/etcd.rs::MAX_", "the operator's own file"),
     ("src/config.rs::MAX_CONTACT", "the operator's own text"),
     ("src/config.rs::MAX_FILE", "the operator's own file"),
     ("src/demo", "a command for its own user"),
@@ -52,6 +53,11 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     ("src/frontend/invitations.rs::MAX_DAYS", "of a flag"),
     ("src/frontend/kites.rs::MAX_DAYS", "of a flag"),
+    (
+        "src/fleet/etcd/record.rs::MAX_PART",
+        "within MAX_ANSWER and MAX_LINE",
+    ),
+    ("src/fleet/etcd/wire.rs::MAX_REASON", "text that is shown"),
     ("src/fuzzing", "for tests"),
     ("src/invitation.rs::MAX_LINE", "the user's own line"),
     (
