@@ -250,5 +250,28 @@ def tub():
         put("tub", b"\2", scheme, der)
 
 
-for source in (tunnels, foolscap, visitors, joins, words, files, answers, tub):
+def fleet():
+    tests = (ROOT / "src/fleet/etcd/wire/tests.rs").read_text()
+    header = re.search(r'const HEADER: &str = r#"(.*?)"#;', tests).group(1)
+    for text in re.findall(r'recorded\(\s*r?#?"(.*?)"#?,?\s*\)', tests, re.S):
+        text = text.replace("\\\"", '"').replace("\\n", "\n").replace("HEADER", header).encode()
+        for which in range(7):
+            put("fleet", bytes([3, which]), text)
+        put("fleet", bytes([2, 7]), text, b"\n")
+    for line in ("+ http-80 a.example s1 1 - 0", "+ raw *.example s 7 b 1", "- http x.example s", "=", "."):
+        put("fleet", b"\1", line.encode())
+    for key, value in (
+        ("members/fe-1", '{"address":"10.0.0.1:4430","pin":"sha256:' + "A" * 43 + '","public":"alice.example:443"}'),
+        ("kites/fe-1/http/bob.alice.example/s1", '{"since":7,"backend":"b","several":true}'),
+        ("kites/http/bob.alice.example/s1", '{"since":7}'),
+    ):
+        put("fleet", b"\4", key.encode(), b"\n", value.encode())
+    fields = b"".join(struct.pack(">BH", kind, len(v)) + v for kind, v in (
+        (0xE0, b"http:bob.alice.example"), (0xE1, b"\1"), (0xE2, b"\3"), (0xE3, b"bob.alice.example")))
+    places = bytes([10, 0, 0, 1, 10, 0, 0, 2]) + struct.pack(">HH", 4000, 443)
+    signature = b"\r\n\r\n\0\r\nQUIT\n"
+    put("fleet", b"\0", signature + b"\x21\x11" + struct.pack(">H", len(places + fields)), places, fields, b"GET / HTTP/1.1\r\n")
+
+
+for source in (tunnels, foolscap, visitors, joins, words, files, answers, tub, fleet):
     source()

@@ -10,12 +10,14 @@
     reason = "a target that panics has found something"
 )]
 
+mod fleet;
 mod mux;
 mod texts;
 mod tub;
 mod visitor;
 mod wire;
 
+pub use self::fleet::fleet;
 pub use self::mux::{attack, mux, simulate};
 pub use self::texts::{answers, files, words};
 pub use self::tub::tub;
@@ -26,7 +28,7 @@ pub use self::wire::{frames, handshake};
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names: those of the files in `fuzz/targets`, and of the corpora.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("frames", frames),
     ("handshake", handshake),
     ("visitor", visitor),
@@ -35,6 +37,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("files", files),
     ("answers", answers),
     ("tub", tub),
+    ("fleet", fleet),
     ("mux", mux),
 ];
 

@@ -12,9 +12,9 @@ pub mod endpoint;
 mod keeper;
 mod mirror;
 mod outbox;
-mod record;
+pub(crate) mod record;
 mod state;
-mod wire;
+pub(crate) mod wire;
 
 pub use self::endpoint::Endpoint;
 use self::keeper::Keeper;

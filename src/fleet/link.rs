@@ -267,7 +267,7 @@ fn sweep_later(fleet: &Arc<Fleet>, member: &MemberId, number: u64) {
 
 /// One line of a link.
 #[derive(Debug, PartialEq, Eq)]
-enum Word {
+pub(crate) enum Word {
     Flies(Key, Flight),
     Down(Key, String),
     All,
@@ -275,7 +275,7 @@ enum Word {
 }
 
 impl Word {
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
         let mut word = || words.next().filter(|w| !w.is_empty());
         let parsed = match word()? {
@@ -296,7 +296,7 @@ impl Word {
         Some(parsed)
     }
 
-    fn put(&self, out: &mut String) {
+    pub(crate) fn put(&self, out: &mut String) {
         use std::fmt::Write;
         // A text takes whatever is written to it.
         let _ = match self {
