@@ -393,6 +393,11 @@ mod tests {
         let unsent = || socket2::SockRef::from(&conn).tcp_notsent_lowat();
         tune_tunnel(&conn);
         assert_eq!(unsent().expect("a number"), TUNNEL_UNSENT);
+        socket2::SockRef::from(&conn)
+            .set_tcp_notsent_lowat(0)
+            .expect("a number");
+        tune_stream(&conn);
+        assert_eq!(unsent().expect("a number"), STREAM_UNSENT);
     }
 
     #[test]

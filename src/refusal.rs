@@ -138,4 +138,20 @@ mod tests {
         let said = tokio::time::timeout(5 * FAREWELL, saying).await;
         assert!(said.is_ok() && began.elapsed() >= FAREWELL);
     }
+
+    #[tokio::test]
+    async fn who_goes_on_speaking_is_cut_off() {
+        let (mut conn, mut visitor) = tokio::io::duplex(1024);
+        let speaking = tokio::spawn(async move {
+            let mut said = 0;
+            while visitor.write_all(&[b'x'; 1024]).await.is_ok() {
+                said += 1024;
+            }
+            said
+        });
+        say(&mut conn, &message(Voice::Http(503))).await;
+        drop(conn);
+        let said = speaking.await.expect("no panic");
+        assert!((FAREWELL_BYTES..=FAREWELL_BYTES + 1024).contains(&said));
+    }
 }
