@@ -11,6 +11,7 @@ use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
 
 mod flight;
+mod homes;
 pub mod introduce;
 pub mod join;
 mod keys;
@@ -22,6 +23,7 @@ mod siblings;
 mod stream;
 pub mod watch;
 
+use self::homes::Homes;
 use self::keys::Keys;
 use self::link::{Base, Link, Services};
 use self::siblings::Siblings;
@@ -31,8 +33,10 @@ use crate::code::Code;
 use crate::config::{Frontend, Service};
 use crate::dial::{Dialer, FrontendAddr, Lane, Trust};
 use crate::observe::board::{Board, kite_of};
+use crate::random::random_key;
 use crate::shutdown::{self, Shutdown, Trigger};
 use crate::tunnel::buffer::Pool;
+use crate::wire::mark::MarkKey;
 
 /// The first wait before a frontend is dialled again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -106,17 +110,24 @@ pub async fn run(
         board,
         pool,
         drain: shutdown.drain(),
+        homes: Homes::default(),
+        mark: MarkKey::new(random_key()),
     };
+    let mut said = base.homes.subscribe();
+    let onions = base.dialer.reaches_onions();
     let mut posts = Vec::new();
     let mut tasks = JoinSet::new();
     loop {
         let plan = plans.borrow_and_update().clone();
         base.watch.turn_to(&plan.services);
         base.keys.turn_to(&plan.services);
+        said.mark_unchanged();
+        let plan = base.homes.complete(plan, onions);
         posts = station(posts, &plan, &base, &mut tasks);
         tokio::select! {
             () = shutdown.requested() => break,
             Ok(()) = plans.changed() => {}
+            Ok(()) = said.changed() => {}
         }
     }
     // Each post hears the order to stop.

@@ -353,6 +353,8 @@ pub struct Frontend {
     /// How many tunnels to keep there, from 1 to [`MAX_TUNNELS`]. A frontend that is no kite
     /// gets one.
     pub tunnels: u8,
+    /// Whether it may name other frontends of its fleet, to which tunnels are kept as well.
+    pub homes: bool,
 }
 
 /// What of a backend's configuration concerns the node behind it. No secret is read for it.
@@ -1576,12 +1578,24 @@ fn frontends(
     let frontends = if args.frontend.is_empty() {
         let entry = |(i, entry): (usize, FrontendEntry)| {
             let place = source.at(format_args!("frontends[{i}]"));
-            parse_frontend(
+            let frontend = parse_frontend(
                 &place,
                 &entry.address,
                 entry.kites,
                 args.tunnels.or(entry.tunnels).unwrap_or(usual),
-            )
+            )?;
+            if entry.homes && *frontend.address.trust() == Trust::Plain {
+                return Err(ConfigError::new(
+                    Code::Contradiction,
+                    place,
+                    "homes are taken from frontends that prove who they are, which plain:// does not",
+                    "give its pinned address or its onion name, or remove homes",
+                ));
+            }
+            Ok(Frontend {
+                homes: entry.homes,
+                ..frontend
+            })
         };
         entries
             .into_iter()
@@ -1844,6 +1858,7 @@ fn parse_frontend(
         address,
         kites,
         tunnels,
+        homes: false,
     })
 }
 

@@ -212,6 +212,7 @@ async fn perform(
         address,
         kites: None,
         tunnels: 1,
+        homes: false,
     };
     tokio::spawn(backend::run(
         backend::Plan::fixed(vec![to], vec![service]),

@@ -118,6 +118,11 @@ pub trait Dialer: Send + Sync + 'static {
         false
     }
 
+    /// Whether onion services can be reached.
+    fn reaches_onions(&self) -> bool {
+        true
+    }
+
     /// "Tor" or "direct", for logs and status.
     fn describe(&self) -> &'static str;
 }

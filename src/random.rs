@@ -13,6 +13,11 @@ pub fn random_hex(digits: usize) -> String {
     hex
 }
 
+/// A key that nobody else knows.
+pub fn random_key() -> [u8; 32] {
+    rand::rng().random()
+}
+
 /// A wait between half of `most` and all of it.
 pub fn jitter(most: Duration) -> Duration {
     most.mul_f64(rand::rng().random_range(0.5..=1.0))

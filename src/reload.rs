@@ -54,6 +54,7 @@ struct FrontendOrder {
     address: String,
     kites: Option<Vec<String>>,
     tunnels: u8,
+    homes: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -114,6 +115,7 @@ impl Order {
             address: f.address.to_string(),
             kites: f.kites.as_ref().map(texts),
             tunnels: f.tunnels,
+            homes: f.homes,
         };
         let kite = |s: &Service| KiteOrder {
             protocol: s.ported().to_string(),
@@ -150,6 +152,7 @@ impl Order {
                 address: f.address.parse().ok()?,
                 kites,
                 tunnels: f.tunnels,
+                homes: f.homes,
             })
         };
         let kite = |k: &KiteOrder| {
@@ -345,6 +348,7 @@ mod tests {
             address: address.parse().expect("an address"),
             kites: kite.map(|name| vec![name.parse().expect("a name")]),
             tunnels: 2,
+            homes: false,
         };
         BackendConfig {
             tor: TorChoice {

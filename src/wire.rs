@@ -18,6 +18,7 @@ pub mod handshake;
 mod heads;
 pub mod join;
 pub mod lines;
+pub mod mark;
 pub mod proof;
 mod service;
 pub mod sign;

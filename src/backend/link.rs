@@ -9,6 +9,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 
 use super::flight::{Crew, Fate, Flight, RETIRE};
+use super::homes::Homes;
 use super::keys::Keys;
 use super::later::{Later, Terms, named_at_first};
 use super::siblings::Siblings;
@@ -29,6 +30,7 @@ use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::{
     BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
 };
+use crate::wire::mark::MarkKey;
 use crate::wire::{Binding, KiteId};
 
 /// Asked of the connection at once during the handshake, in bytes.
@@ -47,6 +49,9 @@ pub(super) struct Base {
     pub(super) pool: Pool,
     /// How long streams may go on after the order to stop.
     pub(super) drain: Duration,
+    pub(super) homes: Homes,
+    /// What we are known by in fleets.
+    pub(super) mark: MarkKey,
 }
 
 /// One of the tunnels to one frontend.
@@ -62,6 +67,8 @@ pub(super) struct Link {
     noise: Arc<Noise>,
     keys: Arc<Keys>,
     siblings: Arc<Siblings>,
+    homes: Homes,
+    mark: MarkKey,
     slot: Slot,
     /// The frontend in logs; with the tunnel's number, if there are several.
     shown: String,
@@ -144,6 +151,8 @@ impl Link {
             noise: base.noise.clone(),
             keys: base.keys.clone(),
             siblings,
+            homes: base.homes.clone(),
+            mark: base.mark.clone(),
             slot: base.board.slot(&address.to_string(), lane),
             shown: match lane {
                 Lane(0) => address.to_string(),
@@ -320,6 +329,7 @@ impl Link {
             // Another tunnel of ours may still be in the way; its name is worth keeping.
             return Err(LinkError::AllRefused);
         }
+        self.homes.hear(&self.address, &verdict);
         self.session.clone_from(&verdict.session_id);
         let liveness = if self.dies_of_ping {
             Liveness::QUIET
@@ -406,6 +416,7 @@ impl Link {
             frame: BUFFER_PAYLOAD as u32,
             offer_mux: true,
             proof,
+            mark: Some(self.mark.clone()),
         };
         let (mut machine, request) =
             BackendHandshake::new(wanted.collect(), options, || random_hex(8));

@@ -433,6 +433,12 @@ pub(super) struct FrontendEntry {
     /// that is no kite gets one.
     #[schemars(range(min = 1, max = 4), extend("x-flag" = "--tunnels"))]
     pub tunnels: Option<u8>,
+    /// If it is one of a fleet, it may name the members that are home to the kites, and tunnels are kept there, too. It could
+    /// name anybody: only addresses with a pin, and onion services, are taken from it, 8 at most, and dialled as all frontends
+    /// are.
+    #[serde(default)]
+    #[schemars(extend("default" = false))]
+    pub homes: bool,
 }
 
 /// A kite to fly.

@@ -59,6 +59,10 @@ impl Dialer for DirectDialer {
         true
     }
 
+    fn reaches_onions(&self) -> bool {
+        false
+    }
+
     fn describe(&self) -> &'static str {
         "direct"
     }

@@ -17,6 +17,8 @@ use super::open::{self, Named, Open, Pending};
 use super::registry::{Claim, Claimant, EndTls, Standing, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
+use crate::fleet::Fleet;
+use crate::fleet::map::Flight;
 use crate::kite::{KiteName, Protocol};
 use crate::observe::hush::PAUSE;
 use crate::random::random_hex;
@@ -25,9 +27,10 @@ use crate::tunnel::buffer::BUFFER_PAYLOAD;
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::wire::frame::{Decoder, Frame, put_kites};
 use crate::wire::handshake::{
-    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams, RefusalKind,
-    Request, UNAVAILABLE, put_answer,
+    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_FLEET, KITE_MUX, KITE_PROOF, KITE_TLS, MuxParams,
+    RefusalKind, Request, UNAVAILABLE, put_answer,
 };
+use crate::wire::lines::MAX_LINES;
 use crate::wire::{Binding, KiteId, Limits, Lines, ServiceLine};
 
 /// How long a backend may take from its request to its proof; pagekite.py's frontend
@@ -39,6 +42,8 @@ pub const TELL_QUOTA: Duration = Duration::from_secs(15 * 60);
 const MAX_WAITING: usize = 16;
 /// How long a tunnel may stand of whose kites none has come to fly: its backend asks again. It is at the doorstep meanwhile.
 pub const LINGER: Duration = Duration::from_secs(300);
+/// A kite that has changed hands in the fleet stays there for so long, in milliseconds.
+pub const SETTLED: u64 = 30_000;
 /// The feature of a backend that wants no more than it asks for (protocol page §3.1).
 const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
@@ -242,6 +247,11 @@ impl Registration<'_> {
         if asked.has_feature(KITE_AWAY) {
             answer.features.push(KITE_AWAY.to_owned());
         }
+        let fleet = self.shared.fleet.as_deref();
+        let fleet = fleet.filter(|_| asked.has_feature(KITE_FLEET));
+        if fleet.is_some() {
+            answer.features.push(KITE_FLEET.to_owned());
+        }
         self.shared.judge.capabilities(&mut answer);
         if self.shared.open.is_some() {
             open::capabilities(asked, &mut answer);
@@ -257,6 +267,7 @@ impl Registration<'_> {
             claimant.several = true;
         }
         let pending = self.judge(asked, claimant, &mut answer).await;
+        put_homes(fleet, &mut answer);
         let mut out = BytesMut::new();
         put_answer(&mut out, &answer);
         send(conn, &out).await?;
@@ -276,6 +287,7 @@ impl Registration<'_> {
             ..Lines::default()
         };
         let pending = self.judge(&lines, claimant, &mut verdict).await;
+        put_homes(fleet, &mut verdict);
         out.clear();
         put_kites(&mut out, &verdict);
         send(conn, &out).await?;
@@ -336,11 +348,18 @@ impl Registration<'_> {
                         self.shared.revoke();
                     }
                     let ends = self.ends_tls(&id, &leave.terms, end_tls);
+                    let mark = lines.backends.iter().find(|(kite, _)| *kite == id);
                     let claimant = Claimant {
                         end_tls,
+                        mark: mark.map(|(_, mark)| mark.as_str()),
                         ..claimant
                     };
-                    match self.shared.registry.claim(&id, leave, claimant) {
+                    let several = claimant.several && leave.backends > 1;
+                    let claim = match self.is_settled(&id, claimant, several) {
+                        true => Claim::Duplicate,
+                        false => self.shared.registry.claim(&id, leave, claimant),
+                    };
+                    match claim {
                         Claim::Granted | Claim::Held => {
                             account.left(asker.now_unix).put(verdict);
                             verdict.motd = self.shared.motd.text();
@@ -542,6 +561,22 @@ impl Registration<'_> {
         }
     }
 
+    /// Has another backend just taken this kite over at another member of the fleet? The newest gets it, but two that both
+    /// want it shall not snatch it from each other all the time.
+    fn is_settled(&self, id: &KiteId, claimant: Claimant<'_>, several: bool) -> bool {
+        let Some(fleet) = &self.shared.fleet else {
+            return false;
+        };
+        let key = (id.proto.clone(), id.name.clone());
+        let flight = Flight {
+            session: claimant.session.to_owned(),
+            since: claimant.since.saturating_sub(SETTLED),
+            backend: claimant.mark.map(str::to_owned),
+            several,
+        };
+        fleet.look(|map| map.is_beaten(fleet.me(), &key, &flight))
+    }
+
     /// Can and may we end TLS for this kite?
     fn ends_tls(&self, id: &KiteId, terms: &Terms, wish: EndTls) -> bool {
         let readable = [Protocol::Http, Protocol::Websocket];
@@ -703,6 +738,20 @@ async fn sent_away(place: &mut Option<Place>) {
     match place {
         Some(place) => place.sent_away().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Says which members of the fleet are home to the kites that fly.
+fn put_homes(fleet: Option<&Fleet>, lines: &mut Lines) {
+    let Some(fleet) = fleet else { return };
+    let mut names: Vec<&String> = lines.ok.iter().map(|id| &id.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let homes = fleet.homes(name).into_iter().filter_map(|m| m.public);
+        for home in homes.take(MAX_LINES - lines.homes.len()) {
+            lines.homes.push((name.clone(), home.to_string()));
+        }
     }
 }
 

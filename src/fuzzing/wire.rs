@@ -197,6 +197,7 @@ fn converse<'a>(flags: u8, pieces: impl Iterator<Item = &'a [u8]>) -> Outcome {
         frame: 16 * 1024,
         offer_mux: flags & 8 != 0,
         proof,
+        mark: Some(crate::wire::mark::MarkKey::new([7; 32])),
     };
     let wanted = |proto: &str, name: &str| Wanted {
         proto: proto.into(),

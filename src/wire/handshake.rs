@@ -21,6 +21,7 @@ use bytes::BytesMut;
 
 use super::chunk::Limits;
 use super::frame::{Control, Decoder, Frame, FrameError, put_kites};
+use super::mark::MarkKey;
 use super::proof::{self, Binding, Prover};
 use super::sign;
 use super::tub::{self, KITE_TUB, TubCertificate, TubClaim, TubSignature};
@@ -34,8 +35,8 @@ pub use super::heads::{
     FORBIDDEN, HandshakeError, MAX_HEAD, Request, UNAVAILABLE, parse_answer, put_answer,
 };
 pub use super::lines::{
-    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_MUX, KITE_PROOF, KITE_TLS, KiteId, Lines, LinesError,
-    MuxParams, Proof, ServiceLine,
+    ADD_KITES, KITE_AWAY, KITE_BESIDE, KITE_FLEET, KITE_MUX, KITE_PROOF, KITE_TLS, KiteId, Lines,
+    LinesError, MuxParams, Proof, ServiceLine,
 };
 
 /// What a frontend thinks of a service line.
@@ -182,6 +183,8 @@ pub struct Options {
     pub offer_mux: bool,
     /// Offer or demand [`KITE_PROOF`].
     pub proof: ProofPolicy,
+    /// Offer [`KITE_FLEET`], and make our marks with this.
+    pub mark: Option<MarkKey>,
 }
 
 /// What a backend wants of [`KITE_PROOF`].
@@ -248,6 +251,8 @@ pub struct Verdict {
     pub proven: bool,
     /// [`KITE_PROOF`] is in force for this tunnel, whatever flies.
     pub agreed: bool,
+    /// Names of kites, each with the address of a frontend that is home to it; not looked at yet. See [`KITE_FLEET`].
+    pub homes: Vec<(String, String)>,
     /// The frontend's message of the day, if it is not empty.
     pub motd: Option<String>,
     /// KB, days and connections left, if the frontend counts them.
@@ -349,6 +354,8 @@ pub struct PeerParams {
     pub beside: bool,
     /// Both ends have [`KITE_AWAY`].
     pub away: bool,
+    /// Both ends have [`KITE_FLEET`].
+    pub fleet: bool,
     /// Protocols it carries. Empty if it does not say.
     pub protos: Vec<String>,
     /// Ports it serves.
@@ -491,6 +498,16 @@ impl BackendHandshake {
                 ..Lines::default()
             };
             self.claim_tubs(&mut lines);
+            if let Some(key) = self
+                .options
+                .mark
+                .as_ref()
+                .filter(|_| self.verdict.peer.fleet)
+            {
+                let ids = lines.services.iter().map(ServiceLine::kite_id);
+                let marked = ids.map(|id| (id.clone(), key.of(&id.proto, &id.name)));
+                lines.backends = marked.collect();
+            }
             put_kites(&mut out, &lines);
             return Ok(Step::Send(out));
         }
@@ -551,6 +568,10 @@ impl BackendHandshake {
         }
         verdict.peer.away |= lines.has_feature(KITE_AWAY);
         verdict.peer.beside |= self.options.offer_beside && lines.has_feature(KITE_BESIDE);
+        verdict.peer.fleet |= self.options.mark.is_some() && lines.has_feature(KITE_FLEET);
+        if verdict.peer.fleet {
+            verdict.homes.extend(lines.homes);
+        }
         let Lines {
             ok,
             ssl_ok,
@@ -675,6 +696,9 @@ impl BackendHandshake {
         }
         lines.features.push(KITE_TLS.to_owned());
         lines.features.push(KITE_AWAY.to_owned());
+        if self.options.mark.is_some() {
+            lines.features.push(KITE_FLEET.to_owned());
+        }
         let ending = self.entries.iter().filter(|e| e.wanted.end_tls);
         lines.end_tls = ending.map(|e| e.id.clone()).collect();
         if self.options.offer_beside {

@@ -25,6 +25,8 @@ const PREFIX: &str = "X-PageKite";
 pub const MAX_LINES: usize = 64;
 /// Longest session id or feature word, in bytes. pk.py's ids have 49.
 const MAX_WORD: usize = 128;
+/// Longest name with the address of a home, in bytes.
+const MAX_HOME: usize = 640;
 /// Longest text meant for people, in bytes; the rest is cut off.
 const MAX_TEXT: usize = 1024;
 
@@ -42,6 +44,9 @@ pub const KITE_BESIDE: &str = "KiteBeside1";
 pub const KITE_TLS: &str = "KiteTls1";
 /// Our extension: an end that is going to stop says so, and its tunnels end with their streams (protocol page §21.7).
 pub const KITE_AWAY: &str = "KiteAway1";
+/// Our extension: the frontend is one of several that serve one domain; it says which of them are home to a kite, and hears
+/// what the backend is known by among them (protocol page §21.9).
+pub const KITE_FLEET: &str = "KiteFleet1";
 /// The smallest and largest payload per frame that [`KITE_MUX`] may ask for, in bytes.
 pub const MUX_FRAME: std::ops::RangeInclusive<u32> = 1024..=(MAX_FRAME - HEADROOM) as u32;
 /// The smallest and largest window per stream that [`KITE_MUX`] may announce, in KB.
@@ -87,6 +92,10 @@ pub struct Lines {
     pub end_tls: Vec<KiteId>,
     /// Whoever says this goes away, or has heard that the other does: no stream is opened any more; see [`KITE_AWAY`].
     pub away: bool,
+    /// What the backend of a kite is known by in a fleet; see [`KITE_FLEET`].
+    pub backends: Vec<(KiteId, String)>,
+    /// A kite's name, and the address of a frontend that is home to it; see [`KITE_FLEET`].
+    pub homes: Vec<(String, String)>,
     /// Kites that are asked for.
     pub services: Vec<ServiceLine>,
     /// Challenges: sign again with this fsalt.
@@ -162,6 +171,8 @@ impl Lines {
             b"-beside" => push("Beside", &mut self.beside, word("Beside", value)?)?,
             b"-end-tls" => push("End-TLS", &mut self.end_tls, id("End-TLS", value)?)?,
             b"-away" => self.away = true,
+            b"-backend" => push("Backend", &mut self.backends, mark(value)?)?,
+            b"-home" => push("Home", &mut self.homes, home(value)?)?,
             b"-retire" => self.retire = Some(word("Retire", value)?),
             b"-signthis" => push("SignThis", &mut self.sign_this, challenge(value)?)?,
             b"-ok" => push("OK", &mut self.ok, id("OK", value)?)?,
@@ -222,11 +233,17 @@ impl Lines {
         each!("", self.services);
         each!("-Tub-Certificate", self.tub_certificates);
         each!("-Tub", self.tubs);
+        for (kite, mark) in &self.backends {
+            line("-Backend", &format_args!("{kite}:{mark}"));
+        }
         for (kite, fsalt) in &self.sign_this {
             line("-SignThis", &format_args!("{kite}:{fsalt}"));
         }
         each!("-OK", self.ok);
         each!("-SSL-OK", self.ssl_ok);
+        for (name, address) in &self.homes {
+            line("-Home", &format_args!("{name}:{address}"));
+        }
         for (kite, Proof(proof)) in &self.proofs {
             line("-Proof", &format_args!("{kite}:{proof}"));
         }
@@ -309,6 +326,27 @@ fn proof(value: &[u8]) -> Result<(KiteId, Proof), LinesError> {
         kite_id("Proof", [proto, name, bsalt])?,
         Proof(proof.to_owned()),
     ))
+}
+
+/// `proto:name:bsalt:mark`.
+fn mark(value: &[u8]) -> Result<(KiteId, String), LinesError> {
+    let [proto, name, bsalt, mark] = fields("Backend", value)?;
+    if mark.is_empty() {
+        return Err(LinesError::Form("Backend"));
+    }
+    let kite = kite_id("Backend", [proto, name, bsalt])?;
+    Ok((kite, mark.to_owned()))
+}
+
+/// `name:address`, where the address has more colons.
+fn home(value: &[u8]) -> Result<(String, String), LinesError> {
+    let text = visible("Home", value)?;
+    match text.split_once(':') {
+        Some((name, address)) if !name.is_empty() && text.len() <= MAX_HOME => {
+            Ok((name.to_ascii_lowercase(), address.to_owned()))
+        }
+        _ => Err(LinesError::Form("Home")),
+    }
 }
 
 /// `proto:name:bsalt;reason`, perhaps with more behind a second semicolon.

@@ -61,6 +61,7 @@ fn fly(front: &Side, names: &[&str], origin: SocketAddr) -> (Board, Trigger) {
         address: front.address.parse().unwrap(),
         kites: None,
         tunnels: 1,
+        homes: false,
     };
     let services = names
         .iter()
@@ -318,6 +319,7 @@ async fn wrong_secrets_take_no_kite_down() {
             address: front.address.parse().unwrap(),
             kites: None,
             tunnels: 1,
+            homes: false,
         };
         let wrong = service(Protocol::Http, BOB, origin, "wrong");
         let board = Board::default();

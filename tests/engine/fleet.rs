@@ -2,26 +2,34 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kite::config::{FleetConfig, FrontendConfig, Listen, ProofRule};
+use kite::backend::Plan;
+use kite::backend::introduce::Tell;
+use kite::config::{FleetConfig, Frontend as To, FrontendConfig, Listen, ProofRule, Service};
 use kite::fleet::Fleet;
+use kite::fleet::header::Passed;
+use kite::fleet::map::Flight;
 use kite::fleet::member::Member;
+use kite::frontend::balancer::Balancers;
 use kite::kite::Protocol;
-use kite::shutdown::Trigger;
-use kite::tls::MemberTls;
+use kite::observe::board::Board;
+use kite::proxy_header::{Version, write};
+use kite::shutdown::{self, Trigger};
+use kite::tls::{MemberTls, Purpose, TlsServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::roles::{
-    NAME, SWITCHING, Side, any, ask, backend, frontend_config, kites, negotiate, origin, service,
-    start, until,
+    NAME, SWITCHING, Side, ask, backend, backend_of, dialer, frontend_config, kites, negotiate,
+    origin, service, start, until,
 };
 
 /// Frontends that know each other.
 pub struct Together {
     pub sides: Vec<Side>,
-    _states: Vec<tempfile::TempDir>,
+    states: Vec<tempfile::TempDir>,
 }
 
 /// A free port on loopback, for who must be known before it listens.
@@ -30,13 +38,14 @@ async fn free() -> SocketAddr {
     probe.local_addr().unwrap()
 }
 
-/// What a member is to the others.
-pub fn member(name: &str, address: SocketAddr, state: &Path) -> Member {
+/// What a member is to the others; backends find it at `public`.
+pub fn member(name: &str, address: SocketAddr, public: SocketAddr, state: &Path) -> Member {
+    let pin = TlsServer::load_or_create(state).unwrap().pin();
     Member {
         id: name.parse().unwrap(),
         address,
         pin: MemberTls::load_or_create(state).unwrap().pin(),
-        public: None,
+        public: Some(format!("{public}#{pin}").parse().unwrap()),
     }
 }
 
@@ -47,14 +56,15 @@ pub async fn fleet_of(
     with: impl Fn(usize, &mut FrontendConfig),
 ) -> Together {
     let states: Vec<_> = (0..n).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut members = Vec::new();
+    let (mut members, mut ports) = (Vec::new(), Vec::new());
     for (i, state) in states.iter().enumerate() {
         let name = ["a", "b", "c", "d"][i];
-        members.push(member(name, free().await, state.path()));
+        ports.push(free().await);
+        members.push(member(name, free().await, ports[i], state.path()));
     }
     let mut sides = Vec::new();
     for (i, state) in states.iter().enumerate() {
-        let mut config = frontend_config(state.path(), any(), protocols, ProofRule::Optional);
+        let mut config = frontend_config(state.path(), ports[i], protocols, ProofRule::Optional);
         config.grace = Duration::ZERO;
         config.fleet = Some(FleetConfig {
             listen: members[i].address,
@@ -64,10 +74,7 @@ pub async fn fleet_of(
         with(i, &mut config);
         sides.push(start(config));
     }
-    let together = Together {
-        sides,
-        _states: states,
-    };
+    let together = Together { sides, states };
     let linked = |side: &Side| fleet(side).seen().iter().all(|s| s.tells && s.hears);
     until("all members are linked", || {
         together.sides.iter().all(linked)
@@ -135,7 +142,7 @@ async fn a_visitor_reaches_its_kite_whichever_member_it_comes_to() {
             "the bytes came back as they were sent, and then the end"
         );
     }
-    assert_eq!(visitors.load(std::sync::atomic::Ordering::SeqCst), 3);
+    assert_eq!(visitors.load(Ordering::SeqCst), 3);
     let passing = |i: usize| fleet(&together.sides[i]).passing();
     assert_eq!((passing(0).out, passing(1).out, passing(2).out), (1, 0, 1));
     assert_eq!(passing(1).brought, 2);
@@ -160,7 +167,7 @@ async fn an_unknown_name_is_told_so_and_a_name_that_is_known_elsewhere_is_held_t
     // It flies at b, for foolscap only; b says so.
     let page = ask(side.public, GET).await;
     assert!(page.starts_with(b"HTTP/1.1 403"), "{page:?}");
-    assert_eq!(visitors.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(visitors.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
@@ -194,4 +201,297 @@ async fn a_port_of_a_kites_own_leads_to_it_wherever_it_flies() {
         "HTTP/1.0 200 Connection Established\r\n\r\nsaid"
     );
     assert_eq!(fleet(&together.sides[0]).passing().out, 2);
+}
+
+#[tokio::test]
+async fn a_break_travels_through_both_members_and_is_no_end() {
+    let raw = |_: usize, config: &mut FrontendConfig| config.listen[1].raw = true;
+    let together = fleet_of(2, &[Protocol::Raw], raw).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = listener.local_addr().unwrap();
+    let _back = together.flying(1, Protocol::Raw, origin).await;
+    let port = together.sides[0].port_kite;
+    let mut byte = [0];
+    for by_visitor in [true, false] {
+        let mut visitor = TcpStream::connect(port).await.unwrap();
+        visitor.write_all(b"x").await.unwrap();
+        let (mut origin, _) = listener.accept().await.unwrap();
+        origin.read_exact(&mut byte).await.unwrap();
+        origin.write_all(b"y").await.unwrap();
+        visitor.read_exact(&mut byte).await.unwrap();
+        let (breaks, mut hears) = match by_visitor {
+            true => (visitor, origin),
+            false => (origin, visitor),
+        };
+        breaks.set_zero_linger().unwrap();
+        drop(breaks);
+        let heard = within(hears.read(&mut byte)).await;
+        let heard = heard.map_err(|e| e.kind());
+        assert_eq!(
+            heard,
+            Err(std::io::ErrorKind::ConnectionReset),
+            "{by_visitor}"
+        );
+    }
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("in time")
+}
+
+/// What a visitor is told, and nothing if it is not let in.
+async fn bring(tls: &MemberTls, to: &Member, passed: &Passed, first: &[u8]) -> Vec<u8> {
+    let conn = TcpStream::connect(to.address).await.unwrap();
+    let mut got = Vec::new();
+    let bringing = async {
+        let mut conn = tls.connect(conn, to.pin, Purpose::Visit).await.ok()?;
+        conn.write_all(&passed.header()).await.ok()?;
+        conn.write_all(first).await.ok()?;
+        conn.shutdown().await.ok()?;
+        conn.read_to_end(&mut got).await.ok()
+    };
+    within(bringing).await;
+    got
+}
+
+#[tokio::test]
+async fn strangers_get_nothing_and_no_visitor_goes_further_than_one_member() {
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, visitors) = origin(b"").await;
+    let _back = together.flying(1, Protocol::Http, origin).await;
+    let b = fleet(&together.sides[0])
+        .members()
+        .get(&"b".parse().unwrap());
+    let b = b.unwrap();
+    let passed = |hops| Passed {
+        from: "203.0.113.7:4711".parse().unwrap(),
+        port: 80,
+        kite: format!("http:{NAME}"),
+        port_kite: None,
+        raw: false,
+        storage_only: false,
+        hops,
+    };
+    let ours = MemberTls::load_or_create(together.states[0].path()).unwrap();
+    let taken = bring(&ours, &b, &passed(1), GET.as_bytes()).await;
+    assert_eq!(taken, [b"+", GET.as_bytes()].concat());
+    for hops in [0, 2, 255] {
+        assert_eq!(bring(&ours, &b, &passed(hops), GET.as_bytes()).await, b"");
+    }
+    // What is there for frontends only is not there for what members bring.
+    for no_visitor in [
+        "CONNECT PageKite:1 HTTP/1.0\r\n\r\n",
+        "GET /ping HTTP/1.1\r\nHost: ping.pagekite\r\n\r\n",
+    ] {
+        assert_eq!(
+            bring(&ours, &b, &passed(1), no_visitor.as_bytes()).await,
+            b"-",
+            "{no_visitor}"
+        );
+    }
+    // Another key: not one of the fleet's.
+    let dir = tempfile::tempdir().unwrap();
+    let stranger = MemberTls::load_or_create(dir.path()).unwrap();
+    assert_eq!(bring(&stranger, &b, &passed(1), GET.as_bytes()).await, b"");
+    // No key, and no TLS.
+    assert_eq!(ask(b.address, GET).await.first(), Some(&0x15), "an alert");
+    assert_eq!(visitors.load(Ordering::SeqCst), 1);
+}
+
+fn flight(since: u64, backend: Option<&str>) -> Flight {
+    Flight {
+        session: "s".into(),
+        since,
+        backend: backend.map(Into::into),
+        several: false,
+    }
+}
+
+#[tokio::test]
+async fn a_map_that_is_wrong_leads_to_the_next_member_or_to_the_usual_answer() {
+    let together = fleet_of(3, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let _back = together.flying(2, Protocol::Http, origin).await;
+    let a = fleet(&together.sides[0]);
+    let (bob, eve) = (
+        ("http".to_owned(), NAME.to_owned()),
+        ("http".to_owned(), "eve.alice.example".to_owned()),
+    );
+    let b = "b".parse().unwrap();
+    // b is said to be the newest, and is not there: c is next.
+    a.put(&b, bob.clone(), flight(u64::MAX / 2, None));
+    a.put(&b, eve, flight(1, None));
+    let public = together.sides[0].public;
+    assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    assert_eq!(a.look(|map| map.kites_of(&b)), 1, "it has learnt that");
+    let eve = "GET / HTTP/1.1\r\nHost: eve.alice.example\r\n\r\n";
+    assert!(ask_half(public, eve).await.starts_with(b"HTTP/1.1 503"));
+    assert_eq!(a.look(|map| map.kites_of(&b)), 0);
+    let passing = a.passing();
+    assert_eq!((passing.out, passing.in_vain), (1, 1));
+}
+
+/// As [`ask`], and ends its half.
+async fn ask_half(to: SocketAddr, request: &str) -> Vec<u8> {
+    let mut conn = TcpStream::connect(to).await.unwrap();
+    conn.write_all(request.as_bytes()).await.unwrap();
+    conn.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    within(conn.read_to_end(&mut got)).await.unwrap();
+    got
+}
+
+#[tokio::test]
+async fn a_kite_at_two_members_outlives_one_of_them() {
+    let mut together = fleet_of(3, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let addresses = [
+        together.sides[1].address.as_str(),
+        together.sides[2].address.as_str(),
+    ];
+    let _back = backend_of(
+        &addresses,
+        vec![service(Protocol::Http, NAME, origin, "right")],
+    );
+    together.known(1, 1).await;
+    together.known(2, 1).await;
+    let public = together.sides[0].public;
+    assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    // Nobody is told that it goes: its visitors find the other.
+    let gone = together.sides.remove(1);
+    let stopping = tokio::spawn(gone.stop());
+    for _ in 0..20 {
+        assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    }
+    stopping.await.unwrap();
+    assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    let seen = fleet(&together.sides[0]).seen();
+    assert!(!seen[0].hears && seen[1].hears, "{seen:?}");
+}
+
+#[tokio::test]
+async fn visitors_that_were_passed_on_are_waited_for() {
+    let mut together = fleet_of(2, &[Protocol::Foolscap], |_, config| {
+        config.drain = Duration::from_secs(20);
+    })
+    .await;
+    let (origin, _) = origin(SWITCHING).await;
+    let _back = together.flying(1, Protocol::Foolscap, origin).await;
+    let mut visitor = negotiate(together.sides[0].public, NAME).await;
+    let a = together.sides.remove(0);
+    let public = a.public;
+    let stopping = tokio::spawn(a.stop());
+    until("nobody comes in any more", || {
+        std::net::TcpStream::connect(public).is_err()
+    })
+    .await;
+    let record = [0x16, 3, 1, 0, 1, 7];
+    visitor.write_all(&record).await.unwrap();
+    let mut back = [0; 6];
+    within(visitor.read_exact(&mut back)).await.unwrap();
+    assert_eq!(back, record);
+    assert!(!stopping.is_finished());
+    drop(visitor);
+    within(stopping).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_newest_backend_has_the_kite_and_two_tunnels_of_one_are_no_rivals() {
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let all = [
+        together.sides[0].address.as_str(),
+        together.sides[1].address.as_str(),
+    ];
+    let ours = || vec![service(Protocol::Http, NAME, origin, "right")];
+    let one = backend_of(&all, ours());
+    together.known(0, 1).await;
+    together.known(1, 1).await;
+    // Another backend, that has the secret as well: not at once.
+    let other = backend(&together.sides[0].address, ours());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let up = |i: usize| kites(&together.sides[i].handle).len();
+    assert_eq!((up(0), up(1)), (1, 1));
+    drop(other);
+    // One that has flown elsewhere for longer gives way to the newest.
+    let a = fleet(&together.sides[0]);
+    let key = ("http".to_owned(), NAME.to_owned());
+    a.put(&"b".parse().unwrap(), key, flight(a.now(), Some("another")));
+    until("it comes down, and only there", || (up(0), up(1)) == (0, 1)).await;
+    drop(one);
+}
+
+#[tokio::test]
+async fn a_backend_that_asks_is_told_which_members_are_home_to_its_kites() {
+    let together = fleet_of(4, &[Protocol::Http], |_, _| {}).await;
+    let members = fleet(&together.sides[0]).members().all();
+    let ids: Vec<_> = members.iter().map(|m| m.id.clone()).collect();
+    let homes = kite::fleet::homes::homes(NAME, &ids, 2);
+    let at = |id| ids.iter().position(|i| i == id).unwrap();
+    let homes: Vec<_> = homes.into_iter().map(at).collect();
+    let mut others = (0..4).filter(|i| !homes.contains(i));
+    let (entry, never) = (others.next().unwrap(), others.next().unwrap());
+    let (origin, _) = origin(b"").await;
+    for asks in [false, true] {
+        let (_trigger, order) = shutdown::channel();
+        let to = To {
+            address: together.sides[entry].address.parse().unwrap(),
+            kites: None,
+            tunnels: 1,
+            homes: asks,
+        };
+        let ours = vec![service(Protocol::Http, NAME, origin, "right")];
+        let board = Board::default();
+        tokio::spawn(kite::backend::run(
+            Plan::fixed(vec![to], ours),
+            dialer(),
+            board,
+            order,
+        ));
+        let up = |i: usize| !kites(&together.sides[i].handle).is_empty();
+        until("it flies", || up(entry)).await;
+        if asks {
+            until("it flies at home", || homes.iter().all(|i| up(*i))).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!up(never) && homes.iter().all(|i| up(*i) == asks));
+        drop(_trigger);
+        until("it is gone", || (0..4).all(|i| !up(i))).await;
+    }
+}
+
+#[tokio::test]
+async fn who_the_visitor_is_and_where_it_came_in_is_told_to_the_backend() {
+    let proxied = |_: usize, config: &mut FrontendConfig| {
+        config.listen[0].balancers = Some(Balancers::on_this_machine());
+        config.listen[0].port = Some(8080);
+    };
+    let together = fleet_of(2, &[Protocol::Http], proxied).await;
+    let (origin, _) = origin(b"").await;
+    let kite = Service {
+        tell: Tell {
+            forwarded_headers: true,
+            ..Tell::default()
+        },
+        ..service(Protocol::Http, NAME, origin, "right")
+    };
+    // Backends come by the other port, which is no kite's at the second member.
+    let b = &together.sides[1];
+    let pin = b.address.split_once('#').unwrap().1;
+    let _back = backend(&format!("{}#{pin}", b.port_kite), vec![kite]);
+    together.known(1, 1).await;
+    let from = "203.0.113.7:4711".parse().ok();
+    let mut said = write(Version::V2, from, 80, "");
+    said.extend_from_slice(GET.as_bytes());
+    let mut conn = TcpStream::connect(together.sides[0].public).await.unwrap();
+    conn.write_all(&said).await.unwrap();
+    conn.shutdown().await.unwrap();
+    let mut told = Vec::new();
+    within(conn.read_to_end(&mut told)).await.unwrap();
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.contains("X-Forwarded-For: 203.0.113.7\r\n"), "{told}");
+    assert!(told.contains("X-Forwarded-Port: 8080\r\n"), "{told}");
+    assert_eq!(fleet(&together.sides[0]).passing().out, 1);
 }

@@ -117,6 +117,7 @@ async fn scene() -> Scene {
         address: format!("{at}#{pin}").parse().unwrap(),
         kites: None,
         tunnels: 2,
+        homes: false,
     };
     let left = Arc::default();
     let dialer = Watched {
@@ -227,6 +228,7 @@ async fn one_who_knows_no_session_gets_no_place_beside_it() {
         address: scene.front.address.parse().unwrap(),
         kites: None,
         tunnels: 2,
+        homes: false,
     };
     let board = Board::default();
     let services = vec![service(Protocol::Foolscap, NAME, other, "right")];

@@ -33,6 +33,7 @@ fn backend_within(
         address: address.parse().unwrap(),
         kites: None,
         tunnels,
+        homes: false,
     };
     let service = service(Protocol::Foolscap, NAME, origin, "right");
     let plan = Plan::fixed(vec![to], vec![service]);

@@ -77,6 +77,7 @@ fn to(front: &Side) -> To {
         address: front.address.parse().unwrap(),
         kites: None,
         tunnels: 1,
+        homes: false,
     }
 }
 

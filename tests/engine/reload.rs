@@ -26,6 +26,7 @@ fn to(side: &Side) -> To {
         address: side.address.parse().unwrap(),
         kites: None,
         tunnels: 2,
+        homes: false,
     }
 }
 

@@ -196,6 +196,7 @@ pub fn backend_of(addresses: &[&str], services: Vec<Service>) -> Trigger {
         address: address.parse().unwrap(),
         kites: None,
         tunnels: 1,
+        homes: false,
     };
     let all = addresses.iter().map(to).collect();
     tokio::spawn(kite::backend::run(

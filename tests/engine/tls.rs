@@ -105,6 +105,7 @@ pub fn backend_trusting(ca: &Path, address: &str, services: Vec<Service>) -> (Tr
         address: address.parse().unwrap(),
         kites: None,
         tunnels: 1,
+        homes: false,
     };
     let board = Board::default();
     tokio::spawn(kite::backend::run(

@@ -105,6 +105,7 @@ async fn backend_at(frontends: &[(&str, &str)]) -> Trigger {
         address: address.parse().unwrap(),
         kites: Some(vec![name.parse().unwrap()]),
         tunnels: 2,
+        homes: false,
     });
     let services = frontends
         .iter()

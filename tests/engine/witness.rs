@@ -115,6 +115,7 @@ impl Scene {
                 address: front.address.parse().unwrap(),
                 kites: None,
                 tunnels: 1,
+                homes: false,
             }],
             services,
         };
@@ -375,6 +376,7 @@ impl Two {
             address: side.address.parse().unwrap(),
             kites: None,
             tunnels: 1,
+            homes: false,
         };
         let plan = Plan {
             frontends: sides.iter().map(to).collect(),
@@ -613,6 +615,7 @@ async fn a_wrong_secret_is_remembered_with_its_kite() {
                 address: front.address.parse().unwrap(),
                 kites: None,
                 tunnels: 1,
+                homes: false,
             }],
             services: vec![service(Protocol::Foolscap, NAME, address, "wrong")],
         },
