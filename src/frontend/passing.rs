@@ -93,8 +93,10 @@ impl Shared {
             Some(Visitor::Http(head)) if head.kind == HttpKind::Request => {
                 protos = visitor::WEB_PROTOS;
             }
-            // Its TLS may be ended where the kite flies. But who asks for a frontend asks for this one.
-            Some(Visitor::Tls(_)) if !self.is_called(&host) => protos = super::awaited::ENDED,
+            // Its TLS may be ended where the kite flies. But who asks for a frontend, and was not sent here, asks for this one.
+            Some(Visitor::Tls(_)) if door.brought.is_some() || !self.is_called(&host) => {
+                protos = super::awaited::ENDED;
+            }
             _ => {}
         }
         let host = crate::sniff::without_ip_prefix(&host).unwrap_or(host);

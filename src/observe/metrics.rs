@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Desk;
-use crate::observe::status::{Kite, Outcome, Role, Status, Traffic};
+use crate::observe::status::{Fleet, Kite, Member, Outcome, Role, Status, Traffic};
 use crate::tor::Trouble;
 use crate::web::door::{self, Answer, Site};
 
@@ -265,6 +265,56 @@ impl Book {
             "Tunnels of backends that owe a sign of life",
             here(silent.count()),
         );
+        if let Some(fleet) = &status.fleet {
+            self.fleet(fleet);
+        }
+    }
+
+    fn fleet(&mut self, fleet: &Fleet) {
+        let member = |m: &Member| vec![("member", m.id.clone())];
+        let links = fleet.members.iter().flat_map(|m| {
+            [("told", m.told), ("heard", m.heard)].map(|(direction, stands)| {
+                let mut labels = member(m);
+                labels.push(("direction", direction.to_owned()));
+                (labels, f64::from(u8::from(stands)))
+            })
+        });
+        self.gauge(
+            "fleet_link",
+            None,
+            "Whether a link to or from another member stands",
+            links,
+        );
+        let kites = fleet.members.iter().map(|m| (member(m), m.kites as f64));
+        self.gauge(
+            "fleet_kites",
+            None,
+            "Kites that fly at another member",
+            kites,
+        );
+        let way = |word: &str| vec![("direction", word.to_owned())];
+        self.counter(
+            "fleet_visitors",
+            None,
+            "Visitors that were passed on to other members, or brought by them",
+            [
+                (way("passed_on"), fleet.passed_on),
+                (way("brought"), fleet.brought),
+            ],
+        );
+        let open = (fleet.passed_on_open as f64, fleet.brought_open as f64);
+        self.gauge(
+            "fleet_visitors_open",
+            None,
+            "Those that are there now",
+            [(way("passed_on"), open.0), (way("brought"), open.1)],
+        );
+        self.counter(
+            "fleet_visitors_in_vain",
+            None,
+            "Visitors that no other member took after all",
+            [(vec![], fleet.passed_in_vain)],
+        );
     }
 
     fn kites(&mut self, status: &Status) {
@@ -448,6 +498,37 @@ mod tests {
         assert_eq!(rows.count(), MAX_KITES + 1);
         assert!(text.contains("kite_visitors_total{kite=\"(others)\"} 100\n"));
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_fleet_is_counted_and_no_other_frontend_has_rows_for_one() {
+        let mut status = Status::new(Role::Frontend, Instant::now());
+        assert!(!encode(&status, true).expect("text").contains("fleet"));
+        status.fleet = Some(Fleet {
+            members: vec![Member {
+                id: "b".into(),
+                told: true,
+                heard: false,
+                kites: 3,
+            }],
+            passed_on: 5,
+            brought_open: 2,
+            ..Fleet::default()
+        });
+        let text = encode(&status, true).expect("text");
+        for row in [
+            "kite_fleet_link{member=\"b\",direction=\"told\"} 1",
+            "kite_fleet_link{member=\"b\",direction=\"heard\"} 0",
+            "kite_fleet_kites{member=\"b\"} 3",
+            "kite_fleet_visitors_total{direction=\"passed_on\"} 5",
+            "kite_fleet_visitors_open{direction=\"brought\"} 2",
+            "kite_fleet_visitors_in_vain_total 0",
+        ] {
+            assert!(
+                text.lines().any(|line| line.starts_with(row)),
+                "{row}\n{text}"
+            );
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub use self::text::{Age, Size};
 use super::board::{self, Board, View};
 use super::traffic::{Ledger, Of, Speed, Sum};
 use crate::backend::Plan;
+use crate::fleet;
 use crate::frontend::registry::TunnelView;
 use crate::kite::Protocol;
 use crate::tor::{DialReport, Progress};
@@ -64,6 +65,9 @@ pub struct Status {
     /// This frontend carries storage traffic and nothing else.
     #[serde(default)]
     pub storage_only: bool,
+    /// The fleet that a frontend is a part of.
+    #[serde(default)]
+    pub fleet: Option<Fleet>,
     /// All its visitors together.
     #[serde(default)]
     pub traffic: Traffic,
@@ -79,6 +83,62 @@ pub struct Status {
     /// What went wrong, the last first; at most 32.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+}
+
+/// A fleet, as one of its frontends sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Fleet {
+    /// What this member is called.
+    pub id: String,
+    /// The key that it shows to the others.
+    pub pin: String,
+    /// The other members.
+    pub members: Vec<Member>,
+    /// Visitors that were passed on to other members, since the start.
+    pub passed_on: u64,
+    /// Those that are there now.
+    pub passed_on_open: usize,
+    /// Visitors that no member took after all.
+    pub passed_in_vain: u64,
+    /// Visitors that other members have brought, since the start.
+    pub brought: u64,
+    /// Those that are there now.
+    pub brought_open: usize,
+}
+
+/// Another frontend of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Member {
+    /// What it is called.
+    pub id: String,
+    /// It hears what flies here.
+    pub told: bool,
+    /// It tells what flies there.
+    pub heard: bool,
+    /// Kites that fly there, as far as is known here.
+    pub kites: usize,
+}
+
+impl From<&fleet::Fleet> for Fleet {
+    fn from(fleet: &fleet::Fleet) -> Self {
+        let passing = fleet.passing();
+        let member = |seen: fleet::Seen| Member {
+            id: seen.id.to_string(),
+            told: seen.tells,
+            heard: seen.hears,
+            kites: seen.kites,
+        };
+        Self {
+            id: fleet.me().to_string(),
+            pin: fleet.pin().to_string(),
+            members: fleet.seen().into_iter().map(member).collect(),
+            passed_on: passing.out,
+            passed_on_open: passing.out_open,
+            passed_in_vain: passing.in_vain,
+            brought: passing.brought,
+            brought_open: passing.brought_open,
+        }
+    }
 }
 
 /// Visitors and their bytes, since the start.
@@ -325,6 +385,7 @@ impl Status {
             backends: Vec::new(),
             addresses: Vec::new(),
             storage_only: false,
+            fleet: None,
             traffic: Traffic::default(),
             speed: Rate::default(),
             frontends: Vec::new(),

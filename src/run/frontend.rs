@@ -385,6 +385,7 @@ impl Desk for FrontendDesk {
         Status {
             addresses: self.pinned.iter().chain(onion).cloned().collect(),
             storage_only: self.handle.policy().is_storage_only(),
+            fleet: self.handle.fleet().map(Into::into),
             tor: self
                 .tor
                 .get()

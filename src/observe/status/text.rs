@@ -131,6 +131,28 @@ impl fmt::Display for Status {
         for address in &self.addresses {
             writeln!(f, "backends dial {address}")?;
         }
+        if let Some(fleet) = &self.fleet {
+            writeln!(f, "fleet: this is {}, {}", fleet.id, fleet.pin)?;
+            for member in &fleet.members {
+                let (id, kites) = (&member.id, member.kites);
+                let link = match (member.told, member.heard) {
+                    (true, true) => "linked",
+                    (true, false) => "it is told what flies here, and says nothing",
+                    (false, true) => "it cannot be told what flies here",
+                    (false, false) => "not linked",
+                };
+                writeln!(f, "member {id}: {link}; kites there: {kites}")?;
+            }
+            writeln!(
+                f,
+                "visitors passed on: {} ({} now), in vain {}; brought by members: {} ({} now)",
+                fleet.passed_on,
+                fleet.passed_on_open,
+                fleet.passed_in_vain,
+                fleet.brought,
+                fleet.brought_open
+            )?;
+        }
         for backend in &self.backends {
             writeln!(
                 f,
