@@ -75,6 +75,7 @@ pub struct Fleet {
     tls: MemberTls,
     dialer: MemberDialer,
     clock: AtomicU64,
+    began: Instant,
     /// Another one at each start, so that the others see that this process is a new one.
     boot: String,
     ties: Mutex<HashMap<MemberId, Tie>>,
@@ -94,6 +95,8 @@ struct Tie {
     hears: bool,
     /// The process at the other end.
     boot: String,
+    /// One has told all that flies there.
+    has_told: bool,
     /// When it was last found not to answer.
     failed: Option<Instant>,
 }
@@ -169,6 +172,8 @@ impl Drop for Visitor {
     }
 }
 
+/// How long after a start it counts that others have not told yet what flies there.
+pub const YOUNG: Duration = Duration::from_secs(3);
 /// How long a member that did not answer is tried after all others.
 const SHUNNED: Duration = Duration::from_secs(2);
 
@@ -183,6 +188,7 @@ impl Fleet {
             dialer: MemberDialer::new(Inside(()), tls.clone()),
             tls,
             clock: AtomicU64::new(0),
+            began: Instant::now(),
             boot: crate::random::random_hex(16),
             ties: Mutex::default(),
             book: None,
@@ -270,6 +276,18 @@ impl Fleet {
     /// Where else in the fleet a visitor's kite flies.
     pub fn find(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Hit> {
         self.look(|map| map.find(protos, port, host))
+    }
+
+    /// Has this process just begun, and not heard yet from all members what flies there? What nobody is known to fly may fly
+    /// then, for all it knows.
+    pub fn is_young(&self) -> bool {
+        let all_have_told = || {
+            let others = self.others();
+            let ties = self.ties();
+            let has_told = |m: &Member| ties.get(&m.id).is_some_and(|tie| tie.has_told);
+            others.iter().all(has_told)
+        };
+        self.began.elapsed() < YOUNG && !all_have_told()
     }
 
     /// The members that are home to the kites of this name, as far as backends can be told of them.

@@ -270,7 +270,7 @@ fn whole(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 
 /// Writes a version 2 header of a connection from `from`, who came to `port`, with these fields behind it: a kind and at most
 /// 255 bytes each, and some few of them.
-pub fn write_fields(from: SocketAddr, port: u16, fields: &[(u8, &[u8])]) -> Vec<u8> {
+pub fn write_fields(from: SocketAddr, port: u16, fields: &[Field<'_>]) -> Vec<u8> {
     // Without a host it has an empty field for it, which is cut off again.
     let plain = block(Some(from), port, "");
     let (command, family) = match plain.get(SIGNATURE.len()..SIGNATURE.len() + 2) {
@@ -285,9 +285,12 @@ pub fn write_fields(from: SocketAddr, port: u16, fields: &[(u8, &[u8])]) -> Vec<
     whole(command, family, &rest)
 }
 
+/// A field behind the addresses of a version 2 header: its kind, and what it says.
+pub type Field<'a> = (u8, &'a [u8]);
+
 /// The port that a version 2 header's connection was made to, and the fields behind its addresses. None where there is none,
 /// or where a field does not end within it.
-pub fn fields(header: &[u8]) -> Option<(u16, Vec<(u8, &[u8])>)> {
+pub fn fields(header: &[u8]) -> Option<(u16, Vec<Field<'_>>)> {
     let family = *header.get(SIGNATURE.len() + 1)?;
     let rest = header.get(FIXED..)?;
     let (port, mut rest) = match family {

@@ -158,7 +158,7 @@ mod tests {
         // Nobody asked for that.
         assert_eq!(
             places(&homes, &[frontend(&first, false)], true),
-            [first.clone()]
+            std::slice::from_ref(&first)
         );
         // A home's own word counts for nothing.
         let there = frontend(&home, false);

@@ -235,9 +235,14 @@ async fn hear(fleet: &Arc<Fleet>, mut lines: Lines<Brought>, hello: Hello) {
             Some(Word::Down(key, session)) => {
                 fleet.learn(|map| map.remove(&member, &key, &session));
             }
-            Some(Word::All) if is_known => fleet.learn(|map| map.sweep(&member)),
-            // Its backends come back to a process that has just begun: what flew before may do so again.
-            Some(Word::All) => sweep_later(fleet, &member, number),
+            Some(Word::All) => {
+                fleet.tie(&member, |tie| tie.has_told = true);
+                match is_known {
+                    true => fleet.learn(|map| map.sweep(&member)),
+                    // Its backends come back to a process that has just begun: what flew before may do so again.
+                    false => sweep_later(fleet, &member, number),
+                }
+            }
             Some(Word::Beat) => {}
             None => break,
         }

@@ -69,8 +69,8 @@ impl Awaited {
 }
 
 impl Shared {
-    /// Keeps a visitor until a kite is there that may be meant, if one is expected. Who has come for anything else goes on at
-    /// once; so does everybody when the time is over.
+    /// Keeps a visitor until a kite is there that may be meant, if one is expected here, or not known yet not to be elsewhere in
+    /// the fleet. Who has come for anything else goes on at once; so does everybody when the time is over.
     pub(super) async fn hold(&self, visitor: Option<&Visitor>, door: &Arrival) {
         let Some((mut protos, host)) = wanted(visitor, door) else {
             return;
@@ -85,17 +85,20 @@ impl Shared {
             found.is_some_and(|found| !found.is_catch_all)
                 || self.flies_elsewhere(protos, door.port, &host)
         };
-        if Instant::now() >= awaited.until
-            || is_back()
-            || !awaited.expects(self, protos, door.port, &host)
-        {
+        let expected = Instant::now() < awaited.until
+            && !is_back()
+            && awaited.expects(self, protos, door.port, &host);
+        let fleet = self.fleet.as_ref().filter(|_| door.brought.is_none());
+        let may_be = || expected && Instant::now() < awaited.until;
+        let may_be = || may_be() || fleet.is_some_and(|fleet| fleet.is_young());
+        if is_back() || !may_be() {
             return;
         }
         let Ok(_place) = awaited.places.try_acquire() else {
             return;
         };
         tracing::debug!("a visitor waits for {host}, which is not back yet");
-        while Instant::now() < awaited.until && !self.leaving() && !is_back() {
+        while may_be() && !self.leaving() && !is_back() {
             sleep(LOOK).await;
         }
     }

@@ -24,7 +24,7 @@ pub(super) enum Turn {
     /// This frontend's.
     Ours,
     /// Another member has taken it.
-    Theirs(Taken),
+    Theirs(Box<Taken>),
     /// Another member has brought it, and nothing flies here that could be meant.
     Nobodys,
 }
@@ -65,7 +65,7 @@ impl Shared {
         match fleet.offer(&hit, &passed, first).await {
             Some(taken) => {
                 tracing::debug!("a visitor of {host} is passed on to {}", taken.member());
-                Turn::Theirs(taken)
+                Turn::Theirs(Box::new(taken))
             }
             None => Turn::Ours,
         }

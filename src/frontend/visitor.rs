@@ -127,7 +127,7 @@ async fn settle<C: Coming>(
 }
 
 /// Joins a visitor with the member that has taken it.
-async fn carry<C: Coming>(conn: C, taken: Taken, peer: &str) {
+async fn carry<C: Coming>(conn: C, taken: Box<Taken>, peer: &str) {
     let piped = taken.carry(conn).await;
     tracing::debug!(%peer, up = piped.there, down = piped.back, "visitor left another member: {:?}", piped.end);
 }
@@ -151,7 +151,7 @@ fn turned_away(shared: &Shared, door: &Arrival, why: &Turned) {
 enum Comer<C> {
     Visitor(C, BytesMut, Route),
     /// A visitor whom another member of the fleet has taken.
-    Passed(C, Taken),
+    Passed(C, Box<Taken>),
     /// A visitor whose TLS is ended here.
     Ended(Box<Secured>, BytesMut, Route),
     Backend(Box<Asking>),

@@ -87,6 +87,18 @@ def enter():
 
 
 @contextlib.contextmanager
+def neighbours():
+    """Within this block machines reach each other through the island: frontends that are a fleet."""
+    with open("/proc/sys/net/ipv4/ip_forward", "w") as f:
+        f.write("1")
+    try:
+        yield
+    finally:
+        with open("/proc/sys/net/ipv4/ip_forward", "w") as f:
+            f.write("0")
+
+
+@contextlib.contextmanager
 def severed(sources, target):
     """Within this block none of these addresses of the island finds a way to that one."""
     rules = [f"pref 10 from {source} to {target} unreachable" for source in sources]
