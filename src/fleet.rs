@@ -287,7 +287,11 @@ impl Fleet {
             let has_told = |m: &Member| ties.get(&m.id).is_some_and(|tie| tie.has_told);
             others.iter().all(has_told)
         };
-        self.began.elapsed() < YOUNG && !all_have_told()
+        let is_known = || match self.book() {
+            Some(book) => book.fresh || book.lost > 0,
+            None => all_have_told(),
+        };
+        self.began.elapsed() < YOUNG && !is_known()
     }
 
     /// The members that are home to the kites of this name, as far as backends can be told of them.
@@ -309,12 +313,14 @@ impl Fleet {
                 .map(|m| map.kites_of(&m.id))
                 .collect::<Vec<_>>()
         });
+        // Where etcd has the book there are no links: who speaks with it is told, and heard.
+        let by_book = self.book().map(|book| book.fresh);
         let ties = self.ties();
         let seen = |(member, kites): (Member, usize)| {
             let tie = ties.get(&member.id);
             Seen {
-                tells: tie.is_some_and(|t| t.tells),
-                hears: tie.is_some_and(|t| t.hears),
+                tells: by_book.unwrap_or_else(|| tie.is_some_and(|t| t.tells)),
+                hears: by_book.unwrap_or_else(|| tie.is_some_and(|t| t.hears)),
                 id: member.id,
                 kites,
             }

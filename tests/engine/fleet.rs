@@ -70,6 +70,7 @@ pub async fn fleet_of(
             listen: members[i].address,
             id: members[i].id.clone(),
             members: members.clone(),
+            etcd: None,
         });
         with(i, &mut config);
         sides.push(start(config));
