@@ -606,7 +606,7 @@ catalogue! {
     MemberLost = "KITE-F51" {
         title: "nothing is heard any more of another frontend of the fleet",
         cause: "It has stopped or is being replaced, or the network between the two is broken.",
-        subject: "the member",
+        subject: "the other member",
         remedy: "Nothing, if it was stopped: its backends go to other members. Else look at its log, and at the network between the machines.",
         then: TriesAgain,
         example: "fleet: the link from b has ended; what flies there is remembered for 15 s",
