@@ -207,6 +207,23 @@ pub enum KitesCommand {
         /// Its name, as it was added
         name: String,
     },
+    /// Let nobody fly this name, whoever may: also a stranger's, of a frontend with [open]. What flies by it comes down at once,
+    /// with its visitors
+    Block {
+        /// The name, or *.bob.alice.example for all below
+        name: String,
+    },
+    /// Take that back
+    Unblock {
+        /// The name, as it was blocked
+        name: String,
+    },
+    /// Show the names that are blocked. Exit status: 0 also if there is none
+    Blocked {
+        /// Print JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Flags of `kite frontend kites add`.

@@ -17,6 +17,7 @@ pub mod auth;
 pub mod authority;
 pub mod awaited;
 pub mod balancer;
+pub mod blocked;
 pub mod book;
 mod certificates;
 pub mod doorstep;
@@ -303,6 +304,7 @@ impl Prepared {
         });
         let issuer = issuer.transpose()?;
         let registry = Registry::default();
+        registry.keep_from(accounts.blocked());
         let most = descriptors::room_for(MAX_CONNECTIONS);
         let shared = Shared {
             strangers: registry.ledger().count(Of::default()),

@@ -15,12 +15,18 @@ use crate::sniff::Voice;
 use crate::tunnel::splice::{Inspect, Objection};
 use crate::wire::Lines;
 
+/// What the backend of a kite is told whose name the operator has blocked.
+pub(super) const BLOCKED: &str = "its name is blocked by the operator";
+
 /// Why a kite may not fly, or not any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum End {
     /// The operator has removed it.
     #[error("it is not allowed any more")]
     Removed,
+    /// The operator has blocked its name.
+    #[error("its name is blocked")]
+    Blocked,
     /// Its last day is over.
     #[error("it has expired")]
     Expired,
@@ -46,6 +52,7 @@ impl End {
     pub fn word(&self) -> &str {
         match self {
             Self::Removed => "unauthorized",
+            Self::Blocked => BLOCKED,
             Self::Expired => "nodays",
             Self::Bytes => "noquota",
             Self::Connections => "noconns",

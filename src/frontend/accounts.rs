@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, End, last_day, now_unix};
+use super::blocked::{self, Blocked, Since};
 use super::book::{Book, BookError, Entry};
 use super::invited::{self, Invited, Redeemed};
 use super::limits::{Limits, Used};
@@ -30,6 +31,7 @@ pub struct Holding {
 #[derive(Default)]
 pub struct Accounts {
     table: RwLock<HashMap<KiteName, Vec<Holding>>>,
+    blocked: Arc<Blocked>,
     sources: Mutex<Sources>,
 }
 
@@ -85,7 +87,8 @@ impl Accounts {
             sources.defaults = defaults;
             sources.state_dir = state_dir.to_path_buf();
             if metered || Book::exists(state_dir) {
-                sources.open()?;
+                let blocked = sources.open()?.blocked()?;
+                accounts.blocked.set(blocked);
             }
             accounts.rebuild(&sources);
         }
@@ -140,6 +143,37 @@ impl Accounts {
         sources.added.remove(name);
         self.rebuild(&sources);
         Ok(())
+    }
+
+    /// What nobody flies, now and later.
+    pub fn blocked(&self) -> Arc<Blocked> {
+        self.blocked.clone()
+    }
+
+    /// Blocks a name. What flies by it comes down at the next look.
+    pub fn block(&self, name: &KiteName) -> Result<(), BookError> {
+        let since = Since { since: now_unix() };
+        let mut sources = self.sources();
+        sources.open()?.block(name, since)?;
+        self.blocked.put(name, since);
+        Ok(())
+    }
+
+    /// Blocks it no more.
+    pub fn unblock(&self, name: &KiteName) -> Result<(), BookError> {
+        let mut sources = self.sources();
+        sources.open()?.unblock(name)?;
+        self.blocked.take(name);
+        Ok(())
+    }
+
+    /// Every name that is blocked.
+    pub fn list_blocked(&self) -> Result<Vec<blocked::Listed>, BookError> {
+        let mut sources = self.sources();
+        match sources.book.is_some() || Book::exists(&sources.state_dir) {
+            true => Ok(blocked::listed(sources.open()?.blocked()?)),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Invites somebody to fly a kite.

@@ -1,7 +1,7 @@
 //! The book: kites that the operator adds and removes while the frontend runs, what all kites
 //! have used, and who is invited. A small database in the state directory; whatever was acknowledged survives a crash.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::blocked::Since;
 use super::invited::Invited;
 use super::limits::{Limits, Used};
 use crate::code::{Code, Coded};
@@ -35,6 +36,8 @@ const KITES: TableDefinition<&str, &[u8]> = TableDefinition::new("kites");
 const USED: TableDefinition<&str, &[u8]> = TableDefinition::new("used");
 /// An invitation's number, and its [`Invited`] as JSON.
 const INVITED: TableDefinition<&str, &[u8]> = TableDefinition::new("invited");
+/// A name or wildcard that nobody flies, and [`Since`] when, as JSON.
+const BLOCKED: TableDefinition<&str, &[u8]> = TableDefinition::new("blocked");
 
 /// The book, open. Nobody else can open it as long as it is.
 pub struct Book {
@@ -120,6 +123,15 @@ pub enum BookError {
     /// Nobody to disappoint.
     #[error("nobody is invited to fly {0}; `kite frontend invitations list` shows who is")]
     NotInvited(KiteName),
+    /// Nothing to do.
+    #[error("{0} is blocked already; `kite frontend kites blocked` shows what is")]
+    Blocked(KiteName),
+    /// Nothing to take back.
+    #[error("{0} is not blocked; `kite frontend kites blocked` shows what is")]
+    NotBlocked(KiteName),
+    /// [`MAX_BLOCKED`](super::blocked::MAX_BLOCKED).
+    #[error("the book is full: {max} names are blocked; let a wildcard stand for several", max = super::blocked::MAX_BLOCKED)]
+    FullOfBlocked,
 }
 
 impl Coded for BookError {
@@ -136,7 +148,10 @@ impl Coded for BookError {
             | Self::Full
             | Self::FullOfInvitations
             | Self::Invited(_)
-            | Self::NotInvited(_) => Code::BookDisagrees,
+            | Self::NotInvited(_)
+            | Self::Blocked(_)
+            | Self::NotBlocked(_)
+            | Self::FullOfBlocked => Code::BookDisagrees,
         }
     }
 }
@@ -229,12 +244,16 @@ impl Book {
 
     /// On an open file. Every page of it is looked at: a secret that the disk has spoiled would be a wrong secret.
     fn on(file: File, path: &Path) -> Result<Self, BookError> {
-        let opened = FileBackend::new(file).and_then(|file| {
+        let opening = || {
+            let file = FileBackend::new(file)?;
             let mut builder = redb::Builder::new();
             let mut database = builder.set_cache_size(CACHE).create_with_backend(file)?;
             database.check_integrity()?;
             Ok(database)
-        });
+        };
+        // Some damage is found by an assertion of the database's own.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(opening));
+        let opened = opened.map_err(|_| broken(path, "the database cannot be read"))?;
         let database = opened.map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => BookError::Busy(path.to_path_buf()),
             e => trouble(path, e.into()),
@@ -281,6 +300,14 @@ impl Book {
         Ok(all
             .filter_map(|(key, text)| Some((key, serde_json::from_slice(&text).ok()?)))
             .collect())
+    }
+
+    /// Names that nobody flies.
+    pub(super) fn blocked(&self) -> Result<BTreeMap<KiteName, Since>, BookError> {
+        let read = |(name, text): (String, Vec<u8>)| {
+            Some((name.parse().ok()?, serde_json::from_slice(&text).ok()?))
+        };
+        Ok(self.read(BLOCKED)?.into_iter().filter_map(read).collect())
     }
 
     /// Adds a kite. It is on the disk when this returns.
@@ -372,6 +399,7 @@ impl Book {
                 kites: transaction.open_table(KITES)?,
                 used: transaction.open_table(USED)?,
                 invited: transaction.open_table(INVITED)?,
+                blocked: transaction.open_table(BLOCKED)?,
             })?;
             transaction.commit()?;
             Ok(done)
@@ -387,6 +415,7 @@ pub(super) struct Tables<'a> {
     pub(super) kites: Rows<'a>,
     used: Rows<'a>,
     pub(super) invited: Rows<'a>,
+    pub(super) blocked: Rows<'a>,
 }
 
 impl Tables<'_> {

@@ -91,7 +91,7 @@ pub async fn run(
         InvitationsCommand::List { json } => {
             let all = match Order::Invitations.place(&state_dir).await? {
                 Answer::Invitations(all) => all,
-                Answer::Done | Answer::All(_) | Answer::Refused(_) => Vec::new(),
+                _ => Vec::new(),
             };
             match json {
                 true => {

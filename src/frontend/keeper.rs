@@ -50,7 +50,7 @@ impl Shared {
     /// Takes down what may not fly any more, and tells its backends why.
     pub(super) fn revoke(&self) {
         if let Some(open) = &self.open {
-            open.end_where(|name| self.accounts.grants(name));
+            open.end_where(|name| self.accounts.grants(name) || self.registry.is_blocked(name));
         }
         for Revoked { key, end, tunnels } in self.registry.revoke(now_unix()) {
             let (proto, name) = &*key;

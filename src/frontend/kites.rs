@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{end_of_day, now_unix};
 use super::accounts::{Accounts, Listed};
+use super::blocked::{self, Since};
 use super::book::{Book, BookError, Entry};
 use super::invited::{self, Invited};
 use super::limits::{DAY, Limits, Used};
@@ -37,6 +38,18 @@ pub enum Order {
         /// Its name or wildcard.
         name: String,
     },
+    /// Let nobody fly this one, whoever may.
+    Block {
+        /// Its name, or a wildcard.
+        name: String,
+    },
+    /// Let it fly again.
+    Unblock {
+        /// As it was blocked.
+        name: String,
+    },
+    /// Name all that are blocked.
+    Blocked,
     /// Name all.
     List,
     /// Invite somebody to fly one.
@@ -63,6 +76,8 @@ pub enum Answer {
     Done,
     /// All kites.
     All(Vec<Listed>),
+    /// All names that are blocked.
+    Blocked(Vec<blocked::Listed>),
     /// All invitations.
     Invitations(Vec<invited::Listed>),
     /// Nothing has changed, for this reason.
@@ -107,6 +122,22 @@ impl Order {
         let parse = |name: &str| name.parse::<KiteName>().map_err(|e| e.to_string());
         let done = match &self {
             Self::List => return Answer::All(accounts.list()),
+            Self::Blocked => {
+                return match accounts.list_blocked() {
+                    Ok(all) => Answer::Blocked(all),
+                    Err(e) => Answer::Refused(e.to_string()),
+                };
+            }
+            Self::Block { name } => parse(name).and_then(|name| {
+                accounts.block(&name).map_err(|e| e.to_string())?;
+                tracing::info!("{name} is blocked from now on");
+                Ok(())
+            }),
+            Self::Unblock { name } => parse(name).and_then(|name| {
+                accounts.unblock(&name).map_err(|e| e.to_string())?;
+                tracing::info!("{name} is not blocked any more");
+                Ok(())
+            }),
             Self::Invitations => {
                 return match accounts.invitations() {
                     Ok(all) => Answer::Invitations(all),
@@ -164,6 +195,7 @@ impl Order {
     fn carry_out_alone(&self, state_dir: &Path) -> Result<Answer, KitesError> {
         match self {
             Self::List if !Book::exists(state_dir) => return Ok(Answer::All(Vec::new())),
+            Self::Blocked if !Book::exists(state_dir) => return Ok(Answer::Blocked(Vec::new())),
             Self::Invitations if !Book::exists(state_dir) => {
                 return Ok(Answer::Invitations(Vec::new()));
             }
@@ -174,6 +206,12 @@ impl Order {
         match self {
             Self::Add { name, entry } => book.add(&parse(name)?, entry)?,
             Self::Remove { name } => book.remove(&parse(name)?)?,
+            Self::Block { name } => {
+                let since = now_unix();
+                book.block(&parse(name)?, Since { since })?;
+            }
+            Self::Unblock { name } => book.unblock(&parse(name)?)?,
+            Self::Blocked => return Ok(Answer::Blocked(blocked::listed(book.blocked()?))),
             Self::Invite { id, invited } => {
                 book.invite(id, &parse(&invited.name)?, invited, now_unix())?;
             }
@@ -206,10 +244,20 @@ pub async fn run(
             (Order::Add { name, entry }, secret)
         }
         KitesCommand::Remove { name } => (Order::Remove { name: name.clone() }, None),
+        KitesCommand::Block { name } => {
+            let name = config::parse_name("NAME", name)?.to_string();
+            (Order::Block { name }, None)
+        }
+        KitesCommand::Unblock { name } => (Order::Unblock { name: name.clone() }, None),
+        KitesCommand::Blocked { .. } => (Order::Blocked, None),
         KitesCommand::List { .. } => (Order::List, None),
     };
     let all = match order.place(&state_dir).await? {
         Answer::All(all) => all,
+        Answer::Blocked(all) => {
+            say_blocked(&args.command, &all, out, aside)?;
+            Vec::new()
+        }
         Answer::Done | Answer::Invitations(_) | Answer::Refused(_) => Vec::new(),
     };
     match (&args.command, &order) {
@@ -241,10 +289,39 @@ pub async fn run(
             None => writeln!(aside, "{name} may fly with that secret")?,
         },
         (_, Order::Remove { name }) => writeln!(aside, "{name} may not fly any more")?,
+        (_, Order::Block { name }) => {
+            writeln!(
+                aside,
+                "nobody flies {name} from now on; to take that back: kite frontend kites unblock {name}"
+            )?;
+        }
+        (_, Order::Unblock { name }) => {
+            writeln!(aside, "{name} may fly again, if it may fly at all")?
+        }
         (_, _) => {}
     }
     out.flush()?;
     Ok(())
+}
+
+/// Shows what is blocked.
+fn say_blocked(
+    command: &KitesCommand,
+    all: &[blocked::Listed],
+    out: &mut (dyn Write + Send),
+    aside: &mut (dyn Write + Send),
+) -> std::io::Result<()> {
+    if matches!(command, KitesCommand::Blocked { json: true }) {
+        let text = serde_json::to_string_pretty(all).unwrap_or_default();
+        return writeln!(out, "{text}");
+    }
+    for blocked::Listed { name, since } in all {
+        writeln!(out, "{name}; blocked since {since}")?;
+    }
+    match all {
+        [] => writeln!(aside, "no name is blocked"),
+        _ => Ok(()),
+    }
 }
 
 /// What the flags of `add` say; with the secret, if it was made here.

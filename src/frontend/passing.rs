@@ -100,7 +100,7 @@ impl Shared {
             _ => {}
         }
         let host = crate::sniff::without_ip_prefix(&host).unwrap_or(host);
-        Some((protos, host))
+        (!self.registry.is_blocked(&host)).then_some((protos, host))
     }
 
     /// Where else in the fleet a visitor's kite flies, if it fits better than what flies here.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::account::now_unix;
+use super::account::{BLOCKED, now_unix};
 use super::auth::{Asker, Judgement};
 use super::doorstep::Place;
 use super::limits::Visitor;
@@ -376,6 +376,9 @@ impl Registration<'_> {
                                 .extend(proof.map(|proof| (id.clone(), proof)));
                             verdict.ok.push(id);
                         }
+                        Claim::Blocked => self.refuse(id, BLOCKED, |id| {
+                            verdict.invalid.push((id, Some(BLOCKED.to_owned())));
+                        }),
                         Claim::Full => self.refuse(id, "its tunnel flies too many", |id| {
                             verdict.invalid.push((id, Some("quota".to_owned())));
                         }),
@@ -460,9 +463,13 @@ impl Registration<'_> {
         let granted = |name: &KiteName| shared.accounts.grants(name);
         let judged = judged.and_then(|pending| match granted(&pending.name) {
             true => Err("unauthorized"),
+            false if shared.registry.is_blocked(&pending.name) => Err(BLOCKED),
             false => Ok((open, pending)),
         });
-        if judged.as_ref().is_err_and(|why| *why != open::NO_KEY) {
+        if judged
+            .as_ref()
+            .is_err_and(|why| ![open::NO_KEY, BLOCKED].contains(why))
+        {
             shared.judge.wrong_tub(peer, &id.name);
         }
         judged
@@ -540,6 +547,7 @@ impl Registration<'_> {
         };
         let why = match self.shared.registry.claim(&pending.id, leave, claimant) {
             Claim::Granted | Claim::Held => return Ok(()),
+            Claim::Blocked => BLOCKED,
             Claim::Full => "quota",
             Claim::Duplicate => "duplicate",
         };

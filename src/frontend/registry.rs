@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::account::{Account, End};
 use super::auth::Leave;
+use super::blocked::Blocked;
 use crate::config::MAX_TUNNELS;
 use crate::fleet::map::{Flight, Rank, places};
 use crate::kite::{KiteName, Protocol};
@@ -50,6 +51,8 @@ struct Sky {
     backends: u64,
     /// Where visitors are counted.
     ledger: Ledger,
+    /// What nobody flies.
+    blocked: Arc<Blocked>,
 }
 
 impl Sky {
@@ -290,6 +293,8 @@ pub enum Claim {
     Duplicate,
     /// This session flies [`MAX_KITES`] already.
     Full,
+    /// The operator has blocked the name.
+    Blocked,
 }
 
 /// How well a kite fits a visitor, and what it is.
@@ -409,11 +414,26 @@ impl Registry {
         })
     }
 
+    /// These names are for nobody, from now on.
+    pub fn keep_from(&self, blocked: Arc<Blocked>) {
+        let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sky.blocked = blocked;
+    }
+
+    /// Is this name for nobody?
+    pub fn is_blocked(&self, name: &KiteName) -> bool {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.blocked.covers(name)
+    }
+
     /// Reserves a name for a session: if nobody has it, if one that had it gives way, or
     /// beside one that the claimant knows.
     pub fn claim(&self, id: &KiteId, leave: Leave, claimant: Claimant<'_>) -> Claim {
         let mut sky = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let sky = &mut *sky;
+        if sky.blocked.covers_text(&id.name) {
+            return Claim::Blocked;
+        }
         let key = Arc::new((id.proto.clone(), id.name.clone()));
         let flown = sky.sessions.get(claimant.session);
         if flown.is_some_and(|flown| flown.len() >= MAX_KITES && !flown.contains(&key)) {
@@ -579,14 +599,18 @@ impl Registry {
     /// Takes down the kites whose accounts have ended. Their tunnels, and what else these fly,
     /// stay; a tunnel that flies nothing any more is the caller's to close.
     pub fn revoke(&self, now_unix: u64) -> Vec<Revoked> {
-        let ended = |(key, entry): (&Arc<Key>, &Entry)| {
-            entry.account.standing(now_unix).err()?;
-            Some(key.clone())
-        };
+        let standing =
+            |blocked: &Blocked, key: &Key, entry: &Entry| match blocked.covers_text(&key.1) {
+                true => Err(End::Blocked),
+                false => entry.account.standing(now_unix),
+            };
         // All are looked at, while visitors go on to find theirs; seldom has one ended.
         let ended: Vec<_> = {
             let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            sky.kites.iter().filter_map(ended).collect()
+            let all = sky.kites.iter();
+            all.filter(|(key, entry)| standing(&sky.blocked, key, entry).is_err())
+                .map(|(key, _)| key.clone())
+                .collect()
         };
         if ended.is_empty() {
             return Vec::new();
@@ -595,7 +619,8 @@ impl Registry {
         let mut revoked = Vec::new();
         for key in ended {
             // It may have changed hands, or its limits, since.
-            let end = sky.kites.get(&key).map(|e| e.account.standing(now_unix));
+            let entry = sky.kites.get(&key);
+            let end = entry.map(|entry| standing(&sky.blocked, &key, entry));
             let Some(Err(end)) = end else { continue };
             let Some(entry) = sky.kites.remove(&key) else {
                 continue;
@@ -659,6 +684,9 @@ impl Registry {
     /// gives way to the next.
     pub fn find(&self, protos: &[&str], port: u16, host: &KiteName) -> Option<Found> {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if sky.blocked.covers(host) {
+            return None;
+        }
         let mut key = (String::new(), String::new());
         let mut look = |proto: &str, with_port: bool, name: &str| {
             key.0 = if with_port {

@@ -453,6 +453,70 @@ async fn a_name_that_the_operator_takes_comes_down_at_once() {
     refused(&board, "the frontend does not know this name").await;
 }
 
+/// How an operator answers a complaint, whoever may fly the name: nobody does, until that is taken back.
+#[tokio::test]
+async fn a_blocked_name_comes_down_at_once_and_is_nobodys() {
+    let (node, tub, pem) = node_with_key().await;
+    let (other_node, other, other_pem) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let both = vec![
+        tub_kite(tub, node, Some(&pem)),
+        tub_kite(other, other_node, Some(&other_pem)),
+    ];
+    let (board, _back) = fly_all(&front, both);
+    flies(&front, tub).await;
+    flies(&front, other).await;
+    let mut visitor = TcpStream::connect(front.public).await.unwrap();
+    let host = name(tub).parse().unwrap();
+    visit::ask(&mut visitor, &host, tub).await.unwrap();
+    let name_of = |name: String| Order::Block { name };
+    let answer = front.handle.kites(name_of(name(tub))).await;
+    assert!(matches!(answer, Answer::Done));
+    assert_eq!(kites(&front.handle), [format!("http:{}", name(other))]);
+    let mut rest = Vec::new();
+    let _ = visitor.read_to_end(&mut rest).await;
+    refused(&board, "its name is blocked by the operator").await;
+    assert!(!reached(&front, tub).await && reached(&front, other).await);
+    // Nor by the operator's own leave for all names.
+    let granted = service(Protocol::Foolscap, &name(tub), node, "right");
+    let (granted, _granted) = fly(&front, granted);
+    refused(&granted, "its name is blocked by the operator").await;
+    let again = front.handle.kites(name_of(name(tub))).await;
+    assert!(matches!(again, Answer::Refused(why) if why.contains("is blocked already")));
+    let Answer::Blocked(all) = front.handle.kites(Order::Blocked).await else {
+        panic!("no list");
+    };
+    assert_eq!(all.len(), 1);
+    let back = Order::Unblock { name: name(tub) };
+    assert!(matches!(front.handle.kites(back).await, Answer::Done));
+    let (_, _again) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    assert!(reached(&front, tub).await);
+}
+
+/// A name that a wildcard's kite would serve is no visitor's, while its siblings are.
+#[tokio::test]
+async fn a_name_below_a_kite_can_be_blocked_by_itself() {
+    let (node, tub, _) = node_with_key().await;
+    let (front, _state) = frontend(OpenProof::Key, 9);
+    let wild = service(Protocol::Foolscap, "*.bob.alice.example", node, "right");
+    let (board, _back) = fly(&front, wild);
+    until("it is up", || up(&board)).await;
+    let ask = async |host: &str| {
+        let mut conn = TcpStream::connect(front.public).await.unwrap();
+        visit::ask(&mut conn, &host.parse().unwrap(), tub)
+            .await
+            .is_ok()
+    };
+    assert!(ask("a.bob.alice.example").await && ask("b.bob.alice.example").await);
+    let order = Order::Block {
+        name: "a.bob.alice.example".to_owned(),
+    };
+    assert!(matches!(front.handle.kites(order).await, Answer::Done));
+    assert!(!ask("a.bob.alice.example").await && ask("b.bob.alice.example").await);
+    assert!(up(&board));
+}
+
 #[tokio::test]
 async fn a_frontend_that_is_not_open_says_so() {
     let (node, tub, pem) = node_with_key().await;

@@ -85,10 +85,20 @@ def test_a_day_of_a_frontend(kite, sup, web):
         assert hidden not in everything
     assert frontend.proc.text().count("kite down: http:steady") == 0
 
+    # A name can be taken from whoever flies it, old programs too, and whatever the book allows it.
+    frontend.manage("block", steady.name)
+    frontend.wait_down(steady, timeout=SOON)
+    assert Visitor(frontend.visitors, steady.name).ask("GET", "/bytes/1/10")[0] == 503
+    heard(backend, r"steady.*blocked by the operator|blocked by the operator.*steady")
+
     # What was used is used after a crash, too, but for the last seconds; a kill leaves nothing behind that hinders.
     frontend.stop()
     used = json.loads(frontend.manage("list", "--json")[0])
     assert [k["used"]["bytes"] >= 3 * MIB for k in used if k["name"] == thirsty.name] == [True]
+    # So is what was blocked; it is taken back where no frontend runs as well.
+    assert re.fullmatch(r"steady\.bob\.example; blocked since 20\d\d-\d\d-\d\d\n", frontend.manage("blocked")[0])
+    frontend.manage("unblock", steady.name)
+    assert json.loads(frontend.manage("blocked", "--json")[0]) == []
 
 
 def test_nothing_acknowledged_is_lost(kite, sup):
