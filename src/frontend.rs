@@ -320,7 +320,12 @@ impl Prepared {
             tls,
             certificates,
             challenges,
-            own_page: own_page::Ready::new(&config.page, config.name.as_deref(), config.policy),
+            own_page: own_page::Ready::new(
+                &config.page,
+                config.name.as_deref(),
+                config.policy,
+                config.open.as_ref(),
+            ),
             policy: config.policy,
             open: config.open.map(open::Open::new),
             fleet,
@@ -401,6 +406,12 @@ impl Frontend {
         if self.shared.policy.is_storage_only() {
             tracing::info!(
                 "storage only: whatever a kite is allowed, it carries Tahoe's storage traffic and nothing else"
+            );
+        }
+        if let Some(open) = &self.shared.open {
+            tracing::info!(
+                "open to storage nodes: TUBID.{} flies without an account; its backend says proof = \"tub\"",
+                open.domain()
             );
         }
         self.shared.certificates.announce();

@@ -154,6 +154,11 @@ impl Open {
         }
     }
 
+    /// What its kites are called below.
+    pub fn domain(&self) -> &KiteName {
+        &self.config.domain
+    }
+
     /// The tub that a kite of this name is called by, if it is one of these.
     pub fn tub(&self, name: &KiteName) -> Option<TubId> {
         let (label, domain) = name.as_str().split_once('.')?;

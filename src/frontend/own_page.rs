@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
 use super::storage::Policy;
-use crate::config::OwnPage;
+use crate::config::{Open, OwnPage};
 
 const STYLE: &str = include_str!("own_page.css");
 
@@ -19,7 +19,12 @@ pub struct Ready {
 
 impl Ready {
     /// For the frontend of this name, if it is to have a page.
-    pub fn new(page: &OwnPage, name: Option<&str>, policy: Policy) -> Option<Self> {
+    pub fn new(
+        page: &OwnPage,
+        name: Option<&str>,
+        policy: Policy,
+        open: Option<&Open>,
+    ) -> Option<Self> {
         let name = escaped(name.filter(|_| page.enabled)?);
         let only = match policy {
             Policy::Any => "",
@@ -27,6 +32,14 @@ impl Ready {
                 "<p>It passes on nothing else: no web page, no download and no form is behind any name below its own.</p>\n"
             }
         };
+        let nodes = open.map(|open| {
+            let domain = escaped(open.domain.as_str());
+            format!(
+                "<p>Storage nodes need no account here: a node may be called <code>TUBID.{domain}</code>, where <code>TUBID</code> is what \
+                 stands in its <code>my_nodeid</code>, and its kite proves that by the node&#39;s own key (<code>proof = \"tub\"</code>).</p>\n"
+            )
+        });
+        let nodes = nodes.unwrap_or_default();
         Some(Self {
             status: "200 OK",
             html: html(
@@ -35,7 +48,7 @@ impl Ready {
                 &format!(
                     "<p>This is a kite frontend: it gives computers at home a public name, without telling visitors where they are.</p>\n\
                      <p>It is made for storage nodes of Tahoe-LAFS grids, whose files are encrypted before they come here; \
-                     this server passes on what comes, and keeps none of it.</p>\n{only}\
+                     this server passes on what comes, and keeps none of it.</p>\n{only}{nodes}\
                      <p>There is nothing more for a browser to see, and this page sets no cookies and asks nobody else for anything.</p>\n{}",
                     contact(page)
                 ),
@@ -137,7 +150,7 @@ mod tests {
             contact: Some(contact.to_owned()),
             ..OwnPage::default()
         };
-        let ready = Ready::new(&page, Some("alice.example"), Policy::Any).expect("a page");
+        let ready = Ready::new(&page, Some("alice.example"), Policy::Any, None).expect("a page");
         String::from_utf8(ready.answer(false)).expect("text")
     }
 
@@ -164,9 +177,32 @@ mod tests {
     }
 
     #[test]
+    fn an_open_frontend_says_how_a_node_flies_here() {
+        let open = Open {
+            domain: "alice.example".parse().expect("a name"),
+            proof: crate::config::OpenProof::Key,
+            kites: 1,
+            per_address: 1,
+            limits: crate::frontend::limits::Limits::default(),
+        };
+        let text = |open| {
+            let page = OwnPage::default();
+            let ready = Ready::new(&page, Some("alice.example"), Policy::StorageOnly, open);
+            String::from_utf8(ready.expect("a page").answer(false)).expect("text")
+        };
+        assert!(text(Some(&open)).contains("<code>TUBID.alice.example</code>"));
+        assert!(!text(None).contains("TUBID"));
+    }
+
+    #[test]
     fn a_head_has_the_length_of_what_it_leaves_out() {
-        let ready =
-            Ready::new(&OwnPage::default(), Some("alice.example"), Policy::Any).expect("a page");
+        let ready = Ready::new(
+            &OwnPage::default(),
+            Some("alice.example"),
+            Policy::Any,
+            None,
+        )
+        .expect("a page");
         let head = String::from_utf8(ready.answer(true)).expect("text");
         let whole = String::from_utf8(ready.answer(false)).expect("text");
         let (whole_head, body) = whole.split_once("\r\n\r\n").expect("a blank line");
@@ -176,7 +212,7 @@ mod tests {
             enabled: false,
             contact: None,
         };
-        assert!(Ready::new(&off, Some("alice.example"), Policy::Any).is_none());
-        assert!(Ready::new(&OwnPage::default(), None, Policy::Any).is_none());
+        assert!(Ready::new(&off, Some("alice.example"), Policy::Any, None).is_none());
+        assert!(Ready::new(&OwnPage::default(), None, Policy::Any, None).is_none());
     }
 }

@@ -517,6 +517,62 @@ async fn a_name_below_a_kite_can_be_blocked_by_itself() {
     assert!(up(&board));
 }
 
+/// Streams, rate and bytes, of each kite.
+#[tokio::test]
+async fn each_strangers_kite_has_its_limits() {
+    use kite::frontend::limits::{Rate, Size};
+    let (node, tub, pem) = node_with_key().await;
+    let start = |limits: Limits| {
+        let state = tempfile::tempdir().unwrap();
+        let front = roles::start(FrontendConfig {
+            open: Some(Open {
+                limits,
+                ..open(OpenProof::Key, 9)
+            }),
+            ..config_of(
+                state.path(),
+                vec![Listen::at(any()), Listen::at(any())],
+                Vec::new(),
+            )
+        });
+        (front, state)
+    };
+    let host = name(tub).parse().unwrap();
+    let one_at_a_time = Limits {
+        streams: Some(1),
+        ..Limits::default()
+    };
+    let (front, _state) = start(one_at_a_time);
+    let (_, _back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    let mut first = TcpStream::connect(front.public).await.unwrap();
+    visit::ask(&mut first, &host, tub).await.unwrap();
+    assert!(!reached(&front, tub).await, "the one is there");
+    drop(first);
+    let rarely = Limits {
+        rate: Some(Rate {
+            count: 2,
+            seconds: 3600,
+        }),
+        ..Limits::default()
+    };
+    let (front, _state) = start(rarely);
+    let (_, _back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    assert!(reached(&front, tub).await && reached(&front, tub).await);
+    assert!(!reached(&front, tub).await, "the third within an hour");
+    let little = Limits {
+        quota: Some(Size(1000)),
+        ..Limits::default()
+    };
+    let (front, _state) = start(little);
+    let (board, _back) = fly(&front, tub_kite(tub, node, Some(&pem)));
+    flies(&front, tub).await;
+    let _ = reached(&front, tub).await;
+    refused(&board, "the quota is used up").await;
+    assert!(!reached(&front, tub).await && kites(&front.handle).is_empty());
+}
+
 #[tokio::test]
 async fn a_frontend_that_is_not_open_says_so() {
     let (node, tub, pem) = node_with_key().await;
