@@ -33,6 +33,7 @@ const EVERY_KITE_SAYS: &[&str] = &[
     "http",
     "kiteaway1",
     "kitebeside1",
+    "kitefleet1",
     "kitemux1",
     "kitetls1",
     "noop",
