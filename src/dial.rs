@@ -374,6 +374,24 @@ pub fn tune_stream(socket: &tokio::net::TcpStream) {
     let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(STREAM_UNSENT);
 }
 
+/// A silent member of the fleet is probed after the first, and as often as the second says; after [`MEMBER_GONE`] without an
+/// answer it is gone.
+const MEMBER_KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// As soon as a tunnel that does not answer: who waits for a member that was cut off is to go elsewhere.
+const MEMBER_GONE: Duration = Duration::from_secs(25);
+
+/// For a connection between members of a fleet.
+pub fn tune_member(socket: &tokio::net::TcpStream) {
+    tune_stream(socket);
+    let (time, interval) = MEMBER_KEEPALIVE;
+    let keepalive = socket2::TcpKeepalive::new().with_time(time);
+    let keepalive = keepalive.with_interval(interval).with_retries(3);
+    let socket = socket2::SockRef::from(socket);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(MEMBER_GONE));
+}
+
 /// Small writes leave at once, and a peer that vanished is noticed.
 fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
     let keepalive = socket2::TcpKeepalive::new()

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::direct::{self, Permission};
-use super::{DialError, tune_stream};
+use super::{DialError, tune_member};
 use crate::fleet::Inside;
 use crate::tls::{MemberTls, Pin, Purpose};
 
@@ -45,7 +45,7 @@ impl MemberDialer {
         let conn = timeout(MEMBER_DIAL_TIMEOUT, dialling)
             .await
             .map_err(|_| DialError::TimedOut)??;
-        tune_stream(&conn);
+        tune_member(&conn);
         Ok(self.tls.connect(conn, pin, purpose).await?)
     }
 }

@@ -126,6 +126,12 @@ pub enum Trouble {
     /// Our token is over, or there is none and it wants one.
     #[error("it wants a user and a password")]
     TokenGone,
+    /// It has users, and takes the name in our certificate for one, which its HTTP interface does not do.
+    #[error("it has users, and this frontend's certificate has a name of its own (CommonName)")]
+    NamedCertificate,
+    /// It asks nobody who he is.
+    #[error("it knows no users")]
+    NoUsers,
     /// It knows us, and this is not ours to do.
     #[error("it says: {0}")]
     Forbidden(String),
@@ -176,13 +182,18 @@ impl Trouble {
             Self::Tls(_) => {
                 "check `ca`, `cert` and `key` in [fleet.etcd], and the names in etcd's certificate"
             }
+            Self::NamedCertificate => {
+                "issue `cert` in [fleet.etcd] without a CommonName, and say by `user` and `password_file` who this frontend is"
+            }
             Self::Full => {
                 "compact and defragment etcd, then `etcdctl alarm disarm`; or raise its --quota-backend-bytes"
             }
             Self::TokenGone | Self::Forbidden(_) => {
                 "check `user` and `password_file` in [fleet.etcd], and what etcd allows this user below the prefix"
             }
-            Self::LeaseGone | Self::Compacted => "nothing is to be done; kite begins anew",
+            Self::LeaseGone | Self::Compacted | Self::NoUsers => {
+                "nothing is to be done; kite begins anew"
+            }
             Self::Refused(_) | Self::Gibberish | Self::TooLong => {
                 "look at etcd's own log; kite tries again"
             }

@@ -25,7 +25,7 @@ use super::map::{Flight, Key};
 use super::member::MemberId;
 use super::{Brought, Fleet, Host, Visitor, Way};
 use crate::code::{Code, Coded};
-use crate::dial::MemberConn;
+use crate::dial::{MemberConn, tune_member};
 use crate::listen::{self, TcpListener, TcpStream};
 use crate::observe::hush::Hush;
 use crate::random::jitter;
@@ -127,6 +127,7 @@ enum Turned {
 }
 
 async fn let_in(fleet: &Arc<Fleet>, conn: TcpStream) -> Result<Guest, Turned> {
+    tune_member(&conn);
     let members = fleet.clone();
     let known: Known = Arc::new(move |pin| members.members.have(pin));
     let (mut conn, pin, purpose) = fleet.tls.accept(conn, known).await?;

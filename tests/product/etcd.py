@@ -56,7 +56,8 @@ class Authority:
         """A certificate and its key.  etcd's own gateway is a client of etcd's, and so both uses are allowed."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.IPAddress(ipaddress.ip_address(a)) for a in addresses] or [x509.DNSName(name)]
-        cert = (self._build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
+        # Where etcd has users its gateway takes no certificate with a CommonName.
+        cert = (self._build(x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)]), key)
                 .add_extension(x509.SubjectAlternativeName(names), critical=False)
                 .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                                critical=False))
@@ -73,6 +74,7 @@ class Etcd:
         self.authority = Authority(sup.directory / f"{name}-certificates")
         self.cert, self.key = self.authority.issue(name, ip, "127.0.0.1")
         self.client = self.authority.issue("frontend")
+        self.root = []
         self.proc = None
 
     def start(self, *more):
@@ -91,11 +93,24 @@ class Etcd:
     def wipe(self):
         """As if it had never been; it must not run."""
         shutil.rmtree(self.data)
+        self.root = []
+
+    def ask_who(self, password):
+        """From now on only users may do anything: root, and one for frontends with this password."""
+        for words in ("user add root:root", "user grant-role root root", f"user add kite:{password}", "role add kite",
+                      "role grant-permission kite --prefix=true readwrite kite/", "user grant-role kite kite", "auth enable"):
+            self.ctl(*words.split())
+        self.root = ["--user=root:root"]
+
+    def compact(self):
+        """Forgets all that is past."""
+        revision = json.loads(self.ctl("get", "kite/life", "-w", "json"))["header"]["revision"]
+        self.ctl("compact", revision)
 
     def table(self, **more):
-        """[fleet.etcd] of a frontend."""
+        """[fleet.etcd] of a frontend. At the first of its endpoints there is nobody."""
         cert, key = self.client
-        return {"endpoints": [self.url], "ca": self.authority.ca, "cert": cert, "key": key, **more}
+        return {"endpoints": [self.url.replace("2379", "1"), self.url], "ca": self.authority.ca, "cert": cert, "key": key, **more}
 
     def ctl(self, *args):
         """What etcdctl says."""
@@ -103,7 +118,7 @@ class Etcd:
         with self.machine.inside():
             done = subprocess.Popen(
                 [binary("etcdctl"), f"--endpoints={self.url}", f"--cacert={self.authority.ca}", f"--cert={cert}", f"--key={key}",
-                 *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"ETCDCTL_API": "3"})
+                 *self.root, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"ETCDCTL_API": "3"})
         out, err = done.communicate(timeout=30)
         assert done.returncode == 0, f"etcdctl {args}: {out}{err}"
         return out

@@ -39,9 +39,10 @@ def unreachable(machine, address):
 class Member(Frontend):
     """A frontend of a fleet that has an etcd."""
 
-    def __init__(self, sup, name, machine, kites, etcd, keys=None, tables=""):
+    def __init__(self, sup, name, machine, kites, etcd, keys=None, tables="", more=None):
+        more = more or {}
         self.machine = machine
-        fleet = _table("[fleet]", id=name, listen=f"{machine.address}:{PORT}") + _table("[fleet.etcd]", **etcd.table())
+        fleet = _table("[fleet]", id=name, listen=f"{machine.address}:{PORT}") + _table("[fleet.etcd]", **etcd.table(**more))
         super().__init__(sup, name, machine.address, kites, keys=keys, tables=fleet + tables)
 
     def spawn(self, machine=None, **more):

@@ -2,11 +2,10 @@
 
 import contextlib
 
-from conftest import new_address
 from etcd import Etcd
 from fleet_peer import Member, forwarding, unreachable
 from island import Island
-from kite import Backend, Frontend, Kite
+from kite import Backend, Kite, secret_file
 from proc import wait_until
 from test_graceful import Crowd
 from traffic import HttpOrigin, Visitor
@@ -54,7 +53,8 @@ def test_a_fleet_and_its_etcd(kite, sup, machine):
         kites = [solo, both, late]
         hall = machine()
         etcd = Etcd(sup, hall.address, hall).start()
-        a, b, c = fleet = [Member(sup, f"fe-{x}", machine(), kites, etcd).start() for x in "abc"]
+        login = {"user": "kite", "password_file": secret_file(sup.directory / "password", "pass-word")}
+        a, b, c = fleet = [Member(sup, f"fe-{x}", machine(), kites, etcd, more=login).start() for x in "abc"]
         Backend(sup, "one", [b.pinned()], [solo]).start()
         Backend(sup, "two", [a.pinned(), b.pinned()], [both]).start()
         wait_reached(fleet, solo)
@@ -64,6 +64,9 @@ def test_a_fleet_and_its_etcd(kite, sup, machine):
         addresses = {m.ip for m in fleet}
         values = "".join(v for k, v in keys.items() if "/kites/" in k)
         assert not any(ip in values for ip in [*addresses, "10.77.", "10.78."]), "names only"
+
+        # It asks for a password from now on, which the members have; and what it gave for that it forgets with each start.
+        etcd.ask_who("pass-word")
 
         # etcd is away: whoever flies goes on, what comes waits, and is told when etcd is back.
         with visited(fleet, [solo, both]) as more:
@@ -92,6 +95,7 @@ def test_a_fleet_and_its_etcd(kite, sup, machine):
             wait_reached([b, c], both)
             wait_reached([b, c], solo)
             etcd.wait_keys(lambda keys: len(keys) == 3, LEASE_S + SOON_S, "the leases of both are over")
+            etcd.compact()
             wait_reached([b, c], solo)
             wait_reached([b, c], both)
         etcd.wait_keys(lambda keys: len(keys) == 6, SOON_S, "one is back")

@@ -95,10 +95,15 @@ impl Keeper {
                 (wait, tried) = (RETRY.0, 0);
             }
             match trouble {
-                Trouble::TokenGone => self.token = None,
                 Trouble::Compacted => self.mirror.lose_place(),
                 Trouble::LeaseGone => self.lease = None,
-                _ => self.at = self.at.wrapping_add(1),
+                Trouble::TokenGone => self.token = None,
+                _ => {
+                    // An etcd that was started again has forgotten it, and one that was wiped does not answer who shows it: it
+                    // waits until it has lived as long as the one that gave it.
+                    self.token = None;
+                    self.at = self.at.wrapping_add(1);
+                }
             }
             tried += 1;
             // All endpoints at once, and then a rest.
@@ -140,8 +145,12 @@ impl Keeper {
         if let (Some(Login { user, password }), None) = (&self.settings.login, &self.token) {
             let password =
                 std::str::from_utf8(password.expose()).map_err(|_| Trouble::TokenGone)?;
-            let answer = conn.ask(wire::log_in(user, password)).await?;
-            self.token = Some(wire::token(&answer)?);
+            match conn.ask(wire::log_in(user, password)).await {
+                Ok(answer) => self.token = Some(wire::token(&answer)?),
+                // Its operator may be about to make it so, or a wiped one has forgotten.
+                Err(Trouble::NoUsers) => {}
+                Err(trouble) => return Err(trouble),
+            }
             conn.show(&self.token)?;
         }
         Ok(conn)

@@ -6,13 +6,15 @@ use std::time::{Instant, SystemTime};
 use super::{Endpoint, Trouble};
 use crate::code::{Code, Coded};
 use crate::fleet::member::Member;
-use crate::observe::hush::Hush;
+use crate::observe::hush::{Hush, Hushes, PAUSE};
 
 /// What the keeper writes here, and others read.
 #[derive(Debug)]
 pub struct State {
     view: Mutex<View>,
     impostors: Hush,
+    /// What was said of each endpoint.
+    said: Hushes,
 }
 
 /// How it stands with etcd.
@@ -53,6 +55,7 @@ impl Default for State {
                 strange: 0,
             }),
             impostors: Hush::default(),
+            said: Hushes::default(),
         }
     }
 }
@@ -70,6 +73,7 @@ impl State {
     /// All is known, and what changes will be.
     pub(super) fn found(&self, endpoint: &Endpoint) {
         tracing::info!("fleet: etcd at {endpoint} tells who flies what");
+        self.said.forget(&endpoint.to_string());
         let mut view = self.lock();
         view.fresh = true;
         view.since = SystemTime::now();
@@ -87,12 +91,13 @@ impl State {
             view.lost += 1;
         }
         view.endpoint = Some(endpoint.to_string());
-        let is_new = view.trouble.replace(said.clone()) != Some(said);
+        view.trouble = Some(said);
         drop(view);
         // One line for each trouble, not for each try.
-        if is_new {
+        let (name, now) = (endpoint.to_string(), Instant::now());
+        if let Some(before) = self.said.due(&name, &trouble.to_string(), PAUSE, now) {
             tracing::warn!(
-                "[{}] fleet: etcd at {endpoint}: {trouble}; {}; the map of the fleet stays as it is",
+                "[{}] fleet: etcd at {endpoint}: {trouble}; {}; the map of the fleet stays as it is{before}",
                 trouble.code(),
                 trouble.hint()
             );

@@ -345,7 +345,9 @@ impl Said {
 
 /// An answer whose status is not 200.
 pub fn refusal(status: u16, answer: &[u8]) -> Trouble {
+    let named = b"CommonName of client";
     match serde_json::from_slice::<Said>(answer) {
+        _ if answer.starts_with(named) => Trouble::NamedCertificate,
         Ok(said) if !said.message.is_empty() => refused(&said.message),
         // No JSON: it is something else that answers, or an etcd that is too old.
         _ => Trouble::NoGateway(status),
@@ -359,6 +361,8 @@ fn refused(words: &str) -> Trouble {
         Trouble::LeaseGone
     } else if has("invalid auth token") || has("user name is empty") {
         Trouble::TokenGone
+    } else if has("authentication is not enabled") {
+        Trouble::NoUsers
     } else if has("authentication failed") || has("permission denied") {
         Trouble::Forbidden(crate::plain::plain(words, MAX_REASON))
     } else if has("required revision has been compacted") {

@@ -199,8 +199,14 @@ fn what_etcd_refuses_is_told_apart() {
     );
     let forbidden = "etcdserver: authentication failed, invalid user ID or password";
     assert_eq!(said(400, forbidden), Trouble::Forbidden(forbidden.into()));
+    assert_eq!(
+        said(412, "etcdserver: authentication is not enabled"),
+        Trouble::NoUsers
+    );
     let many = "etcdserver: too many operations in txn request";
     assert_eq!(said(400, many), Trouble::Refused(many.into()));
+    let named = b"CommonName of client sending a request against gateway will be ignored and not used as expected";
+    assert_eq!(refusal(400, named), Trouble::NamedCertificate);
     assert_eq!(refusal(404, b"Not Found"), Trouble::NoGateway(404));
 }
 
