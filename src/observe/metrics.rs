@@ -16,7 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Desk;
-use crate::observe::status::{Fleet, Kite, Member, Outcome, Role, Status, Traffic};
+use crate::observe::status::{Fleet, FleetBook, Kite, Member, Outcome, Role, Status, Traffic};
 use crate::tor::Trouble;
 use crate::web::door::{self, Answer, Site};
 
@@ -315,6 +315,46 @@ impl Book {
             "Visitors that no other member took after all",
             [(vec![], fleet.passed_in_vain)],
         );
+        if let Some(book) = &fleet.etcd {
+            self.fleet_book(book);
+        }
+    }
+
+    fn fleet_book(&mut self, book: &FleetBook) {
+        let one = |value: f64| [(vec![], value)];
+        self.gauge(
+            "fleet_etcd_fresh",
+            None,
+            "Whether what is known of the fleet is what etcd says now",
+            one(f64::from(u8::from(book.fresh))),
+        );
+        self.gauge(
+            "fleet_etcd_members",
+            None,
+            "Members that stand in etcd",
+            one(book.members as f64),
+        );
+        self.gauge(
+            "fleet_etcd_waiting",
+            None,
+            "Changes that etcd is still to be told",
+            one(book.waiting as f64),
+        );
+        for (name, help, value) in [
+            (
+                "fleet_etcd_written",
+                "Changes that etcd was told",
+                book.written,
+            ),
+            ("fleet_etcd_lost", "How often etcd was lost", book.lost),
+            (
+                "fleet_etcd_strange",
+                "What stands in etcd and cannot be read",
+                book.strange,
+            ),
+        ] {
+            self.counter(name, None, help, [(vec![], value)]);
+        }
     }
 
     fn kites(&mut self, status: &Status) {
@@ -513,6 +553,12 @@ mod tests {
             }],
             passed_on: 5,
             brought_open: 2,
+            etcd: Some(FleetBook {
+                fresh: true,
+                waiting: 7,
+                lost: 2,
+                ..FleetBook::default()
+            }),
             ..Fleet::default()
         });
         let text = encode(&status, true).expect("text");
@@ -523,6 +569,9 @@ mod tests {
             "kite_fleet_visitors_total{direction=\"passed_on\"} 5",
             "kite_fleet_visitors_open{direction=\"brought\"} 2",
             "kite_fleet_visitors_in_vain_total 0",
+            "kite_fleet_etcd_fresh 1",
+            "kite_fleet_etcd_waiting 7",
+            "kite_fleet_etcd_lost_total 2",
         ] {
             assert!(
                 text.lines().any(|line| line.starts_with(row)),

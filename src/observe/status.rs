@@ -104,6 +104,49 @@ pub struct Fleet {
     pub brought: u64,
     /// Those that are there now.
     pub brought_open: usize,
+    /// The etcd that knows the members, and what they fly, if there is one.
+    #[serde(default)]
+    pub etcd: Option<FleetBook>,
+}
+
+/// How a frontend stands with its fleet's etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct FleetBook {
+    /// What is known of the fleet is what etcd says now. If not, it is what etcd said last.
+    pub fresh: bool,
+    /// Seconds since that began to be so.
+    pub ago: u64,
+    /// Which endpoint is spoken with, or was tried last.
+    pub endpoint: Option<String>,
+    /// Why it is not fresh, with a code.
+    pub trouble: Option<String>,
+    /// Members that stand there, this one among them.
+    pub members: usize,
+    /// Changes that etcd is still to be told.
+    pub waiting: usize,
+    /// Changes that it was told, since the start.
+    pub written: u64,
+    /// How often it was lost, since the start.
+    pub lost: u64,
+    /// What stands there and cannot be read.
+    pub strange: u64,
+}
+
+impl From<fleet::etcd::View> for FleetBook {
+    fn from(view: fleet::etcd::View) -> Self {
+        let trouble = |(code, text)| format!("[{code}] {text}");
+        Self {
+            fresh: view.fresh,
+            ago: ago(view.since),
+            endpoint: view.endpoint,
+            trouble: view.trouble.map(trouble),
+            members: view.members,
+            waiting: view.waiting,
+            written: view.written,
+            lost: view.lost,
+            strange: view.strange,
+        }
+    }
 }
 
 /// Another frontend of a fleet.
@@ -137,6 +180,7 @@ impl From<&fleet::Fleet> for Fleet {
             passed_in_vain: passing.in_vain,
             brought: passing.brought,
             brought_open: passing.brought_open,
+            etcd: fleet.book().map(Into::into),
         }
     }
 }

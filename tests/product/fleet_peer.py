@@ -10,21 +10,6 @@ PORT = 4430            # where the members come in
 
 
 @contextlib.contextmanager
-def forwarding():
-    """Machines reach each other, by way of the island."""
-    switch = "/proc/sys/net/ipv4/ip_forward"
-    with open(switch) as f:
-        before = f.read()
-    with open(switch, "w") as f:
-        f.write("1")
-    try:
-        yield
-    finally:
-        with open(switch, "w") as f:
-            f.write(before)
-
-
-@contextlib.contextmanager
 def unreachable(machine, address):
     """Within this block the machine has no way to that address."""
     with machine.inside():
@@ -50,9 +35,7 @@ class Member(Frontend):
 
     def book(self):
         """How it stands with etcd: fresh or frozen."""
-        import re
-        said = re.findall("etcd at .* tells who|the map of the fleet stays", self.proc.text())
-        return "fresh" if said and "tells" in said[-1] else "frozen"
+        return "fresh" if self.status()["fleet"]["etcd"]["fresh"] else "frozen"
 
     def wait_book(self, state, timeout=15):
-        wait_until(lambda: self.book() == state, timeout, self.name)
+        wait_until(lambda: self.book() == state, timeout, lambda: f"{self.name}: {self.status()['fleet']}")

@@ -3,8 +3,8 @@
 import contextlib
 
 from etcd import Etcd
-from fleet_peer import Member, forwarding, unreachable
-from island import Island
+from fleet_peer import Member, unreachable
+from island import Island, neighbours
 from kite import Backend, Kite, secret_file
 from proc import wait_until
 from test_graceful import Crowd
@@ -48,7 +48,7 @@ def visited(members, kites):
 
 def test_a_fleet_and_its_etcd(kite, sup, machine):
     """What flies at one member is reached at all. Then everything happens to etcd and to the members that can."""
-    with forwarding(), HttpOrigin(Island()) as web:
+    with neighbours(), HttpOrigin(Island()) as web:
         solo, both, late = (Kite("http", f"{name}.b.example", web.address) for name in ("solo", "both", "late"))
         kites = [solo, both, late]
         hall = machine()

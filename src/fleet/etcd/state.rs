@@ -1,7 +1,7 @@
 //! How it stands with etcd, for the log, the status and the metrics.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::{Endpoint, Trouble};
 use crate::code::{Code, Coded};
@@ -23,7 +23,7 @@ pub struct View {
     /// What is known of the fleet is what etcd says now.
     pub fresh: bool,
     /// Since when.
-    pub since: SystemTime,
+    pub since: Instant,
     /// Which etcd is spoken with, or was last.
     pub endpoint: Option<String>,
     /// Why it is not fresh.
@@ -45,7 +45,7 @@ impl Default for State {
         Self {
             view: Mutex::new(View {
                 fresh: false,
-                since: SystemTime::now(),
+                since: Instant::now(),
                 endpoint: None,
                 trouble: None,
                 members: 0,
@@ -76,7 +76,7 @@ impl State {
         self.said.forget(&endpoint.to_string());
         let mut view = self.lock();
         view.fresh = true;
-        view.since = SystemTime::now();
+        view.since = Instant::now();
         view.endpoint = Some(endpoint.to_string());
         view.trouble = None;
     }
@@ -87,7 +87,7 @@ impl State {
         let mut view = self.lock();
         let was_fresh = std::mem::replace(&mut view.fresh, false);
         if was_fresh {
-            view.since = SystemTime::now();
+            view.since = Instant::now();
             view.lost += 1;
         }
         view.endpoint = Some(endpoint.to_string());

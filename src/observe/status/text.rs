@@ -133,6 +133,23 @@ impl fmt::Display for Status {
         }
         if let Some(fleet) = &self.fleet {
             writeln!(f, "fleet: this is {}, {}", fleet.id, fleet.pin)?;
+            if let Some(book) = &fleet.etcd {
+                let at = book.endpoint.as_deref().unwrap_or("its first endpoint");
+                let state = match (book.fresh, &book.trouble) {
+                    (true, _) => "fresh",
+                    (false, None) => "not reached yet",
+                    (false, Some(_)) => "frozen",
+                };
+                write!(f, "etcd at {at}: {state} for {}", Age(book.ago))?;
+                writeln!(
+                    f,
+                    "; members there: {}, changes to tell it: {}",
+                    book.members, book.waiting
+                )?;
+                if let Some(trouble) = &book.trouble {
+                    writeln!(f, "  {trouble}")?;
+                }
+            }
             for member in &fleet.members {
                 let (id, kites) = (&member.id, member.kites);
                 let link = match (member.told, member.heard) {
