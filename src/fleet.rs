@@ -174,6 +174,8 @@ impl Drop for Visitor {
 
 /// How long after a start it counts that others have not told yet what flies there.
 pub const YOUNG: Duration = Duration::from_secs(3);
+/// How often it is looked whether it is not.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long a member that did not answer is tried after all others.
 const SHUNNED: Duration = Duration::from_secs(2);
 
@@ -288,10 +290,23 @@ impl Fleet {
             others.iter().all(has_told)
         };
         let is_known = || match self.book() {
-            Some(book) => book.fresh || book.lost > 0,
+            Some(_) => self.has_members(),
             None => all_have_told(),
         };
         self.began.elapsed() < YOUNG && !is_known()
+    }
+
+    /// Is it known who the members are? Where etcd knows them it must have been asked.
+    fn has_members(&self) -> bool {
+        let has_spoken = |book: etcd::View| book.fresh || book.lost > 0;
+        self.book().is_none_or(has_spoken)
+    }
+
+    /// Waits until it is known who the members are, or until this process is not young any more.
+    async fn members_known(&self) {
+        while !self.has_members() && self.is_young() {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The members that are home to the kites of this name, as far as backends can be told of them.

@@ -37,6 +37,8 @@ impl<C: Local> Local for TlsStream<C> {
 enum NotTaken {
     #[error("it does not fly the kite any more")]
     NotHere,
+    #[error("it has not said yet where it is reached")]
+    Unknown,
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("the connection broke: {}", .0.kind())]
@@ -101,7 +103,7 @@ impl Fleet {
         passed: &Passed,
         first: &[u8],
     ) -> Result<MemberConn, NotTaken> {
-        let member = self.members.get(id).ok_or(NotTaken::NotHere)?;
+        let member = self.members.get(id).ok_or(NotTaken::Unknown)?;
         let dialling = self.dialer.dial(member.address, member.pin, Purpose::Visit);
         let mut conn = dialling.await?;
         let verdict = async {

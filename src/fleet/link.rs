@@ -65,6 +65,8 @@ pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Ho
     tasks.spawn(settle_rivals(fleet.clone(), host.clone()));
     let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
     let noise = Arc::new(Hush::default());
+    // Until then everybody would be a stranger. Who comes waits in the kernel's queue.
+    fleet.members_known().await;
     loop {
         let (conn, _) = listen::accept(&listener).await;
         while tasks.try_join_next().is_some() {}

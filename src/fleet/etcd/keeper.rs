@@ -186,17 +186,34 @@ impl Keeper {
         }
         let steps = self.mirror.begin();
         self.take(steps);
+        // The members first: what flies at one is of no use before it is known where that is reached.
+        let members = self.keys.members();
+        self.read(conn, beat, &members).await?;
+        let root = self.keys.root().to_owned();
+        let revision = self.read(conn, beat, &root).await?;
+        let steps = self.mirror.complete(life, revision, Instant::now());
+        self.take(steps);
+        Ok(revision + 1)
+    }
+
+    /// Reads all that begins so. As of which revision.
+    async fn read(
+        &mut self,
+        conn: &mut Connection,
+        beat: &mut Interval,
+        prefix: &str,
+    ) -> Result<i64, Trouble> {
         let mut after: Option<(Vec<u8>, i64)> = None;
-        let revision = loop {
+        loop {
             let last = after.as_ref().map(|(key, revision)| (&**key, *revision));
-            let page = wire::page(&conn.ask(wire::range(self.keys.root(), last)).await?)?;
+            let page = wire::page(&conn.ask(wire::range(prefix, last)).await?)?;
             // As of the first page: the others are asked for as they were then.
             let revision = after.map_or(page.revision, |(_, revision)| revision);
             after = page.entries.last().map(|e| (e.key.clone(), revision));
             let steps = self.mirror.read(page.entries);
             self.take(steps);
             if !page.more {
-                break revision;
+                return Ok(revision);
             }
             if tokio::time::timeout(Duration::ZERO, beat.tick())
                 .await
@@ -204,10 +221,7 @@ impl Keeper {
             {
                 self.keep_lease(conn).await?;
             }
-        };
-        let steps = self.mirror.complete(life, revision, Instant::now());
-        self.take(steps);
-        Ok(revision + 1)
+        }
     }
 
     /// Hears what changes and tells what does, until there is trouble.

@@ -54,6 +54,11 @@ impl Keys {
         &self.root
     }
 
+    /// What the members' names begin with.
+    pub fn members(&self) -> String {
+        format!("{}members/", self.root)
+    }
+
     /// Where etcd's life has its name.
     pub fn life(&self) -> String {
         format!("{}life", self.root)
@@ -61,7 +66,7 @@ impl Keys {
 
     /// Where a member says who it is.
     pub fn member(&self, id: &MemberId) -> String {
-        format!("{}members/{id}", self.root)
+        format!("{}{id}", self.members())
     }
 
     /// Where a kite stands. None for what would not be read again: no name of a kite has a slash.
