@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
@@ -75,7 +75,8 @@ pub struct Fleet {
     tls: MemberTls,
     dialer: MemberDialer,
     clock: AtomicU64,
-    began: Instant,
+    /// When it began to serve.
+    began: OnceLock<Instant>,
     /// Another one at each start, so that the others see that this process is a new one.
     boot: String,
     ties: Mutex<HashMap<MemberId, Tie>>,
@@ -173,9 +174,11 @@ impl Drop for Visitor {
 }
 
 /// How long after a start it counts that others have not told yet what flies there.
-pub const YOUNG: Duration = Duration::from_secs(3);
+pub const YOUNG: Duration = Duration::from_secs(7);
 /// How often it is looked whether it is not.
 const LOOK: Duration = Duration::from_millis(20);
+/// How far ahead of our own clock the fleet's may be brought by others, in milliseconds.
+pub const MAX_AHEAD_MS: u64 = 300_000;
 /// How long a member that did not answer is tried after all others.
 const SHUNNED: Duration = Duration::from_secs(2);
 
@@ -190,7 +193,7 @@ impl Fleet {
             dialer: MemberDialer::new(Inside(()), tls.clone()),
             tls,
             clock: AtomicU64::new(0),
-            began: Instant::now(),
+            began: OnceLock::new(),
             boot: crate::random::random_hex(16),
             ties: Mutex::default(),
             book: None,
@@ -245,8 +248,7 @@ impl Fleet {
 
     /// A moment on the fleet's clock, later than all that were seen: machines whose clocks differ agree on what was first.
     pub fn now(&self) -> u64 {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
-        let unix = unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
+        let unix = unix_ms();
         let tick = |last: u64| unix.max(last.saturating_add(1));
         let order = Ordering::Relaxed;
         let before = self
@@ -266,7 +268,10 @@ impl Fleet {
 
     /// Another member flies this. False if it flies too much.
     pub fn put(&self, member: &MemberId, key: Key, flight: Flight) -> bool {
-        self.clock.fetch_max(flight.since, Ordering::Relaxed);
+        // A machine whose clock is far ahead takes nobody else's along.
+        let most = unix_ms().saturating_add(MAX_AHEAD_MS);
+        self.clock
+            .fetch_max(flight.since.min(most), Ordering::Relaxed);
         self.learn(|map| map.put(member, key, flight))
     }
 
@@ -293,7 +298,8 @@ impl Fleet {
             Some(_) => self.has_members(),
             None => all_have_told(),
         };
-        self.began.elapsed() < YOUNG && !is_known()
+        let is_young = |began: &Instant| began.elapsed() < YOUNG;
+        self.began.get().is_none_or(is_young) && !is_known()
     }
 
     /// Is it known who the members are? Where etcd knows them it must have been asked.
@@ -379,6 +385,11 @@ impl Fleet {
     }
 }
 
+fn unix_ms() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+    unix.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,11 +403,24 @@ mod tests {
         assert!(fleet.now() > first);
         let flight = Flight {
             session: "s".into(),
-            since: first + 1_000_000,
+            since: first + 100_000,
             backend: None,
             several: false,
         };
         fleet.put(&"b".parse().unwrap(), ("http".into(), "x".into()), flight);
-        assert!(fleet.now() > first + 1_000_000);
+        assert!(fleet.now() > first + 100_000);
+        let ahead = Flight {
+            session: "t".into(),
+            since: u64::MAX,
+            backend: None,
+            several: false,
+        };
+        fleet.put(&"b".parse().unwrap(), ("http".into(), "x".into()), ahead);
+        let now = fleet.now();
+        assert!(
+            now < first + 2 * MAX_AHEAD_MS,
+            "it is taken along no further"
+        );
+        assert!(fleet.now() > now);
     }
 }

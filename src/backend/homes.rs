@@ -57,6 +57,15 @@ impl Homes {
 
     /// The plan with the homes that its frontends may name; onion services only where they can be reached.
     pub(super) fn complete(&self, mut plan: Plan, onions: bool) -> Plan {
+        // Nobody else's word counts, and so it is not kept.
+        self.0.send_if_modified(|all| {
+            let counts = |of: &String| {
+                let mut asked = plan.frontends.iter().filter(|f| f.homes);
+                asked.any(|f| f.address.to_string() == *of)
+            };
+            all.retain(|of, _| counts(of));
+            false
+        });
         let all = self.0.borrow();
         let mut more: Vec<Frontend> = Vec::new();
         for asked in plan.frontends.iter().filter(|f| f.homes) {
@@ -160,6 +169,8 @@ mod tests {
             places(&homes, &[frontend(&first, false)], true),
             std::slice::from_ref(&first)
         );
+        assert!(homes.0.borrow().is_empty(), "it is not kept either");
+        homes.hear(&entry.address, &verdict("bob.example", &named));
         // A home's own word counts for nothing.
         let there = frontend(&home, false);
         let elsewhere = format!("fe6.example:443{PIN}");

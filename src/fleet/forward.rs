@@ -13,6 +13,7 @@ use super::member::MemberId;
 use super::pipe::{Piped, pipe};
 use super::{Fleet, Visitor, Way};
 use crate::dial::{DialError, MemberConn};
+use crate::kite::KiteName;
 use crate::tls::Purpose;
 use crate::tunnel::splice::Local;
 
@@ -39,6 +40,8 @@ enum NotTaken {
     NotHere,
     #[error("it has not said yet where it is reached")]
     Unknown,
+    #[error("it said neither yes nor no")]
+    Nonsense,
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("the connection broke: {}", .0.kind())]
@@ -69,10 +72,17 @@ impl Taken {
 impl Fleet {
     /// Offers a visitor, with what it has said, to the members of a hit. None if nobody takes it: then nothing has been said
     /// to it, and these bytes are still all that it has said.
-    pub async fn offer(&self, hit: &Hit, passed: &Passed, first: &[u8]) -> Option<Taken> {
+    pub async fn offer(
+        &self,
+        hit: &Hit,
+        host: &KiteName,
+        passed: &Passed,
+        first: &[u8],
+    ) -> Option<Taken> {
         let mut members: Vec<&MemberId> = hit.members.iter().collect();
         members.sort_by_key(|id| self.is_shunned(id));
         for id in members {
+            let known = self.look(|map| map.sessions(id, &hit.key));
             match self.offer_to(id, passed, first).await {
                 Ok(conn) => {
                     self.answered(id, true);
@@ -84,7 +94,10 @@ impl Fleet {
                 }
                 Err(NotTaken::NotHere) => {
                     tracing::debug!("fleet: {id} does not fly {} any more", passed.kite);
-                    self.learn(|map| map.not_there(id, &hit.key));
+                    // What is below a wildcard may be wanting, and the wildcard there.
+                    if hit.key.1 == host.as_str() {
+                        self.learn(|map| map.doubt(id, &hit.key, &known));
+                    }
                 }
                 Err(e) => {
                     tracing::debug!("fleet: {id} did not take a visitor of {}: {e}", passed.kite);
@@ -115,7 +128,8 @@ impl Fleet {
         };
         match timeout(VERDICT, verdict).await {
             Ok(Ok(TAKEN)) => Ok(conn),
-            Ok(Ok(_)) => Err(NotTaken::NotHere),
+            Ok(Ok(NOT_HERE)) => Err(NotTaken::NotHere),
+            Ok(Ok(_)) => Err(NotTaken::Nonsense),
             Ok(Err(e)) => Err(e.into()),
             Err(_) => Err(NotTaken::Slow),
         }

@@ -88,7 +88,8 @@ impl Passed {
         Some(Self {
             from: from?,
             port,
-            kite: text(KITE)?.to_owned(),
+            // One with the longest of names has no room in its field.
+            kite: text(KITE).unwrap_or_default().to_owned(),
             port_kite: text(PORT_KITE).map(str::parse).transpose().ok()?,
             raw: flags & RAW != 0,
             storage_only: flags & STORAGE_ONLY != 0,
@@ -124,6 +125,28 @@ mod tests {
                     hops,
                 },
             )
+    }
+
+    #[test]
+    fn the_longest_name_is_passed_on_too() {
+        let name = [["a"; 60].concat(), ["b"; 60].concat(), ["c"; 60].concat()].join(".");
+        let passed = Passed {
+            from: "192.0.2.1:5000".parse().expect("an address"),
+            port: 443,
+            kite: format!("websocket-443:{name}.{}.example", "d".repeat(60)),
+            port_kite: None,
+            raw: false,
+            storage_only: false,
+            hops: 1,
+        };
+        let header = passed.header();
+        let Sniff::Found((len, read)) = Passed::read(&header) else {
+            panic!("it is refused");
+        };
+        assert_eq!(
+            (len, read.from, read.port),
+            (header.len(), passed.from, 443)
+        );
     }
 
     proptest! {

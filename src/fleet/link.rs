@@ -58,6 +58,7 @@ type Told = BTreeMap<(Key, String), Flight>;
 
 /// Keeps this member's links, and serves the others', until dropped. Visitors that were brought go on after that.
 pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Host>) {
+    let _ = fleet.began.set(Instant::now());
     let mut tasks = JoinSet::new();
     for member in fleet.others() {
         tasks.spawn(keep_telling(fleet.clone(), host.clone(), member.id));

@@ -120,16 +120,20 @@ impl Map {
         self.vacate(key, |s| s.member == *member && s.flight.session == session);
     }
 
-    /// A member was asked for a kite, and does not fly it.
-    pub fn not_there(&mut self, member: &MemberId, key: &Key) {
-        let Some(seats) = self.kites.get(key) else {
-            return;
-        };
-        let theirs = seats.iter().filter(|s| s.member == *member);
-        let sessions: Vec<_> = theirs.map(|s| s.flight.session.clone()).collect();
-        for session in sessions {
-            self.remove(member, key, &session);
-        }
+    /// The tunnels by which a member flies a kite.
+    pub fn sessions(&self, member: &MemberId, key: &Key) -> Vec<String> {
+        let seats = self.kites.get(key).into_iter().flatten();
+        let theirs = seats.filter(|s| s.member == *member);
+        theirs.map(|s| s.flight.session.clone()).collect()
+    }
+
+    /// A member was asked for a kite, and did not fly it, when it was known to by these tunnels. Others go before it then. It is
+    /// the member's own to say that they are gone: this answer may be older than what it has said since.
+    pub fn doubt(&mut self, member: &MemberId, key: &Key, sessions: &[String]) {
+        let seats = self.kites.get_mut(key).into_iter().flatten();
+        seats
+            .filter(|s| s.member == *member && sessions.contains(&s.flight.session))
+            .for_each(|s| s.fading = true);
     }
 
     fn vacate(&mut self, key: &Key, gone: impl Fn(&Seat) -> bool) {
@@ -298,8 +302,14 @@ mod tests {
         map.sweep(&id("b"));
         assert_eq!(found(&map, "bob.example").unwrap().1, ["b", "c", "a"]);
         assert_eq!(map.kites_of(&id("b")), 1);
-        map.not_there(&id("b"), &k);
+        let asked = map.sessions(&id("b"), &k);
+        map.doubt(&id("b"), &k, &asked);
         assert_eq!(found(&map, "bob.example").unwrap().1, ["c", "a", "d"]);
+        assert_eq!(map.kites_of(&id("b")), 1, "only it says that it is gone");
+        // An answer that comes late says nothing of what flies since.
+        map.put(&id("b"), k.clone(), flight("u", 7));
+        map.doubt(&id("b"), &k, &asked);
+        assert_eq!(found(&map, "bob.example").unwrap().1, ["b", "c", "a"]);
     }
 
     #[test]

@@ -271,7 +271,8 @@ impl Accounts {
             .into_iter()
             .map(|Holding { grant, account }| {
                 let (used, _) = account.used(now_unix());
-                let ended = account.standing(now_unix()).err();
+                let blocked = self.blocked.covers(&grant.pattern).then_some(End::Blocked);
+                let ended = blocked.or(account.standing(now_unix()).err());
                 Listed {
                     ended: ended.map(|end| end.to_string()),
                     configured: sources

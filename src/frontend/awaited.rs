@@ -80,6 +80,9 @@ impl Shared {
         }
         let awaited = &self.awaited;
         let host = crate::sniff::without_ip_prefix(&host).unwrap_or(host);
+        if self.registry.is_blocked(&host) {
+            return;
+        }
         let is_back = || {
             let found = self.registry.find(protos, door.port, &host);
             found.is_some_and(|found| !found.is_catch_all)

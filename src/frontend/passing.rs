@@ -62,7 +62,7 @@ impl Shared {
             storage_only: self.policy.is_storage_only(),
             hops: MAX_HOPS,
         };
-        match fleet.offer(&hit, &passed, first).await {
+        match fleet.offer(&hit, &host, &passed, first).await {
             Some(taken) => {
                 tracing::debug!("a visitor of {host} is passed on to {}", taken.member());
                 Turn::Theirs(Box::new(taken))
@@ -116,7 +116,10 @@ impl Shared {
         let hit = fleet.find(protos, door.port, &host)?;
         let is_port_kites = matches!(visitor, None | Some(Visitor::Tls(_)))
             && door.port_kite.as_ref() == Some(&host);
-        if hit.rank.is_catch_all && is_port_kites {
+        // What is ours goes before the last resort, here as among our own kites.
+        let is_tls = matches!(visitor, Some(Visitor::Tls(_))) || asks_for_tls(visitor);
+        let is_ours = || self.is_called(&host) || is_tls && self.certificates.find(&host).is_some();
+        if hit.rank.is_catch_all && (is_port_kites || is_ours()) {
             return None;
         }
         let better = match self.registry.rank(protos, door.port, &host) {
@@ -186,6 +189,14 @@ impl Host for Shared {
             drop(slot);
         })
     }
+}
+
+/// `CONNECT NAME:443`.
+fn asks_for_tls(visitor: Option<&Visitor>) -> bool {
+    let Some(Visitor::Http(head)) = visitor else {
+        return false;
+    };
+    matches!(head.kind, HttpKind::Connect { port: 443, .. })
 }
 
 /// The member that has brought a visitor.

@@ -680,6 +680,8 @@ impl Registration<'_> {
             let Some(lines) = lines else { break };
             if lines.away && !away {
                 away = true;
+                // A kite that comes up now would get visitors who find nobody.
+                visits.clear();
                 self.see_off(&tunnel);
             }
             if away || lines.services.is_empty() {

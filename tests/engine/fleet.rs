@@ -13,6 +13,7 @@ use kite::fleet::header::Passed;
 use kite::fleet::map::Flight;
 use kite::fleet::member::Member;
 use kite::frontend::balancer::Balancers;
+use kite::frontend::kites::Order;
 use kite::kite::Protocol;
 use kite::observe::board::Board;
 use kite::proxy_header::{Version, write};
@@ -323,15 +324,36 @@ async fn a_map_that_is_wrong_leads_to_the_next_member_or_to_the_usual_answer() {
     let b = "b".parse().unwrap();
     // b is said to be the newest, and is not there: c is next.
     a.put(&b, bob.clone(), flight(u64::MAX / 2, None));
+    let first = || {
+        let name = NAME.parse().unwrap();
+        let hit = a.find(&["http"], 80, &name).unwrap();
+        hit.members[0].to_string()
+    };
+    assert_eq!(first(), "b");
     a.put(&b, eve, flight(1, None));
     let public = together.sides[0].public;
     assert_eq!(ask_half(public, GET).await, GET.as_bytes());
-    assert_eq!(a.look(|map| map.kites_of(&b)), 1, "it has learnt that");
+    assert_eq!(first(), "c", "it has learnt that");
     let eve = "GET / HTTP/1.1\r\nHost: eve.alice.example\r\n\r\n";
     assert!(ask_half(public, eve).await.starts_with(b"HTTP/1.1 503"));
-    assert_eq!(a.look(|map| map.kites_of(&b)), 0);
     let passing = a.passing();
     assert_eq!((passing.out, passing.in_vain), (1, 1));
+}
+
+#[tokio::test]
+async fn a_name_that_is_blocked_at_one_member_takes_nothing_else_from_it() {
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let side = &together.sides[1];
+    let wildcard = vec![service(Protocol::Http, "*.alice.example", origin, "right")];
+    let _back = backend(&side.address, wildcard);
+    together.known(1, 1).await;
+    let name = "bad.alice.example".to_owned();
+    side.handle.kites(Order::Block { name }).await;
+    let public = together.sides[0].public;
+    let bad = "GET / HTTP/1.1\r\nHost: bad.alice.example\r\n\r\n";
+    assert!(ask_half(public, bad).await.starts_with(b"HTTP/1.1 503"));
+    assert_eq!(ask_half(public, GET).await, GET.as_bytes());
 }
 
 /// As [`ask`], and ends its half.
