@@ -14,6 +14,8 @@ use crate::wire::Lines;
 const LOOK: Duration = Duration::from_millis(50);
 /// So many backends are told at each look, lest all return at one instant: a thousand within 2 s.
 const TOLD_AT_ONCE: usize = 25;
+/// How long backends are told at that pace though no visitor is there any more.
+const TELLING: Duration = Duration::from_secs(5);
 /// How long those count who have come in and not yet said what they want.
 const ARRIVING: Duration = Duration::from_secs(2);
 /// How long a closed tunnel may take to be gone.
@@ -57,13 +59,13 @@ pub(super) async fn leave(shared: &Shared, drain: Duration) {
     loop {
         // Some may just have finished their handshake.
         let standing = shared.registry.standing();
-        tell(&standing, &mut told);
+        let telling = tell(&standing, &mut told) && began.elapsed() < TELLING;
         let arriving = shared.arriving.any() && began.elapsed() < ARRIVING;
         let is_quiet = |s: &&Standing| s.tunnel.streams() == 0 || s.tunnel.is_closed();
         let quiet = standing.iter().filter(is_quiet);
         // Those at other members are our visitors, too.
         let passed = shared.fleet.as_ref().map_or(0, |f| f.passing().out_open);
-        let over = !arriving && passed == 0 && quiet.clone().count() == standing.len();
+        let over = !arriving && !telling && passed == 0 && quiet.clone().count() == standing.len();
         if over || began.elapsed() >= drain {
             break;
         }
@@ -84,15 +86,52 @@ pub(super) async fn leave(shared: &Shared, drain: Duration) {
     let _ = timeout(LAST_BYTES, gone).await;
 }
 
-/// Tells some of those who understand it and have not heard it yet.
-fn tell(standing: &[Standing], told: &mut HashSet<String>) {
+/// Tells some of those who understand it and have not heard it yet. Are there more?
+fn tell(standing: &[Standing], told: &mut HashSet<String>) -> bool {
     let hears = standing.iter().filter(|s| s.hears_away);
     let new: Vec<_> = hears.filter(|s| !told.contains(&s.session)).collect();
+    let more = new.len() > TOLD_AT_ONCE;
     for s in new.into_iter().take(TOLD_AT_ONCE) {
         s.tunnel.send_kites(Lines {
             away: true,
             ..Lines::default()
         });
         told.insert(s.session.clone());
+    }
+    more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::Tunnel;
+    use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
+    use crate::tunnel::mux::{Liveness, MAX_STREAMS, Settings, Side};
+
+    #[tokio::test]
+    async fn a_few_are_told_at_a_time_until_all_are() {
+        let mut standing = Vec::new();
+        for n in 0..2 * TOLD_AT_ONCE {
+            let (io, _) = tokio::io::duplex(1024);
+            let settings = Settings {
+                side: Side::Frontend,
+                kite: true,
+                max_payload: BUFFER_PAYLOAD,
+                send_window: 256 * 1024,
+                recv_window: 256 * 1024,
+                max_streams: MAX_STREAMS,
+                liveness: Liveness::DEFAULT,
+            };
+            standing.push(Standing {
+                session: n.to_string(),
+                tunnel: Tunnel::start(io, bytes::BytesMut::new(), settings, Pool::new()),
+                hears_away: true,
+            });
+        }
+        let mut told = HashSet::new();
+        assert!(tell(&standing, &mut told), "there are more to tell");
+        assert_eq!(told.len(), TOLD_AT_ONCE);
+        assert!(!tell(&standing, &mut told));
+        assert_eq!(told.len(), standing.len());
     }
 }
