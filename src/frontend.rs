@@ -499,8 +499,15 @@ impl Handle {
         let shared = self.0.clone();
         // It waits for the disk.
         let done = tokio::task::spawn_blocking(move || {
+            let blocked = match &order {
+                kites::Order::Block { name } => name.parse::<KiteName>().ok(),
+                _ => None,
+            };
             let answer = order.carry_out(&shared.accounts);
             shared.revoke();
+            if let (kites::Answer::Done, Some(name)) = (&answer, blocked) {
+                shared.registry.cut_above(&name);
+            }
             answer
         });
         done.await

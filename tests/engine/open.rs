@@ -509,10 +509,16 @@ async fn a_name_below_a_kite_can_be_blocked_by_itself() {
             .is_ok()
     };
     assert!(ask("a.bob.alice.example").await && ask("b.bob.alice.example").await);
+    let mut visitor = TcpStream::connect(front.public).await.unwrap();
+    let host = "a.bob.alice.example".parse().unwrap();
+    visit::ask(&mut visitor, &host, tub).await.unwrap();
     let order = Order::Block {
         name: "a.bob.alice.example".to_owned(),
     };
     assert!(matches!(front.handle.kites(order).await, Answer::Done));
+    let rest = visitor.read_to_end(&mut Vec::new());
+    let gone = tokio::time::timeout(std::time::Duration::from_secs(20), rest).await;
+    assert!(gone.is_ok(), "who is there already must go, too");
     assert!(!ask("a.bob.alice.example").await && ask("b.bob.alice.example").await);
     assert!(up(&board));
 }
