@@ -358,7 +358,7 @@ impl Prepared {
 impl Frontend {
     /// Binds and loads. Must be called within a Tokio runtime.
     pub fn new(config: FrontendConfig) -> Result<Self, FrontendError> {
-        Prepared::new(config, &mut Handed::default())?.complete(Whom::Entitled)
+        Prepared::new(config, &mut Handed::default())?.complete(Whom::entitled())
     }
 
     /// The sockets that listen, for as long as they do.
@@ -528,9 +528,12 @@ impl Handle {
             .unwrap_or_else(|_| Err("the frontend stops".to_owned()))
     }
 
-    /// What flies, by the wire's protocol and the name.
-    pub fn flying(&self) -> Vec<(String, String)> {
-        self.0.registry.flying()
+    /// Who is to be expected back by the one that takes this one's place: what flies, and who is still expected here. All get
+    /// its whole `grace`.
+    pub fn expected(&self) -> Whom {
+        let mut whom = self.0.awaited.still();
+        whom.flown.extend(self.0.registry.flying());
+        whom
     }
 
     /// Lets go of the book, for the kite that takes this one's place; what has been used is written down first.
@@ -540,9 +543,10 @@ impl Handle {
         let _ = tokio::task::spawn_blocking(move || accounts.lend_book(true)).await;
     }
 
-    /// Has the book again: nobody has taken this one's place.
-    pub fn take_book_back(&self) {
-        self.0.accounts.lend_book(false);
+    /// Has the book again, with what the other may have written: nobody has taken this one's place.
+    pub async fn take_book_back(&self) {
+        let accounts = self.0.accounts.clone();
+        let _ = tokio::task::spawn_blocking(move || accounts.lend_book(false)).await;
     }
 
     /// The fleet that this frontend is a part of.

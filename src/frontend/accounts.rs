@@ -31,7 +31,6 @@ pub struct Holding {
 #[derive(Default)]
 pub struct Accounts {
     table: RwLock<HashMap<KiteName, Vec<Holding>>>,
-    blocked: Arc<Blocked>,
     sources: Mutex<Sources>,
 }
 
@@ -45,6 +44,8 @@ struct Sources {
     /// Open once it is needed.
     book: Option<Book>,
     added: BTreeMap<KiteName, Grant>,
+    /// What the book blocks.
+    blocked: Arc<Blocked>,
     /// What had been used when the book was opened.
     used: HashMap<String, Used>,
     /// Another kite has it.
@@ -87,8 +88,7 @@ impl Accounts {
             sources.defaults = defaults;
             sources.state_dir = state_dir.to_path_buf();
             if metered || Book::exists(state_dir) {
-                let blocked = sources.open()?.blocked()?;
-                accounts.blocked.set(blocked);
+                sources.open()?;
             }
             accounts.rebuild(&sources);
         }
@@ -108,12 +108,17 @@ impl Accounts {
         Ok(())
     }
 
-    /// Closes the book and leaves it alone, or does so no more.
+    /// Closes the book and leaves it alone, or does so no more: then what another has written there counts.
     pub fn lend_book(&self, lent: bool) {
         let mut sources = self.sources();
         sources.lent = lent;
         if lent {
             sources.book = None;
+            return;
+        }
+        // Whoever needs it next tries again, and says what the matter is.
+        if Book::exists(&sources.state_dir) && sources.open().is_ok() {
+            self.rebuild(&sources);
         }
     }
 
@@ -147,7 +152,7 @@ impl Accounts {
 
     /// What nobody flies, now and later.
     pub fn blocked(&self) -> Arc<Blocked> {
-        self.blocked.clone()
+        self.sources().blocked.clone()
     }
 
     /// Blocks a name. What flies by it comes down at the next look.
@@ -155,7 +160,7 @@ impl Accounts {
         let since = Since { since: now_unix() };
         let mut sources = self.sources();
         sources.open()?.block(name, since)?;
-        self.blocked.put(name, since);
+        sources.blocked.put(name, since);
         Ok(())
     }
 
@@ -163,7 +168,7 @@ impl Accounts {
     pub fn unblock(&self, name: &KiteName) -> Result<(), BookError> {
         let mut sources = self.sources();
         sources.open()?.unblock(name)?;
-        self.blocked.take(name);
+        sources.blocked.take(name);
         Ok(())
     }
 
@@ -238,7 +243,8 @@ impl Accounts {
         Ok(redeemed)
     }
 
-    /// Writes down what has been used since the last time. Trouble is logged, once.
+    /// Writes down what has been used since the last time. Trouble is logged, once. While the book is lent, what the last
+    /// visitors here use is not written down.
     pub fn save(&self) {
         let now = now_unix();
         let unsaved = |h: Holding| Some((h.account.unsaved(now)?, h.account));
@@ -247,6 +253,9 @@ impl Accounts {
             return;
         }
         let mut sources = self.sources();
+        if sources.lent {
+            return;
+        }
         let rows = new.iter().map(|(used, account)| (account.key(), *used));
         match sources.open().and_then(|book| book.note(rows)) {
             Ok(()) => {
@@ -394,6 +403,7 @@ impl Sources {
                 let grants = book.grants()?.into_iter();
                 self.added = grants.map(|g| (g.pattern.clone(), g)).collect();
                 self.used = book.used()?;
+                self.blocked.set(book.blocked()?);
                 book
             }
         };
@@ -508,6 +518,25 @@ mod tests {
         assert_eq!(bob.standing(now_unix()), Ok(()));
         assert_eq!(eve.standing(now_unix()), Err(End::Removed));
         assert_eq!(only(&accounts, "eve.example").standing(now_unix()), Ok(()));
+    }
+
+    #[test]
+    fn a_lent_book_is_left_alone_and_read_again_when_it_is_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bob: KiteName = "bob.example".parse().expect("a name");
+        let grants = vec![grant("bob.example", "s", 100)];
+        let accounts = Accounts::open(grants, Limits::default(), dir.path()).expect("a book");
+        accounts.lend_book(true);
+        let pass = only(&accounts, "bob.example").admit(Visitor(1), Instant::now());
+        drop(pass.expect("room").meter(60));
+        accounts.save();
+        assert!(!accounts.sources().complained, "that is no trouble");
+        let other = Book::open(dir.path()).expect("it is free");
+        other.block(&bob, Since { since: 1 }).expect("written");
+        drop(other);
+        accounts.lend_book(false);
+        assert!(accounts.blocked().covers(&bob));
+        assert!(accounts.sources().book.is_some());
     }
 
     #[test]

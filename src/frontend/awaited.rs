@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -16,12 +17,22 @@ pub const MAX_WAITING: usize = 4096;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Who is expected.
-#[derive(Debug)]
-pub enum Whom {
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whom {
     /// All who may fly: after a start of which nothing more is known.
-    Entitled,
-    /// These, by the wire's protocol and the name: they flew at the kite that was here before.
-    These(HashSet<(String, String)>),
+    pub entitled: bool,
+    /// These, by the wire's protocol and the name: they flew at a kite that was here before.
+    pub flown: HashSet<(String, String)>,
+}
+
+impl Whom {
+    /// All who may fly.
+    pub fn entitled() -> Self {
+        Self {
+            entitled: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// The time in which somebody is expected.
@@ -47,24 +58,31 @@ impl Awaited {
         }
     }
 
+    /// Who is still expected; nobody once the time is over.
+    pub(super) fn still(&self) -> Whom {
+        match Instant::now() < self.until {
+            true => self.whom.clone(),
+            false => Whom::default(),
+        }
+    }
+
     /// Is a kite expected that would take this visitor?
     fn expects(&self, shared: &Shared, protos: &[&str], port: u16, host: &KiteName) -> bool {
-        let names = std::iter::once(host.to_string()).chain(host.wildcards());
-        match &self.whom {
-            Whom::These(flown) => names.into_iter().any(|name| {
-                protos.iter().any(|proto| {
-                    flown.contains(&((*proto).to_owned(), name.clone()))
-                        || flown.contains(&(format!("{proto}-{port}"), name.clone()))
-                })
-            }),
-            // Who asks for ourselves waits for nobody.
-            Whom::Entitled if shared.is_called(host) => false,
-            Whom::Entitled => {
-                let holdings = shared.accounts.covering(host);
-                let mut allowed = holdings.iter().flat_map(|h| &h.grant.protocols);
-                allowed.any(|protocol| protos.contains(&protocol.on_wire()))
-            }
-        }
+        let Whom { entitled, flown } = &self.whom;
+        let mut names = std::iter::once(host.to_string()).chain(host.wildcards());
+        let flew = names.any(|name| {
+            protos.iter().any(|proto| {
+                flown.contains(&((*proto).to_owned(), name.clone()))
+                    || flown.contains(&(format!("{proto}-{port}"), name.clone()))
+            })
+        });
+        let may_fly = || {
+            let holdings = shared.accounts.covering(host);
+            let mut allowed = holdings.iter().flat_map(|h| &h.grant.protocols);
+            allowed.any(|protocol| protos.contains(&protocol.on_wire()))
+        };
+        // Who asks for ourselves waits for nobody who only may fly.
+        flew || (*entitled && !shared.is_called(host) && may_fly())
     }
 }
 
@@ -128,4 +146,21 @@ pub(super) fn wanted(
             HttpKind::Tunnel | HttpKind::Ping => return None,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_not_come_back_is_still_expected_while_there_is_time() {
+        let whom = Whom {
+            entitled: true,
+            flown: [("http".to_owned(), "bob.example".to_owned())].into(),
+        };
+        let awaited = Awaited::new(whom.clone(), Duration::from_secs(300));
+        assert_eq!(awaited.still(), whom);
+        let awaited = Awaited::new(whom, Duration::ZERO);
+        assert_eq!(awaited.still(), Whom::default());
+    }
 }

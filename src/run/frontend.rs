@@ -29,11 +29,13 @@ use crate::privilege::User;
 use crate::reload::{Answer, Order};
 use crate::sandbox;
 use crate::shutdown::{self, Shutdown};
-use crate::tor::{self, TorSettings};
+use crate::tor::{self, TorError, TorSettings};
 use crate::web::{Doors, Invitation, Reception};
 
 /// How long the places of another frontend, which lets go of them, are tried for.
 const PLACES: Duration = Duration::from_secs(5);
+/// How often Tor's state is asked for while a frontend from before still has it.
+const TOR_FREE: Duration = Duration::from_secs(1);
 /// How long one who has asked for an upgrade may take to hear of it, before the process may end.
 const ANSWERED: Duration = Duration::from_millis(200);
 /// Orders to upgrade that wait.
@@ -112,7 +114,7 @@ pub async fn frontend(
     drop(sockets);
     let whom = match &mut predecessor {
         Some(before) => before.let_go().map_err(FrontendError::Abandoned)?,
-        None => Whom::Entitled,
+        None => Whom::entitled(),
     };
     let frontend = prepared.complete(whom)?;
     let places = Places { state_dir, local };
@@ -196,12 +198,13 @@ async fn onion_side(
     let Some(settings) = settings else {
         return std::future::pending().await;
     };
+    let follows = predecessor.is_some();
     if let Some(before) = predecessor {
         // One process has Tor's state, and the onion service.
         tracing::info!("the onion service follows when the frontend before has ended");
         let _ = spawn_blocking(move || before.gone()).await;
     }
-    let client = Arc::new(tor::Client::start(settings)?);
+    let client = Arc::new(start_tor(settings, follows).await?);
     let _ = tor.set(client.clone());
     let mut obsolete = pin!(client.watch());
     // The service lives as long as its handle: until all tunnels have ended.
@@ -210,6 +213,25 @@ async fn onion_side(
         end = &mut obsolete => return Err(end.into()),
     };
     Err(obsolete.await.into())
+}
+
+/// Tor's client, which has dialled nothing yet. One that follows others waits until all these have let go of Tor's state: who
+/// was before the one before it may outlive that one.
+async fn start_tor(settings: TorSettings, follows: bool) -> Result<tor::Client, TorError> {
+    let mut said = false;
+    loop {
+        match tor::Client::start(settings.clone()) {
+            Err(TorError::InUse) if follows => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::info!(
+                        "an older frontend still has Tor's state; the onion service follows when that has ended"
+                    );
+                }
+                sleep(TOR_FREE).await;
+            }
+            started => return started,
+        }
+    }
 }
 
 /// Starts Tor and publishes the frontend's onion service, however long it takes.
@@ -325,14 +347,14 @@ impl Office {
         let mut successor = Successor::start(&self.sockets)?;
         tracing::info!("upgrade: process {} is to take over", successor.id());
         successor.prepared().await?;
-        let flying = self.handle.flying();
+        let expected = self.handle.expected();
         self.handle.lend_book().await;
         if let Some((control, mut doors)) = self.open.take() {
             control.close().await;
             doors.shutdown().await;
         }
-        if let Err(e) = successor.takes_over(&flying).await {
-            self.handle.take_book_back();
+        if let Err(e) = successor.takes_over(&expected).await {
+            self.handle.take_book_back().await;
             match self.places.doors(true).await {
                 Ok(doors) => self.open(doors),
                 Err(e) => tracing::warn!(
@@ -442,5 +464,28 @@ impl Desk for FrontendDesk {
 
     async fn kites(&self, order: kites::Order) -> kites::Answer {
         self.handle.kites(order).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_follows_waits_for_all_who_have_tors_state() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a directory");
+        let settings = TorSettings {
+            state_dir: dir.path().to_owned(),
+            config: None,
+        };
+        let oldest = start_tor(settings.clone(), false).await.expect("a client");
+        let alone = start_tor(settings.clone(), false).await;
+        assert!(matches!(alone.err(), Some(TorError::InUse)));
+        let mut next = pin!(start_tor(settings, true));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut next).await;
+        assert!(early.is_err(), "it waits");
+        drop(oldest);
+        next.await.expect("it has Tor's state");
     }
 }

@@ -1,6 +1,6 @@
 //! A frontend takes another's place, and no visitor is refused meanwhile. The one that runs starts the program on the disk
 //! anew, and hands over its sockets; the new one says when it has read all that can be read beside the old (`prepared`), hears
-//! what flew and that the book is free (`yours`), and says when it serves (`ready`). Only then does the old one let go.
+//! who is expected back and that the book is free (`yours`), and says when it serves (`ready`). Only then does the old one let go.
 
 use std::ffi::OsString;
 use std::io;
@@ -24,7 +24,7 @@ const YOURS: &str = "yours ";
 const READY: &str = "ready";
 /// How long each word is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest word, in bytes: what flew is in it.
+/// The longest word, in bytes: who is expected is in it.
 const MAX_WORD: usize = 16 * 1024 * 1024;
 /// How long a process that gave up may take to be gone.
 const LAST: Duration = Duration::from_secs(5);
@@ -107,12 +107,9 @@ impl Successor {
         self.hear(PREPARED).await
     }
 
-    /// Says that the book is free, and what flew; waits until it serves.
-    pub(super) async fn takes_over(
-        &mut self,
-        flying: &[(String, String)],
-    ) -> Result<(), UpgradeError> {
-        let word = serde_json::to_string(flying).unwrap_or_default();
+    /// Says that the book is free, and who is expected back; waits until it serves.
+    pub(super) async fn takes_over(&mut self, expected: &Whom) -> Result<(), UpgradeError> {
+        let word = serde_json::to_string(expected).unwrap_or_default();
         if let Some(passage) = &mut self.passage
             && passage.say(&format!("{YOURS}{word}")).is_err()
         {
@@ -172,13 +169,13 @@ impl Predecessor {
         Ok(Some((Self(passage), handed)))
     }
 
-    /// Says that all is read that can be read beside it, and waits until the rest is free. What flew there.
+    /// Says that all is read that can be read beside it, and waits until the rest is free. Who is expected back from there.
     pub(super) fn let_go(&mut self) -> io::Result<Whom> {
         self.0.say(PREPARED)?;
         let word = self.0.hear(MAX_WORD, Some(PATIENCE))?;
-        let flown = word.strip_prefix(YOURS).map(serde_json::from_str);
-        match flown {
-            Some(Ok(flown)) => Ok(Whom::These(flown)),
+        let expected = word.strip_prefix(YOURS).map(serde_json::from_str);
+        match expected {
+            Some(Ok(expected)) => Ok(expected),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -219,10 +216,15 @@ mod tests {
 
     #[test]
     fn each_word_has_its_length_and_its_time() {
-        let (heard, patience) = told(format!("{YOURS}[[\"http\",\"bob.alice.example\"]]"));
-        assert!(matches!(heard, Ok(Whom::These(flown)) if flown.len() == 1));
+        let whom = Whom {
+            entitled: true,
+            flown: [("http".to_owned(), "bob.alice.example".to_owned())].into(),
+        };
+        let word = serde_json::to_string(&whom).expect("a word");
+        let (heard, patience) = told(format!("{YOURS}{word}"));
+        assert!(matches!(heard, Ok(heard) if heard == whom));
         assert_eq!(patience, Some(PATIENCE));
-        let (heard, _) = told(format!("{YOURS}[]{}", " ".repeat(MAX_WORD)));
+        let (heard, _) = told(format!("{YOURS}{word}{}", " ".repeat(MAX_WORD)));
         assert_eq!(
             heard.expect_err("too long").kind(),
             io::ErrorKind::InvalidData
