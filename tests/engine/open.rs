@@ -516,7 +516,8 @@ async fn a_name_below_a_kite_can_be_blocked_by_itself() {
         name: "a.bob.alice.example".to_owned(),
     };
     assert!(matches!(front.handle.kites(order).await, Answer::Done));
-    let rest = visitor.read_to_end(&mut Vec::new());
+    let mut rest = Vec::new();
+    let rest = visitor.read_to_end(&mut rest);
     let gone = tokio::time::timeout(std::time::Duration::from_secs(20), rest).await;
     assert!(gone.is_ok(), "who is there already must go, too");
     assert!(!ask("a.bob.alice.example").await && ask("b.bob.alice.example").await);
