@@ -280,7 +280,10 @@ impl Accounts {
             .into_iter()
             .map(|Holding { grant, account }| {
                 let (used, _) = account.used(now_unix());
-                let blocked = self.blocked.covers(&grant.pattern).then_some(End::Blocked);
+                let blocked = sources
+                    .blocked
+                    .covers(&grant.pattern)
+                    .then_some(End::Blocked);
                 let ended = blocked.or(account.standing(now_unix()).err());
                 Listed {
                     ended: ended.map(|end| end.to_string()),
