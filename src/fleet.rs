@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::server::TlsStream;
 
 pub mod etcd;
@@ -30,6 +30,7 @@ pub mod pipe;
 use crate::dial::MemberDialer;
 use crate::kite::KiteName;
 use crate::listen::{TcpListener, TcpStream};
+use crate::observe::hush::Hush;
 use crate::tls::{MemberTls, Pin};
 use header::Passed;
 use map::{Flight, Hit, Key, Map};
@@ -63,6 +64,9 @@ pub trait Host: Send + Sync + 'static {
         first: BytesMut,
         passed: Passed,
     ) -> BoxFuture<'static, ()>;
+
+    /// Counts somebody who has come in and not said yet whom it brings, until this is dropped: who stops waits for it a little.
+    fn arrives(&self) -> Box<dyn Send>;
 }
 
 /// What this frontend knows of its fleet.
@@ -83,6 +87,10 @@ pub struct Fleet {
     /// How it stands with the etcd that knows the members, if there is one.
     book: Option<Arc<etcd::State>>,
     counts: Arc<Counts>,
+    /// For visitors that are passed on.
+    places: Arc<Semaphore>,
+    /// What was said of there being none.
+    full: Hush,
 }
 
 /// How it stands with one other member.
@@ -198,6 +206,8 @@ impl Fleet {
             ties: Mutex::default(),
             book: None,
             counts: Arc::default(),
+            places: Arc::new(Semaphore::new(forward::MAX_PASSED)),
+            full: Hush::default(),
         }
     }
 

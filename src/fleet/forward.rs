@@ -1,9 +1,11 @@
 //! A visitor is passed on: offered to the members that fly its kite, one after the other, until one takes it.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -17,12 +19,23 @@ use crate::kite::KiteName;
 use crate::tls::Purpose;
 use crate::tunnel::splice::Local;
 
-/// Most visitors that are passed on at a time.
+/// Most visitors that are passed on, or offered, at a time.
 pub const MAX_PASSED: usize = 4096;
-/// How long a member may take to say whether it takes a visitor: it may wait for a backend that comes back.
-pub const VERDICT: Duration = Duration::from_secs(60);
-/// What a member says that takes a visitor; then what the visitor is told.
+/// Most that is handed over of what a visitor has said before it is taken: a first flight, and what came with it.
+pub const MAX_FIRST: usize = 256 * 1024;
+/// Silence after which a member that was offered a visitor is given up.
+pub const VERDICT: Duration = Duration::from_secs(20);
+/// How often a member says that it still waits for a backend that comes back.
+pub const STILL: Duration = Duration::from_secs(5);
+/// How long the member that has brought a visitor may take to say that it still has it.
+pub const GO_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a member says that takes a visitor; then, after [`GO`], what the visitor is told.
 pub const TAKEN: u8 = b'+';
+/// What one says that waits.
+pub const WAITS: u8 = b'.';
+/// The answer to [`TAKEN`]. Nothing of the visitor reaches a kite before it: who has given up, and asked another member or
+/// refused the visitor, never says it.
+pub const GO: u8 = b'!';
 /// What one says that does not fly the kite, and nothing else.
 pub const NOT_HERE: u8 = b'-';
 
@@ -46,7 +59,7 @@ enum NotTaken {
     Dial(#[from] DialError),
     #[error("the connection broke: {}", .0.kind())]
     Io(#[from] std::io::Error),
-    #[error("it did not say within {} s whether it takes the visitor", VERDICT.as_secs())]
+    #[error("it said nothing for {} s of whether it takes the visitor", VERDICT.as_secs())]
     Slow,
 }
 
@@ -55,6 +68,7 @@ pub struct Taken {
     conn: MemberConn,
     member: MemberId,
     _one: Visitor,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Taken {
@@ -69,11 +83,45 @@ impl Taken {
     }
 }
 
+/// What is said first of a visitor: the header, how much it has said, in 4 bytes, and that.
+pub fn opening(passed: &Passed, first: &[u8]) -> Vec<u8> {
+    let mut whole = passed.header();
+    let len = u32::try_from(first.len()).unwrap_or(u32::MAX);
+    whole.extend_from_slice(&len.to_be_bytes());
+    whole.extend_from_slice(first);
+    whole
+}
+
 impl Fleet {
     /// Offers a visitor, with what it has said, to the members of a hit. None if nobody takes it: then nothing has been said
     /// to it, and these bytes are still all that it has said.
     pub async fn offer(
         &self,
+        hit: &Hit,
+        host: &KiteName,
+        passed: &Passed,
+        first: &[u8],
+    ) -> Option<Taken> {
+        let taken = match self.places.clone().try_acquire_owned() {
+            Ok(place) => self.offer_in_turn(place, hit, host, passed, first).await,
+            Err(_) => {
+                if let Some(before) = self.full.due(Instant::now()) {
+                    tracing::warn!(
+                        "fleet: {MAX_PASSED} visitors are with other members: one more was told that nobody is there{before}"
+                    );
+                }
+                None
+            }
+        };
+        if taken.is_none() {
+            self.counts.in_vain.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    async fn offer_in_turn(
+        &self,
+        place: OwnedSemaphorePermit,
         hit: &Hit,
         host: &KiteName,
         passed: &Passed,
@@ -90,6 +138,7 @@ impl Fleet {
                         conn,
                         member: id.clone(),
                         _one: Visitor::enter(&self.counts, Way::Out),
+                        _place: place,
                     });
                 }
                 Err(NotTaken::NotHere) => {
@@ -105,8 +154,6 @@ impl Fleet {
                 }
             }
         }
-        let vain = &self.counts.in_vain;
-        vain.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         None
     }
 
@@ -119,19 +166,80 @@ impl Fleet {
         let member = self.members.get(id).ok_or(NotTaken::Unknown)?;
         let dialling = self.dialer.dial(member.address, member.pin, Purpose::Visit);
         let mut conn = dialling.await?;
-        let verdict = async {
-            let mut whole = passed.header();
-            whole.extend_from_slice(first);
-            conn.write_all(&whole).await?;
-            conn.flush().await?;
-            conn.read_u8().await
+        let offering = async {
+            conn.write_all(&opening(passed, first)).await?;
+            conn.flush().await
         };
-        match timeout(VERDICT, verdict).await {
-            Ok(Ok(TAKEN)) => Ok(conn),
-            Ok(Ok(NOT_HERE)) => Err(NotTaken::NotHere),
-            Ok(Ok(_)) => Err(NotTaken::Nonsense),
-            Ok(Err(e)) => Err(e.into()),
-            Err(_) => Err(NotTaken::Slow),
+        timeout(VERDICT, offering)
+            .await
+            .map_err(|_| NotTaken::Slow)??;
+        loop {
+            match timeout(VERDICT, conn.read_u8()).await {
+                Ok(Ok(WAITS)) => {}
+                Ok(Ok(TAKEN)) => break,
+                Ok(Ok(NOT_HERE)) => return Err(NotTaken::NotHere),
+                Ok(Ok(_)) => return Err(NotTaken::Nonsense),
+                Ok(Err(e)) => return Err(e.into()),
+                Err(_) => return Err(NotTaken::Slow),
+            }
         }
+        // From here on the visitor is that member's and nobody else's: if this is lost, it sees the end of its connection.
+        let going = async {
+            conn.write_u8(GO).await?;
+            conn.flush().await
+        };
+        let _ = timeout(GO_TIMEOUT, going).await;
+        Ok(conn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::map::Flight;
+    use crate::fleet::member::{Member, Members};
+    use crate::tls::MemberTls;
+
+    #[tokio::test]
+    async fn offers_under_way_have_their_places() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let tls = MemberTls::load_or_create(dir.path()).expect("a key");
+        // It says nothing.
+        let silent =
+            crate::listen::bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let b: MemberId = "b".parse().expect("a name");
+        let members = Members::new([Member {
+            id: b.clone(),
+            address: silent.local_addr().expect("an address"),
+            pin: tls.pin(),
+            public: None,
+        }]);
+        let fleet = Fleet::new("a".parse().expect("a name"), members, tls);
+        let flight = Flight {
+            session: "s".into(),
+            since: 1,
+            backend: None,
+            several: false,
+        };
+        fleet.put(&b, ("http".into(), "bob.example".into()), flight);
+        let host: KiteName = "bob.example".parse().expect("a name");
+        let hit = fleet.find(&["http"], 80, &host).expect("it flies");
+        let passed = Passed {
+            from: "203.0.113.7:4711".parse().expect("an address"),
+            port: 80,
+            kite: "http:bob.example".into(),
+            port_kite: None,
+            raw: false,
+            storage_only: false,
+            hops: 1,
+        };
+        let places = u32::try_from(MAX_PASSED - 1).expect("not so many");
+        let _others = fleet.places.try_acquire_many(places).expect("places");
+        let mut first = Box::pin(fleet.offer(&hit, &host, &passed, b""));
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(Box::pin(fleet.offer(&hit, &host, &passed, b""))).is_ready());
+        assert_eq!(fleet.passing().in_vain, 1);
+        drop(first);
+        assert_eq!(fleet.places.available_permits(), 1);
     }
 }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
+use super::forward::MAX_FIRST;
 use super::header::{MAX_HOPS, Passed};
 use super::map::{Flight, Key};
 use super::member::MemberId;
@@ -34,8 +35,10 @@ use crate::tls::{Known, Pin, Purpose};
 
 /// Longest line, in bytes.
 pub const MAX_LINE: usize = 1024;
-/// Connections at the internal port that have not proved yet to be a member's. More are closed.
+/// Connections at the internal port that have not proved yet to be a member's, from where no member is. More are closed.
 pub const MAX_STRANGERS: usize = 64;
+/// The same, from where a member is. More wait in the kernel.
+pub const MAX_COMING: usize = 1024;
 /// How long a member may take for the header of a visitor, and for a line that it has begun to write.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often each end of a link says that it is there.
@@ -65,25 +68,43 @@ pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Ho
     }
     tasks.spawn(settle_rivals(fleet.clone(), host.clone()));
     let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+    let coming = Arc::new(Semaphore::new(MAX_COMING));
     let noise = Arc::new(Hush::default());
     // Until then everybody would be a stranger. Who comes waits in the kernel's queue.
     fleet.members_known().await;
+    let (links, mut begun) = mpsc::channel(1);
     loop {
-        let (conn, _) = listen::accept(&listener).await;
-        while tasks.try_join_next().is_some() {}
-        let Ok(place) = strangers.clone().try_acquire_owned() else {
+        let (conn, from) = tokio::select! {
+            accepted = listen::accept(&listener) => accepted,
+            Some((conn, hello)) = begun.recv() => {
+                while tasks.try_join_next().is_some() {}
+                let fleet = fleet.clone();
+                tasks.spawn(async move { hear(&fleet, conn, hello).await });
+                continue;
+            }
+        };
+        let place = match fleet.members.are_at(from.ip()) {
+            true => coming.clone().acquire_owned().await.ok(),
+            false => strangers.clone().try_acquire_owned().ok(),
+        };
+        let Some(place) = place else {
             continue;
         };
         let (fleet, host, noise) = (fleet.clone(), host.clone(), noise.clone());
-        tasks.spawn(async move {
-            match let_in(&fleet, conn).await {
+        let (links, arriving) = (links.clone(), host.arrives());
+        // Who has come in is no part of the links, and a visitor outlives them.
+        tokio::spawn(async move {
+            let guest = let_in(&fleet, conn).await;
+            drop(place);
+            match guest {
                 Ok(Guest::Visit(conn, first, passed)) => {
-                    // It is no part of the links, and outlives them.
-                    tokio::spawn(serve(fleet, host, conn, first, passed));
+                    let serving = serve(&fleet, host, conn, first, passed);
+                    drop(arriving);
+                    serving.await;
                 }
                 Ok(Guest::Link(conn, hello)) => {
-                    drop(place);
-                    hear(&fleet, conn, hello).await;
+                    // Nobody hears it any more where this member stops.
+                    let _ = links.send((conn, hello)).await;
                 }
                 Err(why) => {
                     if let Some(before) = noise.due(Instant::now()) {
@@ -121,7 +142,7 @@ enum Turned {
     Gone,
     #[error("it shows the key of another member, or of none, than {0}")]
     NotItself(String),
-    #[error("its hello is malformed")]
+    #[error("its hello, or what it says of a visitor, is malformed")]
     Malformed,
     #[error(transparent)]
     Header(#[from] crate::proxy_header::Refusal),
@@ -137,7 +158,7 @@ async fn let_in(fleet: &Arc<Fleet>, conn: TcpStream) -> Result<Guest, Turned> {
     let reading = async {
         match purpose {
             Purpose::Visit => {
-                let (first, passed) = read_header(&mut conn).await?;
+                let (first, passed) = read_opening(&mut conn).await?;
                 Ok(Guest::Visit(conn, first, passed))
             }
             Purpose::Link => {
@@ -153,24 +174,44 @@ async fn let_in(fleet: &Arc<Fleet>, conn: TcpStream) -> Result<Guest, Turned> {
         .unwrap_or(Err(Turned::Gone))
 }
 
-async fn read_header(conn: &mut Brought) -> Result<(BytesMut, Passed), Turned> {
+/// Who is brought, and all that it has said so far.
+async fn read_opening<C: AsyncRead + Unpin>(conn: &mut C) -> Result<(BytesMut, Passed), Turned> {
     let mut first = BytesMut::new();
-    loop {
+    let passed = loop {
         match Passed::read(&first) {
             Sniff::Found((len, passed)) => {
-                if passed.hops != MAX_HOPS {
-                    return Err(Turned::Hops(passed.hops));
-                }
                 first.advance(len);
-                return Ok((first, passed));
+                break passed;
             }
             Sniff::Refuse(why) => return Err(why.into()),
-            Sniff::NeedMore => {}
+            Sniff::NeedMore => read_more(conn, &mut first).await?,
         }
-        first.reserve(READ);
-        if !matches!(conn.read_buf(&mut first).await, Ok(1..)) {
-            return Err(Turned::Gone);
-        }
+    };
+    if passed.hops != MAX_HOPS {
+        return Err(Turned::Hops(passed.hops));
+    }
+    while first.len() < 4 {
+        read_more(conn, &mut first).await?;
+    }
+    let len = usize::try_from(first.get_u32()).unwrap_or(usize::MAX);
+    if len > MAX_FIRST {
+        return Err(Turned::Malformed);
+    }
+    while first.len() < len {
+        read_more(conn, &mut first).await?;
+    }
+    // The rest comes only once this visitor has been taken.
+    match first.len() == len {
+        true => Ok((first, passed)),
+        false => Err(Turned::Malformed),
+    }
+}
+
+async fn read_more<C: AsyncRead + Unpin>(conn: &mut C, to: &mut BytesMut) -> Result<(), Turned> {
+    to.reserve(READ);
+    match conn.read_buf(to).await {
+        Ok(1..) => Ok(()),
+        _ => Err(Turned::Gone),
     }
 }
 
@@ -187,15 +228,20 @@ fn read_hello(fleet: &Fleet, line: &str, pin: Pin) -> Result<Hello, Turned> {
     }
 }
 
-async fn serve(
-    fleet: Arc<Fleet>,
+/// It has come in once this is called.
+fn serve(
+    fleet: &Fleet,
     host: Arc<dyn Host>,
     conn: Brought,
     first: BytesMut,
     passed: Passed,
-) {
-    let _one = Visitor::enter(&fleet.counts, Way::Brought);
-    host.take(conn, first, passed).await;
+) -> impl Future<Output = ()> + use<> {
+    let one = Visitor::enter(&fleet.counts, Way::Brought);
+    let serving = host.take(conn, first, passed);
+    async move {
+        serving.await;
+        drop(one);
+    }
 }
 
 /// Hears what another member flies, to the end of its link.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -93,6 +93,13 @@ impl Members {
     /// Is this the key of one of them?
     pub fn have(&self, pin: &Pin) -> bool {
         self.read().values().any(|m| m.pin == *pin)
+    }
+
+    /// Is one of them there? Where we listen on IPv6, its address may be mapped.
+    pub fn are_at(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let all = self.read();
+        all.values().any(|m| m.address.ip().to_canonical() == ip)
     }
 
     /// Adds a member, or replaces what is known of it.

@@ -1,6 +1,7 @@
 //! How a frontend goes: nobody comes in any more, its backends hear of it, and what runs may end.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -26,15 +27,15 @@ const WHY: &str = "the frontend stops";
 
 /// Connections that have come in, and of which it is not yet clear what they want.
 #[derive(Default)]
-pub(super) struct Arriving(AtomicUsize);
+pub(super) struct Arriving(Arc<AtomicUsize>);
 
 /// One of them, as long as this is there.
-pub(super) struct Arrives<'a>(&'a Arriving);
+pub(super) struct Arrives(Arc<AtomicUsize>);
 
 impl Arriving {
-    pub(super) fn one(&self) -> Arrives<'_> {
+    pub(super) fn one(&self) -> Arrives {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Arrives(self)
+        Arrives(self.0.clone())
     }
 
     fn any(&self) -> bool {
@@ -42,9 +43,9 @@ impl Arriving {
     }
 }
 
-impl Drop for Arrives<'_> {
+impl Drop for Arrives {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

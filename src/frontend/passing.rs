@@ -6,12 +6,13 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::awaited::wanted;
 use super::registry::{Grounded, Standpoint};
 use super::{Arrival, Shared, visitor};
 use crate::code::Code;
-use crate::fleet::forward::{MAX_PASSED, Taken};
+use crate::fleet::forward::{GO_TIMEOUT, Taken};
 use crate::fleet::header::{MAX_HOPS, Passed};
 use crate::fleet::map::{Flight, Hit, Key};
 use crate::fleet::{Brought, Host};
@@ -49,9 +50,6 @@ impl Shared {
         let Some((hit, host)) = self.elsewhere(visitor, door) else {
             return Turn::Ours;
         };
-        if fleet.passing().out_open >= MAX_PASSED {
-            return Turn::Ours;
-        }
         let (proto, name) = &hit.key;
         let passed = Passed {
             from: door.peer,
@@ -172,8 +170,10 @@ impl Host for Shared {
         first: BytesMut,
         passed: Passed,
     ) -> BoxFuture<'static, ()> {
+        let arriving = self.arriving.one();
         Box::pin(async move {
-            let Some(slot) = self.slot().await else {
+            // Where there is no slot the other member asks the next one.
+            let Ok(Some(slot)) = timeout(GO_TIMEOUT, self.slot()).await else {
                 return;
             };
             let door = Arrival {
@@ -185,9 +185,13 @@ impl Host for Shared {
                     storage_only: passed.storage_only,
                 }),
             };
-            visitor::serve_brought(&self, conn, first, door).await;
+            visitor::serve_brought(&self, conn, first, door, arriving).await;
             drop(slot);
         })
+    }
+
+    fn arrives(&self) -> Box<dyn Send> {
+        Box::new(self.arriving.one())
     }
 }
 

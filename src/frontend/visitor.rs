@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::account::{self, Pass};
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::doorstep::{Place, Whence};
+use super::leave::Arrives;
 use super::passing::Turn;
 use super::register::{self, Asking, Peer};
 use super::registry::Found;
@@ -26,7 +27,7 @@ use super::{Arrival, Shared, Socket, join};
 use crate::code::Code;
 use crate::dial::{BoxConn, Conn};
 use crate::fleet::Brought;
-use crate::fleet::forward::{NOT_HERE, TAKEN, Taken};
+use crate::fleet::forward::{GO, GO_TIMEOUT, NOT_HERE, STILL, TAKEN, Taken, WAITS};
 use crate::kite::{KiteName, Protocol};
 use crate::listen::Prompt;
 use crate::observe::traffic::Reason;
@@ -81,9 +82,14 @@ pub(super) async fn serve(
 }
 
 /// Serves a visitor that another member of the fleet has brought, as one of our own.
-pub(super) async fn serve_brought(shared: &Shared, conn: Brought, first: BytesMut, door: Arrival) {
+pub(super) async fn serve_brought(
+    shared: &Shared,
+    conn: Brought,
+    first: BytesMut,
+    door: Arrival,
+    arriving: Arrives,
+) {
     let mut place = shared.doorstep.enter(door.peer.ip().into());
-    let arriving = shared.arriving.one();
     let peer = shared.shown(door.peer);
     let arrive: BoxFuture<'_, _> = Box::pin(arrive(shared, conn, first, &door, &peer));
     let comer = place.unless_sent_away(arrive).await;
@@ -169,7 +175,7 @@ async fn arrive<C: Coming>(
     peer: &str,
 ) -> Option<Comer<C>> {
     if door.raw {
-        shared.hold(None, door).await;
+        hold(shared, &mut conn, None, door).await?;
         match shared.turn(None, door, &first).await {
             Turn::Ours => taken(&mut conn, door).await?,
             Turn::Theirs(taken) => return Some(Comer::Passed(conn, taken)),
@@ -201,7 +207,7 @@ async fn arrive<C: Coming>(
         refusal::say(&mut conn, &refusal::plain(&proof)).await;
         return None;
     }
-    shared.hold(Some(&visitor), door).await;
+    hold(shared, &mut conn, Some(&visitor), door).await?;
     match shared.turn(Some(&visitor), door, &first).await {
         Turn::Ours => taken(&mut conn, door).await?,
         Turn::Theirs(taken) => return Some(Comer::Passed(conn, taken)),
@@ -1080,8 +1086,31 @@ trait Coming: Conn + Local + Speaks + Sync + Sized {
 /// A visitor is served here: the member that has brought it hears so, before all else.
 async fn taken<C: Coming>(conn: &mut C, door: &Arrival) -> Option<()> {
     match door.brought {
-        Some(_) => say_verdict(conn, TAKEN).await,
+        Some(_) => {
+            say_verdict(conn, TAKEN).await?;
+            // It may have given up meanwhile, and then another has the visitor.
+            let answer = timeout(GO_TIMEOUT, conn.read_u8()).await;
+            matches!(answer, Ok(Ok(GO))).then_some(())
+        }
         None => Some(()),
+    }
+}
+
+/// Waits for a kite that is expected. The member that has brought the visitor hears that this goes on; it may have given up.
+async fn hold<C: Coming>(
+    shared: &Shared,
+    conn: &mut C,
+    visitor: Option<&Visitor>,
+    door: &Arrival,
+) -> Option<()> {
+    let mut held = pin!(shared.hold(visitor, door));
+    let mut still = interval(STILL);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut held => return Some(()),
+            _ = still.tick(), if door.brought.is_some() => say_verdict(conn, WAITS).await?,
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use kite::backend::Plan;
 use kite::backend::introduce::Tell;
 use kite::config::{FleetConfig, Frontend as To, FrontendConfig, Listen, ProofRule, Service};
 use kite::fleet::Fleet;
+use kite::fleet::forward::{GO, NOT_HERE, TAKEN, WAITS, opening};
 use kite::fleet::header::Passed;
+use kite::fleet::link::MAX_STRANGERS;
 use kite::fleet::map::Flight;
 use kite::fleet::member::Member;
 use kite::frontend::balancer::Balancers;
@@ -20,7 +22,7 @@ use kite::proxy_header::{Version, write};
 use kite::shutdown::{self, Trigger};
 use kite::tls::{MemberTls, Purpose, TlsServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::roles::{
     NAME, SWITCHING, Side, ask, backend, backend_of, dialer, frontend_config, kites, negotiate,
@@ -249,13 +251,129 @@ async fn bring(tls: &MemberTls, to: &Member, passed: &Passed, first: &[u8]) -> V
     let mut got = Vec::new();
     let bringing = async {
         let mut conn = tls.connect(conn, to.pin, Purpose::Visit).await.ok()?;
-        conn.write_all(&passed.header()).await.ok()?;
-        conn.write_all(first).await.ok()?;
+        conn.write_all(&opening(passed, first)).await.ok()?;
+        got.push(conn.read_u8().await.ok()?);
+        if got == [TAKEN] {
+            conn.write_all(&[GO]).await.ok()?;
+        }
         conn.shutdown().await.ok()?;
         conn.read_to_end(&mut got).await.ok()
     };
     within(bringing).await;
     got
+}
+
+/// A visitor of [`NAME`] that another member has brought.
+fn brought() -> Passed {
+    Passed {
+        from: "203.0.113.7:4711".parse().unwrap(),
+        port: 80,
+        kite: format!("http:{NAME}"),
+        port_kite: None,
+        raw: false,
+        storage_only: false,
+        hops: 1,
+    }
+}
+
+impl Together {
+    /// The first member's key, and the second as it knows it.
+    fn a_and_b(&self) -> (MemberTls, Member) {
+        let b = fleet(&self.sides[0]).members().get(&"b".parse().unwrap());
+        let a = MemberTls::load_or_create(self.states[0].path()).unwrap();
+        (a, b.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn nothing_reaches_the_origin_of_a_visitor_whose_member_has_given_up() {
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, visitors) = origin(b"").await;
+    let _back = together.flying(1, Protocol::Http, origin).await;
+    let (a, b) = together.a_and_b();
+    let conn = TcpStream::connect(b.address).await.unwrap();
+    let mut conn = a.connect(conn, b.pin, Purpose::Visit).await.unwrap();
+    // Cut in two, lest it count how it comes.
+    let said = opening(&brought(), GET.as_bytes());
+    let (one, other) = said.split_at(said.len() - 3);
+    for part in [one, other] {
+        conn.write_all(part).await.unwrap();
+        conn.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(within(conn.read_u8()).await.unwrap(), TAKEN);
+    conn.shutdown().await.unwrap();
+    let mut told = Vec::new();
+    let _ = within(conn.read_to_end(&mut told)).await;
+    assert_eq!((told, visitors.load(Ordering::SeqCst)), (vec![], 0));
+    // Who goes on gets in.
+    let told = bring(&a, &b, &brought(), GET.as_bytes()).await;
+    assert_eq!(told, [b"+", GET.as_bytes()].concat());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_kite_at_another_member_is_told_so_and_served() {
+    let together = fleet_of(2, &[Protocol::Http], |i, config| {
+        config.grace = Duration::from_secs([0, 60][i]);
+    })
+    .await;
+    let (origin, _) = origin(b"").await;
+    let (a, b) = together.a_and_b();
+    let conn = TcpStream::connect(b.address).await.unwrap();
+    let mut conn = a.connect(conn, b.pin, Purpose::Visit).await.unwrap();
+    let said = opening(&brought(), GET.as_bytes());
+    conn.write_all(&said).await.unwrap();
+    assert_eq!(within(conn.read_u8()).await.unwrap(), WAITS);
+    let _back = together.flying(1, Protocol::Http, origin).await;
+    while within(conn.read_u8()).await.unwrap() == WAITS {}
+    conn.write_all(&[GO]).await.unwrap();
+    conn.shutdown().await.unwrap();
+    let mut told = Vec::new();
+    within(conn.read_to_end(&mut told)).await.unwrap();
+    assert_eq!(told, GET.as_bytes());
+}
+
+#[tokio::test]
+async fn a_crowd_at_the_internal_port_keeps_no_member_out() {
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let _back = together.flying(1, Protocol::Http, origin).await;
+    let (_, b) = together.a_and_b();
+    let mut crowd = Vec::new();
+    // Strangers, and as many who come from where a member is.
+    for from in ["127.0.0.2:0", "127.0.0.1:0"] {
+        for _ in 0..MAX_STRANGERS {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(from.parse().unwrap()).unwrap();
+            crowd.push(socket.connect(b.address).await.unwrap());
+        }
+    }
+    let public = together.sides[0].public;
+    assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    drop(crowd);
+}
+
+#[tokio::test]
+async fn who_has_come_in_is_heard_though_the_member_stops() {
+    let mut together = fleet_of(2, &[Protocol::Http], |_, config| {
+        config.drain = Duration::from_secs(20);
+    })
+    .await;
+    let (a, b) = together.a_and_b();
+    let conn = TcpStream::connect(b.address).await.unwrap();
+    let mut conn = a.connect(conn, b.pin, Purpose::Visit).await.unwrap();
+    let stops = together.sides.remove(1);
+    let public = stops.public;
+    let stopping = tokio::spawn(stops.stop());
+    until("nobody comes in any more", || {
+        std::net::TcpStream::connect(public).is_err()
+            && std::net::TcpStream::connect(b.address).is_err()
+    })
+    .await;
+    let said = opening(&brought(), GET.as_bytes());
+    conn.write_all(&said).await.unwrap();
+    assert_eq!(within(conn.read_u8()).await.unwrap(), NOT_HERE);
+    within(stopping).await.unwrap();
 }
 
 #[tokio::test]
