@@ -11,7 +11,7 @@ use super::mirror::{Mirror, Step};
 use super::outbox::Outbox;
 use super::record::{Keys, of_flight, of_member};
 use super::state::State;
-use super::wire::{self, Notice};
+use super::wire::{self, Event, Notice};
 use super::{Endpoint, Login, Settings, Trouble};
 use crate::dial::etcd::EtcdDialer;
 use crate::fleet::member::Member;
@@ -242,6 +242,12 @@ impl Keeper {
             tokio::select! {
                 notice = watch.next() => match notice? {
                     Notice::Events(events, whole) => {
+                        // Of ours, too: an operator who cleared etcd, or another process of our name.
+                        for event in &events {
+                            if let Event::Gone { key, .. } = event {
+                                self.outbox.gone(key);
+                            }
+                        }
                         let steps = self.mirror.events(events, whole, Instant::now());
                         self.take(steps);
                     }

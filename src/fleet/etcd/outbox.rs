@@ -85,6 +85,19 @@ impl Outbox {
         self.signed = false;
     }
 
+    /// Something of this is gone from etcd. What we have not taken away ourselves is to stand there again.
+    pub fn gone(&mut self, key: &[u8]) {
+        let Ok(key) = std::str::from_utf8(key) else {
+            return;
+        };
+        if self.sign.as_ref().is_some_and(|(sign, _)| sign == key) {
+            self.signed = false;
+        }
+        if self.wanted.contains_key(key) {
+            self.due.insert(key.to_owned());
+        }
+    }
+
     /// What is to be written next. It counts as being on its way: [`Outbox::failed`] if it may not have arrived.
     pub fn next(&mut self) -> Option<Batch> {
         let mut batch = Vec::new();
@@ -183,6 +196,26 @@ mod tests {
         let batch = outbox.next().unwrap();
         outbox.failed(batch);
         assert_eq!(keys(outbox.next()), ["-a"]);
+        assert_eq!(outbox.waiting(), 0);
+    }
+
+    #[test]
+    fn what_somebody_else_takes_away_is_written_again() {
+        let mut outbox = Outbox::new("me".into(), "here".into());
+        outbox.put("a".into(), "1".into());
+        outbox.put("b".into(), "1".into());
+        assert_eq!(keys(outbox.next()), ["a=1", "b=1"]);
+        assert_eq!(keys(outbox.next()), ["me=here"]);
+        outbox.remove("b");
+        assert_eq!(keys(outbox.next()), ["-b"]);
+        for key in ["b", "another's", "\u{ff}"] {
+            outbox.gone(key.as_bytes());
+        }
+        assert_eq!(outbox.waiting(), 0);
+        outbox.gone(b"a");
+        outbox.gone(b"me");
+        assert_eq!(keys(outbox.next()), ["a=1"]);
+        assert_eq!(keys(outbox.next()), ["me=here"]);
         assert_eq!(outbox.waiting(), 0);
     }
 
