@@ -628,6 +628,15 @@ catalogue! {
         example: "fleet: another frontend at 10.0.0.3:4430 calls itself fe-1, too, with the key sha256:…; give each a name of its own",
     }
 
+    FleetFull = "KITE-F54" {
+        title: "as many visitors are with other members of the fleet as may be",
+        cause: "Their kites fly at other members, and each takes a place here for as long as it is there. One more was told that nobody is there.",
+        subject: "this member; which visitors they are is not said",
+        remedy: "Let more visitors come to the members where their kites fly: list every member's address for the domain, and let backends keep tunnels at more of them. docs/limits.md has the bound.",
+        then: GoesOn,
+        example: "fleet: 4096 visitors are with other members: one more was told that nobody is there",
+    }
+
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {
         title: "nothing listens at the origin",

@@ -14,6 +14,7 @@ use super::map::Hit;
 use super::member::MemberId;
 use super::pipe::{Piped, pipe};
 use super::{Fleet, Visitor, Way};
+use crate::code::Code;
 use crate::dial::{DialError, MemberConn};
 use crate::kite::KiteName;
 use crate::tls::Purpose;
@@ -107,7 +108,8 @@ impl Fleet {
             Err(_) => {
                 if let Some(before) = self.full.due(Instant::now()) {
                     tracing::warn!(
-                        "fleet: {MAX_PASSED} visitors are with other members: one more was told that nobody is there{before}"
+                        "[{}] fleet: {MAX_PASSED} visitors are with other members: one more was told that nobody is there{before}",
+                        Code::FleetFull
                     );
                 }
                 None
