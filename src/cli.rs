@@ -207,7 +207,7 @@ pub enum KitesCommand {
         /// Its name, as it was added
         name: String,
     },
-    /// Let nobody fly this name, whoever may: also a stranger's, of a frontend with [open]. What flies by it comes down at once,
+    /// Let nobody fly this name, whoever may: also a stranger's, at an open frontend. What flies by it comes down at once,
     /// with its visitors
     Block {
         /// The name, or *.bob.alice.example for all below

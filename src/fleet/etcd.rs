@@ -1,8 +1,8 @@
 //! A fleet's book of who flies what, kept in etcd: one lease for each frontend, under which stands what it flies; and a watch,
 //! by which each frontend knows what all others fly without asking.
 //!
-//! No visitor waits for etcd: what is known of others is in memory, and what is to be told waits in the [`Outbox`]. While etcd
-//! cannot be reached nothing is forgotten ([`mirror`]).
+//! No visitor waits for etcd: what is known of others is in memory, and what is to be told waits in the outbox. While etcd
+//! cannot be reached nothing is forgotten.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -58,7 +58,7 @@ impl MemberTls {
         self.0.pin
     }
 
-    /// Takes the handshake of another member, within [`MEMBER_TLS_TIMEOUT`]. Whose key it showed, and what it wants.
+    /// Takes the handshake of another member, within 5 s. Whose key it showed, and what it wants.
     pub async fn accept<S>(
         &self,
         conn: S,
