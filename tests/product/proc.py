@@ -102,7 +102,7 @@ class Proc:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} still runs after {timeout} s\n" + self.tail()) from None
 
-    def stop(self, timeout=10):
+    def stop(self, timeout=30):
         """Ask it to end; the exit status.  What does not obey is killed, and that is an error."""
         if self.alive():
             self.popen.send_signal(signal.SIGTERM)

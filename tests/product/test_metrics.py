@@ -94,8 +94,8 @@ def test_promtool_and_prometheus_read_them_and_each_is_documented(pair, sup, tmp
         assert service.secret not in text
     unexpected = {name: labels for name, labels in seen.items() if labels != docs.get(name)}
     assert not unexpected, f"not as docs/metrics.md has it: {unexpected}"
-    # What needs Tor, or a probe, or trouble, is not there now.
-    absent = {name for name in docs.keys() - seen.keys() if not re.match("kite_(tor|probe)_", name)}
+    # What needs Tor, a probe, a fleet, or trouble, is not there now.
+    absent = {name for name in docs.keys() - seen.keys() if not re.match("kite_(tor|probe|fleet)_", name)}
     assert absent <= {"kite_tunnel_circuit_age_seconds", "kite_tunnel_retry_seconds",
                       "kite_tunnel_round_trip_seconds"}, absent
 
