@@ -341,10 +341,22 @@ impl WebClient {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::NoName)?;
-        let handshake = TlsConnector::from(Arc::clone(&self.0)).connect(name, conn);
-        within(TLS_TIMEOUT, None, handshake).await
+        to_host(&self.0, conn, host).await
     }
+}
+
+/// Makes sure that this is `host`, within [`TLS_TIMEOUT`].
+async fn to_host<S>(
+    config: &Arc<ClientConfig>,
+    conn: S,
+    host: &str,
+) -> Result<client::TlsStream<S>, TlsError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::NoName)?;
+    let handshake = TlsConnector::from(Arc::clone(config)).connect(name, conn);
+    within(TLS_TIMEOUT, None, handshake).await
 }
 
 impl fmt::Debug for WebClient {

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use kite::frontend::account::Account;
 use kite::frontend::auth::Leave;
 use kite::frontend::limits::Limits;
-use kite::frontend::registry::{Claim, Claimant, EndTls, Registry, Terms};
+use kite::frontend::registry::{Claim, Claimant, Registry, Terms};
 use kite::kite::{KiteName, Protocol};
 use kite::tunnel::Tunnel;
 use kite::tunnel::buffer::Pool;
@@ -93,17 +93,7 @@ impl Sky {
             backends: 1,
             proof: None,
         };
-        let claimant = Claimant {
-            session,
-            peer: "[scrubbed]",
-            replace: None,
-            beside: &[],
-            retire: None,
-            end_tls: EndTls::No,
-            since: 0,
-            mark: None,
-            several: false,
-        };
+        let claimant = Claimant::new(session, "[scrubbed]");
         let claim = self.registry.claim(&id, leave, claimant);
         assert!(matches!(claim, Claim::Granted));
     }

@@ -557,15 +557,8 @@ impl Registration<'_> {
 
     fn claimant(&self) -> Claimant<'_> {
         Claimant {
-            session: self.session,
-            peer: self.peer.shown,
-            replace: None,
-            beside: &[],
-            retire: None,
-            end_tls: EndTls::No,
             since: self.shared.fleet.as_ref().map_or(0, |fleet| fleet.now()),
-            mark: None,
-            several: false,
+            ..Claimant::new(self.session, self.peer.shown)
         }
     }
 

@@ -283,6 +283,23 @@ pub struct Claimant<'a> {
     pub several: bool,
 }
 
+impl<'a> Claimant<'a> {
+    /// One that says no more than it has to.
+    pub fn new(session: &'a str, peer: &'a str) -> Self {
+        Self {
+            session,
+            peer,
+            replace: None,
+            beside: &[],
+            retire: None,
+            end_tls: EndTls::No,
+            since: 0,
+            mark: None,
+            several: false,
+        }
+    }
+}
+
 /// What became of a wish for a name.
 pub enum Claim {
     /// It is reserved for this session.
@@ -808,17 +825,7 @@ mod tests {
             storage_only: false,
             proof: None,
         };
-        let claimant = Claimant {
-            session,
-            peer: "somewhere",
-            replace: None,
-            beside: &[],
-            retire: None,
-            end_tls: EndTls::No,
-            since: 0,
-            mark: None,
-            several: false,
-        };
+        let claimant = Claimant::new(session, "somewhere");
         let id = kite_id(&("http".into(), format!("k{n}.example")), "b");
         registry.claim(&id, leave, claimant)
     }

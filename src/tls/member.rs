@@ -3,6 +3,7 @@
 use super::*;
 use rustls::DistinguishedName;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 /// Name of the file with the key that a member shows to the others.
 pub const MEMBER_KEY_FILE: &str = "fleet-key.pem";
@@ -37,8 +38,8 @@ pub type Known = Arc<dyn Fn(&Pin) -> bool + Send + Sync>;
 pub struct MemberTls(Arc<Inner>);
 
 struct Inner {
-    cert: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
+    /// Read once: a handshake is made for each visitor.
+    key: Arc<SingleCertAndKey>,
     pin: Pin,
 }
 
@@ -50,7 +51,10 @@ impl MemberTls {
         let (cert, key) = own_key(state_dir, &path)?;
         let pin = Pin::of_certificate(&cert)
             .map_err(|e| fail(&path, FileProblem::Mismatch(e.to_string())))?;
-        Ok(Self(Arc::new(Inner { cert, key, pin })))
+        let key = CertifiedKey::from_der(vec![cert], key, &modern())
+            .map_err(|e| fail(&path, FileProblem::Mismatch(e.to_string())))?;
+        let key = Arc::new(SingleCertAndKey::from(key));
+        Ok(Self(Arc::new(Inner { key, pin })))
     }
 
     /// What the other members are to be told of this one.
@@ -108,7 +112,7 @@ impl MemberTls {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![self.0.cert.clone()], self.0.key.clone_key())?;
+            .with_cert_resolver(self.0.key.clone());
         config.alpn_protocols = Purpose::ALL.map(|p| p.alpn().to_vec()).to_vec();
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -125,7 +129,7 @@ impl MemberTls {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(vec![self.0.cert.clone()], self.0.key.clone_key())?;
+            .with_client_cert_resolver(self.0.key.clone());
         config.alpn_protocols = vec![purpose.alpn().to_vec()];
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)

@@ -4,14 +4,14 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsConnector, client};
+use tokio_rustls::client;
 
 use super::files::{FileError, FileProblem, Secrecy, fail, read_certificates, read_secret};
-use super::{TLS_TIMEOUT, TlsError, internal, modern, within};
+use super::{TlsError, internal, modern, to_host};
 
 /// Certificate and key by which a client proves who it is.
 #[derive(Debug, Clone, Copy)]
@@ -57,14 +57,12 @@ impl PrivateClient {
         Ok(Self(Arc::new(config)))
     }
 
-    /// Makes sure that this is `host`, within [`TLS_TIMEOUT`].
+    /// Makes sure that this is `host`, within [`TLS_TIMEOUT`](super::TLS_TIMEOUT).
     pub async fn secure<S>(&self, conn: S, host: &str) -> Result<client::TlsStream<S>, TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::NoName)?;
-        let handshake = TlsConnector::from(Arc::clone(&self.0)).connect(name, conn);
-        within(TLS_TIMEOUT, None, handshake).await
+        to_host(&self.0, conn, host).await
     }
 }
 

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kite::config::{Listen, ProofRule};
@@ -14,6 +15,7 @@ use kite::frontend::doorstep::MAX_WAITING_PER_ADDRESS;
 use kite::frontend::limits::Limits;
 use kite::kite::Protocol;
 use kite::proxy_header::{Version, write};
+use kite::shutdown::Trigger;
 use kite::wire::handshake::ProofPolicy;
 use kite::wire::{KiteId, ServiceLine};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -249,26 +251,28 @@ async fn a_visitor_who_reads_nothing_keeps_nothing_once_it_is_broken_off() {
     scene.ends_well().await;
 }
 
-/// One address keeps its own slow connections down, and nobody else's.
-#[tokio::test]
-async fn slow_visitors_of_one_address_crowd_out_each_other() {
-    let state = tempfile::tempdir().unwrap();
+/// A frontend at which [`GOOD`] flies; whoever comes to its other port says whom the connection is from.
+pub async fn behind_balancers(state: &Path) -> (Side, Trigger) {
     let (echo, _) = origin(b"").await;
     let behind = Listen {
         balancers: Some(Balancers::on_this_machine()),
         ..Listen::at(any())
     };
     let grants = vec![grant("*.alice.example", &[Protocol::Http])];
-    let front = start(config_of(
-        state.path(),
-        vec![Listen::at(any()), behind],
-        grants,
-    ));
-    let _back = backend(
+    let front = start(config_of(state, vec![Listen::at(any()), behind], grants));
+    let back = backend(
         &front.address,
         vec![service(Protocol::Http, GOOD, echo, "right")],
     );
     until("it flies", || kites(&front.handle).len() == 1).await;
+    (front, back)
+}
+
+/// One address keeps its own slow connections down, and nobody else's.
+#[tokio::test]
+async fn slow_visitors_of_one_address_crowd_out_each_other() {
+    let state = tempfile::tempdir().unwrap();
+    let (front, _back) = behind_balancers(state.path()).await;
     let at = front.port_kite;
     let from = |address: [u8; 4]| write(Version::V2, Some((address, 9).into()), 80, "x");
     let slow = async |address, begins: &'static [u8]| {

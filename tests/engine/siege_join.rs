@@ -4,12 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kite::backend::join::ask_frontend;
-use kite::config::Listen;
 use kite::dial::BoxConn;
-use kite::frontend::balancer::Balancers;
 use kite::frontend::doorstep::MAX_WAITING_PER_ADDRESS;
 use kite::invitation::{Invitation, new_secret};
-use kite::kite::Protocol;
 use kite::proxy_header::{Version, write};
 use kite::wire::join::{Ask, Reply, put_ask};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -18,8 +15,8 @@ use tokio::time::timeout;
 
 use crate::attacks::{dial, read_head};
 use crate::invitations::invite;
-use crate::roles::{any, backend, config_of, dialer, grant, kites, origin, service, start, until};
-use crate::siege::{GOOD, SOON, is_served};
+use crate::roles::{any, dialer};
+use crate::siege::{SOON, behind_balancers, is_served};
 
 /// A way to a port behind load balancers by which all come from one address.
 async fn way_from(address: [u8; 4], to: SocketAddr) -> SocketAddr {
@@ -66,22 +63,7 @@ async fn joins(invitation: &Invitation) {
 #[tokio::test]
 async fn half_invitations_crowd_out_each_other() {
     let state = tempfile::tempdir().unwrap();
-    let (echo, _) = origin(b"").await;
-    let behind = Listen {
-        balancers: Some(Balancers::on_this_machine()),
-        ..Listen::at(any())
-    };
-    let grants = vec![grant("*.alice.example", &[Protocol::Http])];
-    let front = start(config_of(
-        state.path(),
-        vec![Listen::at(any()), behind],
-        grants,
-    ));
-    let _back = backend(
-        &front.address,
-        vec![service(Protocol::Http, GOOD, echo, "right")],
-    );
-    until("it flies", || kites(&front.handle).len() == 1).await;
+    let (front, _back) = behind_balancers(state.path()).await;
     let crowded = way_from([198, 51, 100, 1], front.port_kite).await;
     let other = way_from([198, 51, 100, 2], front.port_kite).await;
 

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import statistics
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +18,7 @@ from kite import Backend, Kite
 from proc import wait_until
 from tahoe import Client, Introducer, Storage, in_parallel
 from test_graceful import TAKEN, process_gone
-from traffic import HttpOrigin, Visitor, random_bytes, sha256
+from traffic import Busy, HttpOrigin, Visitor, random_bytes, sha256
 
 MEMBERS = 5
 KITES = int(os.environ.get("KITE_FLEET_KITES", "2000"))
@@ -35,14 +34,13 @@ INTRO, INTRODUCER, NODE = f"intro.{DOMAIN}", "10.77.5.11", f"node.{DOMAIN}"
 SIZE = 500_000
 
 
-class Walkers:
+class Walkers(Busy):
     """Visitors without a pause at each member that is not said to be away, each time of another kite."""
 
     def __init__(self, members, kites):
         self.members, self.kites = members, kites
         self.away, self.visits = set(), []
-        self._stop, self._lock = threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=self._walk, args=(n, w)) for n in range(len(members)) for w in range(WALKERS)]
+        super().__init__(self._walk, [(n, w) for n in range(len(members)) for w in range(WALKERS)])
 
     def _walk(self, member, walker):
         rng = random.Random(member * 100 + walker)
@@ -61,16 +59,6 @@ class Walkers:
             with self._lock:
                 self.visits.append((began, time.monotonic() - began, failed))
             time.sleep(0.01)
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     @contextlib.contextmanager
     def phase(self, what, may_fail_for=0):

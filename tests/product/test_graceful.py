@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 
 import pytest
@@ -20,21 +19,20 @@ from island import Island
 from kite import Backend, Frontend, Kite, binary
 from proc import reachable, wait_until
 from test_supervisor import Manager
-from traffic import MIB, PATIENCE, HttpOrigin, Recorder, Stream, Visitor, random_bytes
+from traffic import MIB, PATIENCE, Busy, HttpOrigin, Recorder, Stream, Visitor, random_bytes
 
 UPGRADES = 3
 READY_S = 30
 TAKEN = r"upgrade: process (\d+) has taken over"
 
 
-class Crowd:
+class Crowd(Busy):
     """Visitors of some kites, one after the other and several at a time, as long as the block lasts."""
 
     def __init__(self, address, kites, each=2, patience=PATIENCE):
         self.patience = patience
         self.served, self.failed, self.slowest = 0, [], 0.0
-        self._stop, self._lock = threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=self._visit, args=(address, kite)) for kite in kites for _ in range(each)]
+        super().__init__(self._visit, [(address, kite) for kite in kites for _ in range(each)])
 
     def _visit(self, address, kite):
         seed = 0
@@ -51,16 +49,6 @@ class Crowd:
                 self.failed += [failed] if failed else []
                 self.slowest = max(self.slowest, time.monotonic() - began)
             time.sleep(0.01)
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @contextlib.contextmanager

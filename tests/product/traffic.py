@@ -383,6 +383,24 @@ class Visitor:
         assert (len(data), sha256(data)) == (size, sha256(random_bytes(seed, size)))
 
 
+class Busy:
+    """Threads that go on for as long as the block lasts: until `_stop` is set."""
+
+    def __init__(self, work, arguments):
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._threads = [threading.Thread(target=work, args=each) for each in arguments]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
 class Tap(Origin):
     """A plain relay in front of a server on the same machine: it notes how each visitor begins."""
 
