@@ -30,6 +30,7 @@ CLONE_NEWNET = 0x40000000
 CLONE_NEWUSER = 0x10000000
 VISITOR = "10.77.9.1"
 RESERVED_PORTS = (45000, 49999)     # for programs that are told where to listen: the kernel gives none of them away
+BACKLOG = 4096          # a crowd comes at once: whom the kernel has no place for speaks to nobody, for seconds
 IPV6 = os.path.exists("/proc/net/if_inet6")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -182,7 +183,7 @@ class Machine:
 
     def listen(self, address=("127.0.0.1", 0)):
         with self.inside():
-            return socket.create_server(address, backlog=128)
+            return socket.create_server(address, backlog=BACKLOG)
 
     def connect(self, address, timeout=10):
         with self.inside():
@@ -205,7 +206,7 @@ class Island:
         yield self
 
     def listen(self, address=("127.0.0.1", 0)):
-        return socket.create_server(address, backlog=128)
+        return socket.create_server(address, backlog=BACKLOG)
 
     def connect(self, address, timeout=10):
         return socket.create_connection(address, timeout=timeout)

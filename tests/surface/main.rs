@@ -488,3 +488,43 @@ fn the_dockerfile_copies_all_that_cargo_wants() {
         }
     }
 }
+
+/// What a lock file says of a crate of ours: each that it depends on, with its version.
+fn locked(file: &str, name: &str) -> BTreeMap<String, String> {
+    let lock: toml::Table = read(file).parse().unwrap();
+    let packages = lock["package"].as_array().unwrap();
+    let all = |wanted: &str| -> Vec<&toml::Value> {
+        let named = packages.iter();
+        named
+            .filter(|p| p["name"].as_str() == Some(wanted))
+            .collect()
+    };
+    let ours = all(name).pop().unwrap()["dependencies"].as_array().unwrap();
+    let mut found = BTreeMap::new();
+    for dependency in ours.iter().map(|d| d.as_str().unwrap()) {
+        // The version stands there only if there are several.
+        let (name, version) = dependency.split_once(' ').unwrap_or((dependency, ""));
+        let version = match version {
+            "" => all(name)[0]["version"].as_str().unwrap(),
+            version => version,
+        };
+        found.insert(name.to_owned(), version.to_owned());
+    }
+    found
+}
+
+/// `fuzz/` is a workspace of its own, and nothing else would see that its lock file has been left behind.
+#[test]
+fn the_fuzzers_are_built_of_what_kite_is_built_of() {
+    for (name, manifest) in [("kite", "Cargo.toml"), ("kite-tor", "tor/Cargo.toml")] {
+        let manifest: toml::Table = read(manifest).parse().unwrap();
+        let stands_in = |table: &str, name: &str| manifest[table].get(name).is_some();
+        let mut of_kite = locked("Cargo.lock", name);
+        of_kite.retain(|of, _| stands_in("dependencies", of) || !stands_in("dev-dependencies", of));
+        assert_eq!(
+            locked("fuzz/Cargo.lock", name),
+            of_kite,
+            "`fuzz/run build` makes fuzz/Cargo.lock anew"
+        );
+    }
+}
