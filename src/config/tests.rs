@@ -897,3 +897,22 @@ fn no_more_tunnels_and_no_longer_times_than_there_may_be() {
     assert_eq!(tunnels(MAX_TUNNELS), Ok(MAX_TUNNELS));
     assert!(tunnels(MAX_TUNNELS + 1).is_err() && tunnels(0).is_err());
 }
+
+#[test]
+fn a_fleet_that_is_written_down_has_so_many_members_and_no_more() {
+    use crate::fleet::MAX_MEMBERS;
+    let dir = place();
+    let pin = format!("sha256:{}", "A".repeat(43));
+    let fleet = |n: usize| {
+        let member = |n| {
+            format!("[[fleet.members]]\nid = \"m{n}\"\naddress = \"10.0.0.2:1\"\npin = \"{pin}\"\n")
+        };
+        let members: String = (0..n).map(member).collect();
+        let fleet = "[fleet]\nlisten = \"10.0.0.1:1\"\nid = \"m0\"";
+        frontend(&dir, &format!("{FRONTEND}{fleet}\n{members}"))
+    };
+    let most = fleet(MAX_MEMBERS).map(|config| config.fleet.unwrap().members.len());
+    assert_eq!(most.map_err(|e| e.to_string()), Ok(MAX_MEMBERS));
+    let more = fleet(MAX_MEMBERS + 1).err().map(|e| e.to_string());
+    assert!(more.is_some_and(|e| e.contains("more than 16 members")));
+}

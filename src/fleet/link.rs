@@ -11,19 +11,20 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
 use super::forward::MAX_FIRST;
 use super::header::{MAX_HOPS, Passed};
 use super::map::{Flight, Key};
-use super::member::MemberId;
+use super::member::{MemberId, Members};
 use super::{Brought, Fleet, Host, Visitor, Way};
 use crate::code::{Code, Coded};
 use crate::dial::{MemberConn, tune_member};
@@ -67,8 +68,7 @@ pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Ho
         tasks.spawn(keep_telling(fleet.clone(), host.clone(), member.id));
     }
     tasks.spawn(settle_rivals(fleet.clone(), host.clone()));
-    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
-    let coming = Arc::new(Semaphore::new(MAX_COMING));
+    let porch = Porch::default();
     let noise = Arc::new(Hush::default());
     // Until then everybody would be a stranger. Who comes waits in the kernel's queue.
     fleet.members_known().await;
@@ -83,11 +83,7 @@ pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Ho
                 continue;
             }
         };
-        let place = match fleet.members.are_at(from.ip()) {
-            true => coming.clone().acquire_owned().await.ok(),
-            false => strangers.clone().try_acquire_owned().ok(),
-        };
-        let Some(place) = place else {
+        let Some(place) = porch.place(&fleet.members, from.ip()).await else {
             continue;
         };
         let (fleet, host, noise) = (fleet.clone(), host.clone(), noise.clone());
@@ -116,6 +112,31 @@ pub async fn run(fleet: Arc<Fleet>, listener: Arc<TcpListener>, host: Arc<dyn Ho
                 }
             }
         });
+    }
+}
+
+/// Where those stand who have not proved yet to be members.
+struct Porch {
+    strangers: Arc<Semaphore>,
+    coming: Arc<Semaphore>,
+}
+
+impl Default for Porch {
+    fn default() -> Self {
+        Self {
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            coming: Arc::new(Semaphore::new(MAX_COMING)),
+        }
+    }
+}
+
+impl Porch {
+    /// A place for who comes from there. Where a member is one is waited for.
+    async fn place(&self, members: &Members, from: IpAddr) -> Option<OwnedSemaphorePermit> {
+        match members.are_at(from) {
+            true => self.coming.clone().acquire_owned().await.ok(),
+            false => self.strangers.clone().try_acquire_owned().ok(),
+        }
     }
 }
 
@@ -536,6 +557,11 @@ async fn settle_rivals(fleet: Arc<Fleet>, host: Arc<dyn Host>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dial::DialError;
+    use crate::fleet::member::Member;
+    use crate::tls::{MemberTls, TlsError};
+    use futures::FutureExt;
+    use tokio::task::unconstrained;
 
     fn flight(session: &str, since: u64, backend: Option<&str>) -> Flight {
         Flight {
@@ -605,5 +631,166 @@ mod tests {
         assert_eq!(lines.next().await.as_deref(), Some("one"));
         assert_eq!(lines.next().await.as_deref(), Some("two"));
         assert_eq!(lines.next().await, None);
+    }
+
+    /// Two members: the first knows the other, which knows where the first listens.
+    fn two() -> ([tempfile::TempDir; 2], [Arc<Fleet>; 2], TcpListener) {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let tls = [0, 1].map(|n| MemberTls::load_or_create(dirs[n].path()).unwrap());
+        let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let member = |n: usize| Member {
+            id: ["a", "b"][n].parse().unwrap(),
+            address,
+            pin: tls[n].pin(),
+            public: None,
+        };
+        let fleet = |n: usize| {
+            let all = Members::new([member(0), member(1)]);
+            Arc::new(Fleet::new(member(n).id, all, tls[n].clone()))
+        };
+        let fleets = [0, 1].map(fleet);
+        (dirs, fleets, listener)
+    }
+
+    /// What comes of one that the second member sends to the first, and its end of that.
+    async fn sent(
+        [to, from]: &[Arc<Fleet>; 2],
+        port: &TcpListener,
+        purpose: Purpose,
+        said: &[u8],
+    ) -> (Result<Guest, Turned>, MemberConn) {
+        let address = port.local_addr().unwrap();
+        let sending = async {
+            let mut conn = from.dialer.dial(address, to.pin(), purpose).await.unwrap();
+            conn.write_all(said).await.unwrap();
+            conn.flush().await.unwrap();
+            conn
+        };
+        let letting_in = async {
+            let (conn, _) = listen::accept(port).await;
+            let_in(to, conn).await
+        };
+        tokio::join!(letting_in, sending)
+    }
+
+    /// What came of something, and how many seconds it took.
+    async fn timed<T>(what: impl Future<Output = T>) -> (T, u64) {
+        let began = Instant::now();
+        (what.await, began.elapsed().as_secs())
+    }
+
+    /// One that flies nothing and takes nobody.
+    struct Nobody(tokio::sync::watch::Sender<u64>);
+
+    impl Host for Nobody {
+        fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+            self.0.subscribe()
+        }
+        fn flights(&self) -> Vec<(Key, Flight)> {
+            Vec::new()
+        }
+        fn beaten(&self, _: &Key, _: &str) {}
+        fn take(
+            self: Arc<Self>,
+            _: Brought,
+            _: BytesMut,
+            _: Passed,
+        ) -> futures::future::BoxFuture<'static, ()> {
+            Box::pin(std::future::ready(()))
+        }
+        fn arrives(&self) -> Box<dyn Send> {
+            Box::new(())
+        }
+    }
+
+    /// Each takes its time, so they do it at once.
+    #[tokio::test]
+    async fn who_is_silent_is_left() {
+        let turned_away = async |purpose, said: &[u8]| {
+            let (_dirs, fleets, port) = two();
+            let ((guest, _conn), took) = timed(sent(&fleets, &port, purpose, said)).await;
+            assert!(matches!(guest, Err(Turned::Gone)), "{purpose:?}");
+            assert!((5..8).contains(&took), "{took} s");
+        };
+        let speaks_no_tls = async {
+            let (_dirs, [fleet, other], port) = two();
+            let address = port.local_addr().unwrap();
+            let dialling = other.dialer.dial(address, fleet.tls.pin(), Purpose::Link);
+            let accepting = async {
+                // What the other one sends is not read here.
+                let (_conn, _) = listen::accept(&port).await;
+                sleep(Duration::from_secs(8)).await;
+            };
+            let (dialled, ()) = tokio::join!(timed(dialling), accepting);
+            let (Err(e), 5..8) = dialled else {
+                panic!("{dialled:?}")
+            };
+            assert!(matches!(e, DialError::Tls(TlsError::TimedOut)), "{e}");
+        };
+        let a_link_that_is_heard = async {
+            let (_dirs, fleets, port) = two();
+            let (guest, _conn) =
+                sent(&fleets, &port, Purpose::Link, b"kite-fleet 1 b x\n=\n").await;
+            let Ok(Guest::Link(lines, hello)) = guest else {
+                panic!("no link")
+            };
+            let ((), took) = timed(hear(&fleets[0], lines, hello)).await;
+            assert!((8..12).contains(&took), "{took} s");
+        };
+        let a_link_that_is_told = async {
+            let (_dirs, fleets, port) = two();
+            let (_guest, conn) = sent(&fleets, &port, Purpose::Link, b"kite-fleet 1 b x\n").await;
+            let host = Nobody(tokio::sync::watch::Sender::new(0));
+            let (end, took) = timed(tell(&fleets[1], &host, conn)).await;
+            assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+            assert!((8..12).contains(&took), "{took} s");
+        };
+        tokio::join!(
+            turned_away(Purpose::Link, b"kite-fleet 1 b"),
+            turned_away(Purpose::Visit, b""),
+            speaks_no_tls,
+            a_link_that_is_heard,
+            a_link_that_is_told,
+        );
+    }
+
+    #[tokio::test]
+    async fn only_so_many_come_from_where_members_are_and_others_take_no_place_of_theirs() {
+        let (_dirs, [fleet, _], _port) = two();
+        let porch = Porch::default();
+        let (near, far) = ("127.0.0.1".parse().unwrap(), "203.0.113.7".parse().unwrap());
+        let place = |from| unconstrained(porch.place(&fleet.members, from)).now_or_never();
+        let mut strangers: Vec<_> = (0..MAX_STRANGERS).map(|_| place(far)).collect();
+        assert!(matches!(strangers.pop(), Some(Some(Some(_)))));
+        strangers.push(place(far));
+        assert!(matches!(place(far), Some(None)), "it is closed");
+        let mut coming: Vec<_> = (0..MAX_COMING).map(|_| place(near)).collect();
+        assert!(coming.iter().all(|c| matches!(c, Some(Some(_)))));
+        assert!(place(near).is_none(), "it waits");
+        coming.pop();
+        assert!(matches!(place(near), Some(Some(_))));
+    }
+
+    #[tokio::test]
+    async fn a_visitor_may_have_said_so_much_and_no_more() {
+        let passed = Passed {
+            from: "203.0.113.7:4711".parse().unwrap(),
+            port: 80,
+            kite: "http:bob.example".into(),
+            port_kite: None,
+            raw: false,
+            storage_only: false,
+            hops: MAX_HOPS,
+        };
+        for (len, fits) in [(MAX_FIRST, true), (MAX_FIRST + 1, false)] {
+            let said = super::super::forward::opening(&passed, &vec![b'x'; len]);
+            let read = read_opening(&mut &said[..]).await;
+            assert_eq!(
+                read.is_ok_and(|(first, _)| first.len() == len),
+                fits,
+                "{len}"
+            );
+        }
     }
 }

@@ -154,7 +154,7 @@ impl Half {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+    use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
 
     #[tokio::test]
     async fn bytes_and_half_closes_travel_both_ways() {
@@ -185,5 +185,20 @@ mod tests {
         let piped = joined.await.unwrap();
         assert!(piped.end.is_ok());
         assert_eq!((piped.there, piped.back), (300_000, 200_008));
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_has_little_read_for_it() {
+        let most = 4 * MAX_PIPED;
+        let (mut visitor, near) = duplex(most);
+        let (far, _kite) = duplex(1);
+        visitor.write_all(&vec![b'x'; most]).await.unwrap();
+        let mut joined = Box::pin(pipe(near, far, Bytes::new()));
+        for _ in 0..3 {
+            assert!(futures::poll!(&mut joined).is_pending());
+        }
+        let room = vec![b'x'; most];
+        let more = std::future::poll_fn(|cx| Pin::new(&mut visitor).poll_write(cx, &room));
+        assert_eq!(more.await.unwrap(), MAX_PIPED, "so much was taken of it");
     }
 }

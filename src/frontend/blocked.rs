@@ -173,4 +173,28 @@ mod tests {
         ));
         assert!(book.blocked().unwrap().is_empty());
     }
+
+    #[test]
+    fn only_so_many_names_are_blocked() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = Book::open(dir.path()).unwrap();
+        let filling = book.write(|tables| {
+            for n in 1..MAX_BLOCKED {
+                let name = format!("{n:05}.example");
+                tables
+                    .blocked
+                    .insert(name.as_str(), &b"{\"since\":1}"[..])?;
+            }
+            Ok(())
+        });
+        filling.unwrap();
+        let block = |text: &str| book.block(&name(text), Since { since: 1 });
+        block("last.example").unwrap();
+        assert!(matches!(
+            block("bob.example"),
+            Err(BookError::FullOfBlocked)
+        ));
+        book.unblock(&name("last.example")).unwrap();
+        block("bob.example").unwrap();
+    }
 }

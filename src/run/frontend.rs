@@ -125,7 +125,7 @@ pub async fn frontend(
     let tor: Arc<OnceLock<Arc<tor::Client>>> = Arc::default();
     let speed = Speed::default();
     let supervisor = Arc::new(supervisor);
-    let (upgrades, orders) = mpsc::channel(MAX_UPGRADES);
+    let (upgrades, orders) = queue();
     let desk = Arc::new(FrontendDesk {
         tor: tor.clone(),
         pinned: frontend.pinned_addresses(),
@@ -279,6 +279,11 @@ async fn heed_signals(
 
 /// One who waits for what comes of an upgrade.
 type Upgrade = oneshot::Sender<Answer>;
+
+/// Where such orders wait.
+fn queue() -> (mpsc::Sender<Upgrade>, mpsc::Receiver<Upgrade>) {
+    mpsc::channel(MAX_UPGRADES)
+}
 
 /// Where a frontend can be asked: one process at a time has these.
 struct Places {
@@ -470,6 +475,16 @@ impl Desk for FrontendDesk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_so_many_orders_wait() {
+        let (upgrades, mut orders) = queue();
+        let order = || upgrades.try_send(oneshot::channel().0);
+        assert!((0..4).all(|_| order().is_ok()));
+        assert!(order().is_err());
+        orders.try_recv().expect("the first");
+        assert!(order().is_ok());
+    }
 
     #[tokio::test]
     async fn who_follows_waits_for_all_who_have_tors_state() {

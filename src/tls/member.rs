@@ -260,4 +260,19 @@ mod tests {
         let (_, far) = tokio::join!(stranger.connect(name, near), b.accept(far, known));
         assert!(far.is_err());
     }
+
+    #[tokio::test]
+    async fn a_silent_member_costs_a_timeout() {
+        let (_a, a) = member();
+        let (near, _far) = tokio::io::duplex(64 * 1024);
+        let (other, _far) = tokio::io::duplex(64 * 1024);
+        let began = std::time::Instant::now();
+        let (taken, made) = tokio::join!(
+            a.accept(near, Arc::new(|_| true)),
+            a.connect(other, a.pin(), Purpose::Link)
+        );
+        assert!(matches!(taken, Err(TlsError::TimedOut)));
+        assert!(matches!(made, Err(TlsError::TimedOut)));
+        assert!((5..8).contains(&began.elapsed().as_secs()));
+    }
 }

@@ -480,6 +480,20 @@ fn too_many_service_lines_are_refused() {
     assert!(matches!(decode(&lines(65)), Err(FrameError::Lines(_))));
 }
 
+#[test]
+fn a_home_may_be_as_long_as_its_limit() {
+    let name = "bob.alice.example";
+    let home = |len: usize| {
+        let address = "x".repeat(len - name.len() - 1);
+        decode(&frame(
+            &format!("NOOP: 1\r\nX-PageKite-Home: {name}:{address}\r\n"),
+            "",
+        ))
+    };
+    assert!(home(640).is_ok());
+    assert!(matches!(home(641), Err(FrameError::Lines(_))));
+}
+
 // Compression.
 
 /// A peer that compresses.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kite::backend::Plan;
 use kite::backend::introduce::Tell;
@@ -291,10 +291,16 @@ async fn nothing_reaches_the_origin_of_a_visitor_whose_member_has_given_up() {
     let (origin, visitors) = origin(b"").await;
     let _back = together.flying(1, Protocol::Http, origin).await;
     let (a, b) = together.a_and_b();
+    let said = opening(&brought(), GET.as_bytes());
+    // One whose member says nothing more.
+    let conn = TcpStream::connect(b.address).await.unwrap();
+    let mut silent = a.connect(conn, b.pin, Purpose::Visit).await.unwrap();
+    silent.write_all(&said).await.unwrap();
+    assert_eq!(within(silent.read_u8()).await.unwrap(), TAKEN);
+    let began = Instant::now();
     let conn = TcpStream::connect(b.address).await.unwrap();
     let mut conn = a.connect(conn, b.pin, Purpose::Visit).await.unwrap();
     // Cut in two, lest it count how it comes.
-    let said = opening(&brought(), GET.as_bytes());
     let (one, other) = said.split_at(said.len() - 3);
     for part in [one, other] {
         conn.write_all(part).await.unwrap();
@@ -309,6 +315,11 @@ async fn nothing_reaches_the_origin_of_a_visitor_whose_member_has_given_up() {
     // Who goes on gets in.
     let told = bring(&a, &b, &brought(), GET.as_bytes()).await;
     assert_eq!(told, [b"+", GET.as_bytes()].concat());
+    // Who is silent is waited for, and not for ever.
+    let mut told = Vec::new();
+    let _ = within(silent.read_to_end(&mut told)).await;
+    assert!((4..8).contains(&began.elapsed().as_secs()), "{began:?}");
+    assert_eq!((told, visitors.load(Ordering::SeqCst)), (vec![], 1));
 }
 
 #[tokio::test]

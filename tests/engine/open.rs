@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kite::backend::{self, Plan};
 use kite::config::{Frontend as To, FrontendConfig, Listen, Open, OpenProof, ProvenBy, Service};
@@ -23,7 +24,7 @@ use kite::wire::handshake::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::attacks::{read_frame, read_head};
+use crate::attacks::{read_frame, read_head, send_frame};
 use crate::roles::{self, Side, any, ask, config_of, dialer, grant, kites, secret, service, until};
 use crate::witness::node_with_key;
 
@@ -364,6 +365,31 @@ async fn a_reload_makes_no_tunnel_anew_for_a_kite_without_a_key() {
     trigger.stop();
 }
 
+/// A request of a backend that knows this extension, with these lines.
+fn request(lines: &str) -> String {
+    format!(
+        "CONNECT PageKite:1 HTTP/1.0\r\nX-PageKite-Features: AddKites\r\nX-PageKite-Features: KiteTub1\r\n{lines}\r\n"
+    )
+}
+
+/// The lines that ask for these, and those that answer the challenges for them.
+fn asked_for(kites: &[String]) -> String {
+    let line = |kite: &String| format!("X-PageKite: {kite}::{}\r\n", "0".repeat(36));
+    kites.iter().map(line).collect()
+}
+
+fn shown(answer: &str) -> Vec<String> {
+    let signs = answer
+        .lines()
+        .filter_map(|line| line.strip_prefix("X-PageKite-SignThis: "));
+    let line = |sign: &str| {
+        let kite = sign.rsplit_once(':').unwrap().0;
+        let zeros = "0".repeat(36);
+        format!("X-PageKite: {sign}:{zeros}\r\nX-PageKite-Tub: {kite}\r\n")
+    };
+    signs.map(line).collect()
+}
+
 /// Much in one frame is no more work than a little.
 #[tokio::test]
 async fn a_frame_that_shows_too_many_tubs_is_looked_at_in_part() {
@@ -371,11 +397,6 @@ async fn a_frame_that_shows_too_many_tubs_is_looked_at_in_part() {
     let (_, tub, _) = node_with_key().await;
     let (front, _state) = frontend(OpenProof::Key, 9);
     let (mut conn, _) = dial(&front.address).await;
-    let ask = |lines: &str| {
-        format!(
-            "CONNECT PageKite:1 HTTP/1.0\r\nX-PageKite-Features: AddKites\r\nX-PageKite-Features: KiteTub1\r\n{lines}\r\n"
-        )
-    };
     // The same name often, and many names.
     let names = (0..MAX_LINES).map(|n| match n {
         0..8 => name(tub),
@@ -389,32 +410,50 @@ async fn a_frame_that_shows_too_many_tubs_is_looked_at_in_part() {
         .enumerate()
         .map(|(n, name)| format!("http:{name}:b{n}"))
         .collect();
-    let first: String = kites
-        .iter()
-        .map(|kite| format!("X-PageKite: {kite}::{}\r\n", "0".repeat(36)))
-        .collect();
-    conn.write_all(ask(&first).as_bytes()).await.unwrap();
+    let first = request(&asked_for(&kites));
+    conn.write_all(first.as_bytes()).await.unwrap();
     conn.flush().await.unwrap();
     let answer = read_head(&mut conn).await.unwrap();
-    let signs = answer
-        .lines()
-        .filter_map(|line| line.strip_prefix("X-PageKite-SignThis: "));
-    let again: String = signs
-        .map(|sign| {
-            let kite = sign.rsplit_once(':').unwrap().0;
-            format!(
-                "X-PageKite: {sign}:{}\r\nX-PageKite-Tub: {kite}\r\n",
-                "0".repeat(36)
-            )
-        })
-        .collect();
+    let again = request(&shown(&answer).concat());
     let (mut conn, _) = dial(&front.address).await;
-    conn.write_all(ask(&again).as_bytes()).await.unwrap();
+    conn.write_all(again.as_bytes()).await.unwrap();
     conn.flush().await.unwrap();
     let answer = read_head(&mut conn).await.unwrap();
     let count = |why: &str| answer.matches(&format!(";{why}\r\n")).count();
     let all = [count("tub-key"), count("duplicate"), count("overload")];
     assert_eq!(all, [16, 7, MAX_LINES - 23], "{answer}");
+}
+
+#[tokio::test]
+async fn only_so_many_kites_of_one_tunnel_wait_for_a_visit() {
+    let (front, _state) = frontend(OpenProof::Node, 99);
+    let (mut conn, _) = dial(&front.address).await;
+    let kite = |n: u8| {
+        let tub = TubId::from_random([n; 32]);
+        format!("http:{}:b{n}", name(tub))
+    };
+    let kites: Vec<_> = (0..17).map(kite).collect();
+    let first = request(&asked_for(&kites));
+    conn.write_all(first.as_bytes()).await.unwrap();
+    conn.flush().await.unwrap();
+    let shown = shown(&read_head(&mut conn).await.unwrap());
+    let (some, one_more) = shown.split_at(16);
+    send_frame(&mut conn, &format!("NOOP: 1\r\n{}\r\n!", some.concat())).await;
+    let verdict = read_frame(&mut conn).await.unwrap();
+    assert_eq!(verdict.matches("X-PageKite-OK: ").count(), 16, "{verdict}");
+    // Their visits are not answered.
+    send_frame(&mut conn, &format!("NOOP: 1\r\n{}\r\n!", one_more.concat())).await;
+    let refusal = async {
+        loop {
+            let frame = read_frame(&mut conn).await.unwrap();
+            if frame.contains("X-PageKite-Invalid-Why") {
+                return frame;
+            }
+        }
+    };
+    let refusal = tokio::time::timeout(Duration::from_secs(10), refusal).await;
+    let refusal = refusal.expect("it is told so");
+    assert!(refusal.contains(":b16;overload\r\n"), "{refusal}");
 }
 
 #[tokio::test]

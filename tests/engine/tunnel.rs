@@ -1,6 +1,11 @@
 //! Two ends of a tunnel, joined by a pipe.
 
 use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -8,14 +13,16 @@ use kite::tunnel::buffer::{Chunk, MAX_HELD, Outgoing, Pool, SMALL_PAYLOAD, TIGHT
 use kite::tunnel::mux::{
     Capacity, Liveness, MAX_INBOX_TOTAL, MAX_OUTBOX_TOTAL, Mux, OpenError, Read, Settings, Side,
 };
-use kite::tunnel::splice::{Broken, LAST_PIECES, splice};
+use kite::tunnel::splice::{Broken, LAST_PIECES, Local, splice};
 use kite::tunnel::stream::OUTBOX_CHUNKS;
 use kite::tunnel::{Ended, Incoming, Tunnel, TunnelStream};
 use kite::wire::Sid;
 use kite::wire::frame::{self, Eof, Open, put_data, put_eof};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 
 /// How the two ends know each other.
 #[derive(Clone, Copy, PartialEq)]
@@ -427,6 +434,99 @@ async fn an_older_peer_that_overruns_holds_the_tunnel_up_for_a_moment_only() {
         began.elapsed() >= Duration::from_secs(4),
         "the tunnel did not wait for the stream"
     );
+}
+
+/// A socket that says nothing, and how many pieces it was given at once.
+#[derive(Default)]
+struct Counting {
+    most: Arc<AtomicUsize>,
+    taken: Arc<AtomicUsize>,
+}
+
+impl Local for Counting {
+    fn reset(&self) {}
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len = pieces.iter().map(|p| p.len()).sum();
+        self.most.fetch_max(pieces.len(), Ordering::SeqCst);
+        self.taken.fetch_add(len, Ordering::SeqCst);
+        Poll::Ready(Ok(len))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_pieces_are_in_one_write() {
+    let (mut raw, b) = duplex(64 * 1024);
+    let back = Tunnel::start(
+        b,
+        BytesMut::new(),
+        settings(Side::Backend, Kind::Kites),
+        Pool::new(),
+    );
+    let sid = |n| Sid::new(n).unwrap();
+    let mut out = BytesMut::new();
+    frame::put_open(&mut out, sid(1), &visit(), b"");
+    // Shorter ones would be joined.
+    for _ in 0..40 {
+        put_data(&mut out, sid(1), &[9; 8 * 1024]);
+    }
+    frame::put_open(&mut out, sid(2), &visit(), b"");
+    let writing = tokio::spawn(async move {
+        raw.write_all(&out).await.unwrap();
+        raw
+    });
+    let taken = within("accepting", back.accept()).await.unwrap().stream;
+    // All that was said before this one has come.
+    within("another", back.accept()).await.unwrap();
+    let socket = Counting::default();
+    let (most, bytes) = (socket.most.clone(), socket.taken.clone());
+    let splicing = splice(taken, socket, VecDeque::new(), None, Default::default());
+    let splicing = tokio::spawn(splicing);
+    within("all of it", async {
+        while bytes.load(Ordering::SeqCst) < 40 * 8 * 1024 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(most.load(Ordering::SeqCst), 16);
+    splicing.abort();
+    writing.await.unwrap();
 }
 
 #[tokio::test]

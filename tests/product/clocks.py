@@ -15,11 +15,11 @@ class Clock:
     """A clock that some processes live by, `ahead` seconds before the real one.
 
     For those that `sleep` time itself stands still when it is set, as in a machine that sleeps; for others it passes,
-    and whatever they do by a timer falls due.
+    and whatever they do by a timer falls due. One that is `fast` goes so many times as fast as the real one.
     """
 
-    def __init__(self, ahead=0, sleep=False):
-        self.ahead, self.sleep, self._files = ahead, sleep, []
+    def __init__(self, ahead=0, sleep=False, fast=1):
+        self.ahead, self.sleep, self.fast, self._files = ahead, sleep, fast, []
 
     def environment(self, directory):
         """Of a process whose sandbox lets it read there."""
@@ -37,5 +37,5 @@ class Clock:
 
     def _write(self, file):
         new = file.with_suffix(".new")         # nobody reads half of it
-        new.write_text(f"{self.ahead:+d}s")
+        new.write_text(f"{self.ahead:+d}s" + (f" x{self.fast}" if self.fast != 1 else ""))
         os.replace(new, file)

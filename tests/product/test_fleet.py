@@ -18,6 +18,7 @@ from test_graceful import TAKEN, Crowd, successors
 from traffic import HttpOrigin, Tap, Visitor, random_bytes, sha256
 
 INNER = 4430
+FADE = 15               # of src/fleet/link.rs
 ENTRY = r'the others write it down as: (id = "\w+"), (address = "\S+"), (pin = "\S+")'
 WEB, OLD = "web.f.example", "old.f.example"
 INTRO, INTRODUCER, BOB = "intro.f.example", "10.77.5.9", "bob.f.example"
@@ -118,10 +119,14 @@ def test_a_member_that_dies_and_one_that_is_cut_off_are_left(kite, sup, machine)
         known(members, c, 1)
         Visitor(a.visitors, WEB).download(1, 2000)
         b.kill()
+        killed = time.monotonic()
         took = served_again(a, WEB, 10)
         with Crowd(a.visitors, [mine]) as crowd:
             wait_until(lambda: crowd.served > 50, 20, lambda: f"only {crowd.served}")
         assert crowd.failed == []
+        # What flew at the one that is gone is remembered for a while, and then no more.
+        assert a.knows(b) == 1 and time.monotonic() < killed + FADE
+        wait_until(lambda: a.knows(b) == 0, FADE + 15, lambda: a.proc.tail(), every=0.2)
         b.start()
         wait_until(lambda: b.knows(c) == 1 and a.linked() == ["b", "c"], READY_S, lambda: a.proc.tail(), every=0.2)
         b.wait_up(mine)

@@ -6,9 +6,11 @@ A whole grid of such nodes, over Tor, is in test_tahoe_over_tor.py.
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 
+from clocks import Clock
 from conftest import new_address, supervised
 from island import Island
 from kite import Backend, Frontend, Kite, binary
@@ -102,3 +104,22 @@ def test_where_the_nodes_answer_is_enough_the_owner_takes_its_name_back(world):
     frontend.wait_up(relay, since=mark)
     squatter.proc.wait_log("another tunnel flies this kite", 20)
     assert owner.tunnels() == ["up"]
+
+
+LINGER = 300            # of src/frontend/register.rs
+
+
+def test_a_tunnel_that_flies_nothing_stands_for_a_while(kite, sup):
+    """Its node is not there. By the frontend's clock, which is fast, since it takes five minutes."""
+    fast, key = 40, sup.directory / "node.pem"
+    tub = new_tub(key)
+    key.chmod(0o600)
+    absent = Kite("foolscap", f"{tub}.{DOMAIN}", "127.0.0.1:9", proof="tub", secret_file=key)
+    frontend = Frontend(sup, "frontend", new_address(), [], tables=f'[open]\ndomain = "{DOMAIN}"\n',
+                        env=Clock(fast=fast).environment(sup.directory / "fast")).start()
+    backend = Backend(sup, "backend", [frontend.pinned()], [absent], tunnels=1).start()
+    backend.proc.wait_log("did not come to the tub", 20)
+    began = time.monotonic()
+    frontend.proc.wait_log("tunnel from .* ended: .*none of its kites may fly", LINGER / fast + 20)
+    took = (time.monotonic() - began) * fast
+    assert LINGER - 60 < took < LINGER + 200, took

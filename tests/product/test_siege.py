@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import resource
+import signal
 import socket
 import ssl
 import subprocess
@@ -30,6 +31,7 @@ SLOW = 10_000
 STALLED = 1_000
 HALF_OPEN = 8192        # MAX_WAITING in src/frontend/doorstep.rs
 AWAITED = 4096          # MAX_WAITING in src/frontend/awaited.rs
+BACKLOG = 1024          # of src/listen.rs
 HEAD_MIB = 200          # docs/limits.md, "Memory under attack"
 STALL_MIB = 200
 BODY = random_bytes(7, 8 * MIB)
@@ -173,7 +175,8 @@ def closing(socks):
 
 INVITATION = (b"POST /~:kite:~/join1 HTTP/1.1\r\nHost: join.kite\r\nContent-Type: application/json\r\n"
               b"Content-Length: 200\r\n\r\n{")
-VERDICT, PROOF = 20, 60         # VERDICT_TIMEOUT and PATIENCE of an invitation; PROOF_TIMEOUT, and HANDSHAKE_TIMEOUT
+VERDICT = 20            # VERDICT_TIMEOUT, PATIENCE of an invitation, VERDICT of a fleet
+PROOF = 60              # PROOF_TIMEOUT, HANDSHAKE_TIMEOUT
 
 
 def lasts(sock, over):
@@ -201,6 +204,109 @@ def silenced(sup, mute):
     return time.monotonic() - start, b""
 
 
+LOOKED_AT = 30                  # MAX_LOOKS, of 5 s each
+QUIET = "quiet.bob.example"
+
+
+def quiet(stream):
+    """A node of foolscap's kind that says nothing to its visitors."""
+    request = stream.read_until(b"\r\n\r\n")
+    if request.startswith(b"GET /id/" + b"a" * 32):
+        with contextlib.suppress(OSError):
+            stream.sock.recv(1)
+    else:
+        stream.send(b"HTTP/1.1 500 Internal Server Error: unknown TubID %s\r\n\r\n" % request.split()[1][4:])
+
+
+def looked_at(sup, over):
+    """How many of two visitors are moved when the tunnel of both falls silent: one has been there for too long."""
+    def visit():
+        sock = socket.create_connection(frontend.visitors, SOON)
+        sock.sendall(b"GET /id/%s HTTP/1.1\r\nHost: %s\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n"
+                     % (b"a" * 32, QUIET.encode()))
+        return sock
+
+    with Origin(Island(), quiet) as node, contextlib.ExitStack() as stack:
+        mine = Kite("foolscap", QUIET, "%s:%d" % node.sock.getsockname())
+        frontend = Frontend(sup, "looking", new_address(), [mine], ports=(80,))
+        text, name = frontend.file.read_text(), f'name = "{QUIET}"\n'
+        frontend.file.write_text(text.replace(name, name + "backends = 2\n"))
+        frontend.start()
+        first, second = (Backend(sup, who, [frontend.pinned(port=80)], [mine], tunnels=1) for who in ("first", "second"))
+        first.start().wait_up(mine, frontend.ip)
+        stack.enter_context(visit())
+        over.wait(LOOKED_AT - 12)
+        stack.enter_context(visit())
+        over.wait(1)
+        second.start().wait_up(mine, frontend.ip)
+        over.wait(LOOKED_AT + 3 - (LOOKED_AT - 12) - 1)
+        os.kill(first.proc.pid, signal.SIGSTOP)
+        try:
+            over.wait(14)
+        finally:
+            os.kill(first.proc.pid, signal.SIGCONT)
+        return frontend.proc.text().count("is moved to another tunnel")
+
+
+ELSEWHERE, INNER = "elsewhere.bob.example", 4430
+ENTRY = r'the others write it down as: (id = "\w+"), (address = "\S+"), (pin = "\S+")'
+
+
+def offered(sup, over):
+    """How long a member of a fleet is waited for that was offered a visitor, and says nothing to it."""
+    mine, entries = Kite("http", ELSEWHERE, "127.0.0.1:9"), ""
+    members = [Frontend(sup, name, new_address(), [mine], ports=(80,)) for name in ("offering", "silent")]
+    for member in members:
+        head = f'\n[fleet]\nid = "{member.name}"\nlisten = "{member.ip}:{INNER}"\n'
+        member.file.write_text(member.file.read_text() + head)
+        member.start()
+        entries += "\n[[fleet.members]]\n" + "\n".join(member.proc.wait_log(ENTRY, SOON).groups()) + "\n"
+        member.stop()
+    offering, silent = members
+    key, certificate = silent.state / "fleet-key.pem", silent.dir / "certificate.pem"
+    subprocess.run(["openssl", "req", "-x509", "-key", key, "-subj", "/CN=silent", "-out", certificate], check=True)
+    offering.file.write_text(offering.file.read_text() + entries)
+    offering.start()
+
+    def tls(server, purpose):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.load_cert_chain(certificate, key)
+        context.set_alpn_protocols([f"x-kite-fleet-{purpose}/1"])
+        return context
+
+    def take(stream):
+        with contextlib.suppress(OSError), tls(True, "visit").wrap_socket(stream.sock, server_side=True) as sock:
+            while sock.recv(4096):
+                pass
+
+    with Origin(Island(), take, (silent.ip, INNER)), socket.create_connection((offering.ip, INNER)) as plain, \
+            tls(False, "link").wrap_socket(plain) as link, contextlib.ExitStack() as stack:
+        link.sendall(b"kite-fleet 1 silent boot\n+ http %s s1 1 - 0\n=\n" % ELSEWHERE.encode())
+        ended = threading.Event()
+        stack.callback(ended.set)
+
+        def beat():
+            while not ended.wait(2):
+                link.sendall(b".\n")
+        threading.Thread(target=beat).start()
+        wait_until(lambda: offering.status()["fleet"]["members"][0]["kites"] == 1, SOON, lambda: offering.proc.tail())
+        start = time.monotonic()
+        with socket.create_connection(offering.visitors, SOON) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % ELSEWHERE.encode())
+            sock.settimeout(1)
+            while not over.is_set() and time.monotonic() < start + 2 * PROOF:
+                with contextlib.suppress(TimeoutError):
+                    return time.monotonic() - start, sock.recv(4096)
+        return 0, b""
+
+
+def queue(address):
+    """How many connections the kernel keeps of a port until they are accepted."""
+    shown = subprocess.run(["ss", "-Hltn", "src", "%s:%d" % address], capture_output=True, text=True, check=True)
+    return int(shown.stdout.split()[2])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def too_slow(kite, tmp_path_factory):
     """Begun with the first test of this file, and looked at in its last: they take a minute."""
@@ -222,6 +328,8 @@ def too_slow(kite, tmp_path_factory):
             "invitation": begun(INVITATION, context.wrap_socket),
             "backend": begun(BEGINNINGS[2] + b"7000\r\n"),
             "frontend": pool.submit(silenced, sup, mute),
+            "member": pool.submit(offered, sup, over),
+            "looked at": pool.submit(looked_at, sup, over),
         }
         # Where other tests were asked for, nobody waits.
         over.set()
@@ -238,6 +346,7 @@ def test_ten_thousand_slow_visitors(scene):
         if n % 1000 == 999:
             times.append(is_served(frontend.visitors))
     assert files(frontend) <= before + HALF_OPEN + 8
+    assert queue(frontend.visitors) == BACKLOG
     for sock in slow:
         with contextlib.suppress(OSError):
             sock.sendall(b"x")
@@ -432,7 +541,9 @@ def _shout(sock):
 def test_whoever_takes_too_long_is_let_go(too_slow):
     """However many bytes come, each a second after the other."""
     for who, bound, told in (("visitor", VERDICT, b""), ("invitation", VERDICT, b"HTTP/1.0 503"),
-                             ("backend", PROOF, b"HTTP/1.1 200"), ("frontend", PROOF, b"")):
+                             ("backend", PROOF, b"HTTP/1.1 200"), ("frontend", PROOF, b""),
+                             ("member", VERDICT, b"HTTP/1.1 503")):
         lasted, heard = too_slow[who].result(3 * PROOF)
         assert bound - 1 <= lasted <= bound + 20, f"{who}: {lasted:.0f} s"
         assert heard.startswith(told), f"{who}: {heard}"
+    assert too_slow["looked at"].result(3 * PROOF) == 1

@@ -147,3 +147,89 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::fleet::Inside;
+    use crate::fleet::etcd::wire::revoke;
+    use crate::listen::{TcpListener, TcpStream, accept, bind};
+    use crate::tls::PrivateClient;
+
+    fn dialer() -> EtcdDialer {
+        let tls = PrivateClient::new(None, None).expect("nobody's certificates");
+        EtcdDialer::new(Inside(()), tls)
+    }
+
+    fn place() -> (TcpListener, Endpoint) {
+        let port = bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        let at = port.local_addr().expect("an address");
+        let endpoint = Endpoint {
+            host: at.ip().to_string(),
+            port: at.port(),
+            clear: true,
+        };
+        (port, endpoint)
+    }
+
+    /// A connection to somebody who can be made to say anything.
+    async fn met() -> (Connection, TcpStream) {
+        let (port, endpoint) = place();
+        let dialer = dialer();
+        let (ours, (theirs, _)) =
+            tokio::join!(Connection::open(&dialer, &endpoint, &None), accept(&port));
+        (ours.expect("a connection"), theirs)
+    }
+
+    /// How a question ends that gets an answer of so many bytes.
+    async fn answered_with(len: usize) -> Result<usize, Trouble> {
+        let (mut ours, mut theirs) = met().await;
+        let answering = async {
+            let _ = theirs.read(&mut [0; 4096]).await;
+            // Its length is not said.
+            let _ = theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            let _ = theirs.write_all(&vec![b' '; len]).await;
+            let _ = theirs.shutdown().await;
+        };
+        let (answer, ()) = tokio::join!(ours.ask(revoke(1)), answering);
+        answer.map(|answer| answer.len())
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_a_length() {
+        assert_eq!(answered_with(MAX_ANSWER).await, Ok(MAX_ANSWER));
+        assert_eq!(answered_with(MAX_ANSWER + 1).await, Err(Trouble::TooLong));
+    }
+
+    /// Each takes its time, so they do it at once.
+    #[tokio::test]
+    async fn who_is_silent_is_left() {
+        let began = Instant::now();
+        let asked = async {
+            let (mut ours, _theirs) = met().await;
+            assert_eq!(ours.ask(revoke(1)).await, Err(Trouble::TimedOut));
+            assert!((3..6).contains(&began.elapsed().as_secs()));
+        };
+        let watched = async {
+            let (ours, _theirs) = met().await;
+            let watch = ours.watch(revoke(1)).await;
+            assert!(matches!(watch, Err(Trouble::TimedOut)));
+            assert!((3..6).contains(&began.elapsed().as_secs()));
+        };
+        let opened = async {
+            let (_port, endpoint) = place();
+            let endpoint = Endpoint {
+                clear: false,
+                ..endpoint
+            };
+            let opened = Connection::open(&dialer(), &endpoint, &None).await;
+            assert!(matches!(opened, Err(Trouble::TimedOut)));
+            assert!((4..7).contains(&began.elapsed().as_secs()));
+        };
+        tokio::join!(asked, watched, opened);
+    }
+}
