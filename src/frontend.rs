@@ -56,7 +56,7 @@ use crate::shutdown::Shutdown;
 use crate::tls::{FileError, MemberTls, Pin, TlsServer};
 use crate::tunnel::buffer::Pool;
 use crate::wire::Binding;
-use accounts::Accounts;
+use accounts::{Accounts, Listed};
 use acme::{Challenges, Issuer};
 use auth::Judge;
 use authority::Authorities;
@@ -503,7 +503,11 @@ impl Handle {
                 kites::Order::Block { name } => name.parse::<KiteName>().ok(),
                 _ => None,
             };
-            let answer = order.carry_out(&shared.accounts);
+            let mut answer = order.carry_out(&shared.accounts);
+            if let kites::Answer::All(all) = &mut answer {
+                let (now, seen) = shared.registry.names();
+                Listed::fly(all, &now, &seen);
+            }
             shared.revoke();
             if let (kites::Answer::Done, Some(name)) = (&answer, blocked) {
                 shared.registry.cut_above(&name);

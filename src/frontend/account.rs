@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 use super::limits::{Crowd, DAY, Limits, Over, Used, Visitor};
+use crate::observe::traffic::Reason;
 use crate::sniff::Voice;
 use crate::tunnel::splice::{Inspect, Objection};
 use crate::wire::Lines;
@@ -344,6 +345,18 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What it is counted as.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Over(Over::Streams) => Reason::Streams,
+            Self::Over(Over::StreamsPerVisitor) => Reason::StreamsPerVisitor,
+            Self::Over(Over::Rate) => Reason::Rate,
+            Self::Over(Over::RatePerVisitor) => Reason::RatePerVisitor,
+            Self::Over(Over::Visitors) => Reason::Visitors,
+            Self::End(_) => Reason::Ended,
+        }
+    }
+
     /// What a visitor is told who speaks like that.
     pub fn voice(&self, usual: Voice) -> Voice {
         match (self, usual) {

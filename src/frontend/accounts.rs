@@ -71,6 +71,15 @@ pub struct Listed {
     pub used: Used,
     /// Why it may not fly now.
     pub ended: Option<String>,
+    /// The operator has blocked its name.
+    #[serde(default)]
+    pub blocked: bool,
+    /// Tunnels by which it, or what is below it, flies now; none if that is not known, as no frontend runs.
+    #[serde(default)]
+    pub tunnels: Option<usize>,
+    /// It, or something below it, has flown since the frontend started.
+    #[serde(default)]
+    pub seen: bool,
 }
 
 impl Accounts {
@@ -280,13 +289,10 @@ impl Accounts {
             .into_iter()
             .map(|Holding { grant, account }| {
                 let (used, _) = account.used(now_unix());
-                let blocked = sources
-                    .blocked
-                    .covers(&grant.pattern)
-                    .then_some(End::Blocked);
-                let ended = blocked.or(account.standing(now_unix()).err());
+                let ended = account.standing(now_unix()).err();
                 Listed {
                     ended: ended.map(|end| end.to_string()),
+                    blocked: sources.blocked.covers(&grant.pattern),
                     configured: sources
                         .configured
                         .iter()
@@ -425,6 +431,37 @@ impl Listed {
             limits: grant.limits.clone(),
             used,
             ended: None,
+            blocked: false,
+            tunnels: None,
+            seen: false,
+        }
+    }
+
+    /// Says how they fly: `now` is what each tunnel flies, `seen` all that has flown. What is below a wildcard is the nearest
+    /// one's.
+    pub fn fly(all: &mut [Self], now: &[Vec<KiteName>], seen: &[KiteName]) {
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for (at, listed) in all.iter_mut().enumerate() {
+            listed.tunnels = Some(0);
+            places.entry(listed.name.clone()).or_insert(at);
+        }
+        let place = |name: &KiteName| {
+            let mut names = std::iter::once(name.to_string()).chain(name.wildcards());
+            names.find_map(|name| places.get(&name).copied())
+        };
+        for tunnel in now {
+            let flown: BTreeSet<usize> = tunnel.iter().filter_map(place).collect();
+            for at in flown {
+                if let Some(listed) = all.get_mut(at) {
+                    listed.tunnels = listed.tunnels.map(|n| n + 1);
+                    listed.seen = true;
+                }
+            }
+        }
+        for at in seen.iter().filter_map(place) {
+            if let Some(listed) = all.get_mut(at) {
+                listed.seen = true;
+            }
         }
     }
 }
@@ -556,5 +593,28 @@ mod tests {
         assert_eq!(old.standing(now_unix()), Err(End::Removed));
         let (used, _) = only(&accounts, "bob.example").used(now_unix());
         assert_eq!((used.bytes, used.connections), (60, 1));
+    }
+
+    #[test]
+    fn what_flies_is_its_nearest_grants() {
+        let listed = |name: &str| Listed::new(&grant(name, "secret", 1), Used::default());
+        let mut all: Vec<_> = [
+            "*.alice.example",
+            "bob.alice.example",
+            "eve.alice.example",
+            "away.example",
+        ]
+        .map(listed)
+        .into();
+        let name = |text: &str| text.parse().expect("a name");
+        let first = ["bob.alice.example", "x.alice.example", "y.alice.example"];
+        let now = [
+            first.map(name).into(),
+            vec![name("bob.alice.example"), name("elsewhere.example")],
+        ];
+        Listed::fly(&mut all, &now, &[name("eve.alice.example")]);
+        let stand: Vec<_> = all.iter().map(|l| (l.tunnels, l.seen)).collect();
+        let expected = [(1, true), (2, true), (0, true), (0, false)];
+        assert_eq!(stand, expected.map(|(n, seen)| (Some(n), seen)));
     }
 }

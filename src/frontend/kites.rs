@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{end_of_day, now_unix};
+use super::account::{Account, end_of_day, now_unix};
 use super::accounts::{Accounts, Listed};
-use super::blocked::{self, Since};
+use super::blocked::{self, Blocked, Since};
 use super::book::{Book, BookError, Entry};
 use super::invited::{self, Invited};
 use super::limits::{DAY, Limits, Used};
@@ -218,9 +218,19 @@ impl Order {
             Self::Revoke { name } => book.revoke(&parse(name)?, now_unix())?,
             Self::Invitations => return Ok(Answer::Invitations(book.invitations(now_unix())?)),
             Self::List => {
-                let used = book.used()?;
-                let of = |grant: &Grant| used.get(grant.pattern.as_str()).copied();
-                let listed = |g: Grant| Listed::new(&g, of(&g).unwrap_or_default());
+                let (used, blocked) = (book.used()?, Blocked::default());
+                blocked.set(book.blocked()?);
+                let listed = |g: Grant| {
+                    let used = used.get(g.pattern.as_str()).copied();
+                    let account =
+                        Account::new(g.pattern.as_str(), g.limits.clone(), g.expires, used);
+                    let ended = account.standing(now_unix()).err();
+                    Listed {
+                        ended: ended.map(|end| end.to_string()),
+                        blocked: blocked.covers(&g.pattern),
+                        ..Listed::new(&g, used.unwrap_or_default())
+                    }
+                };
                 return Ok(Answer::All(
                     book.grants()?.into_iter().map(listed).collect(),
                 ));
@@ -424,6 +434,15 @@ fn shown(kite: &Listed) -> String {
     if kite.configured {
         words.push("from the configuration file".to_owned());
     }
-    words.extend(kite.ended.as_ref().map(|why| format!("DOWN: {why}")));
+    words.extend(kite.blocked.then(|| "BLOCKED".to_owned()));
+    words.extend(kite.ended.as_ref().map(|why| format!("ENDED: {why}")));
+    let flies = |tunnels| match (tunnels, kite.seen) {
+        (0, _) if kite.blocked || kite.ended.is_some() => None,
+        (0, true) => Some("DOWN".to_owned()),
+        (0, false) => Some("not seen since the start".to_owned()),
+        (1, _) => Some("flies by 1 tunnel".to_owned()),
+        (n, _) => Some(format!("flies by {n} tunnels")),
+    };
+    words.extend(kite.tunnels.and_then(flies));
     words.join("; ")
 }

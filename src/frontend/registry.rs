@@ -777,6 +777,18 @@ impl Registry {
         views.into_values().collect()
     }
 
+    /// The names of what each tunnel flies, and of all that has flown.
+    pub fn names(&self) -> (Vec<Vec<KiteName>>, Vec<KiteName>) {
+        let name = |kite: &String| kite.split_once(':')?.1.parse().ok();
+        let now = self.overview();
+        let now = now
+            .iter()
+            .map(|v| v.kites.iter().filter_map(name).collect());
+        let seen = self.ledger().sums();
+        let seen = seen.iter().filter_map(|(of, _)| of.kite.as_ref());
+        (now.collect(), seen.filter_map(name).collect())
+    }
+
     /// What flies, by the wire's protocol and the name.
     pub fn flying(&self) -> Vec<(String, String)> {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);

@@ -763,7 +763,7 @@ impl Route {
             Ok(pass) => self.pass = Some(pass),
             Err(refusal) => {
                 tracing::debug!("a visitor of {} is refused: {refusal}", self.host);
-                self.found.count.refuse(Reason::Limits);
+                self.found.count.refuse(refusal.reason());
                 return Err(No {
                     voice: refusal.voice(usual),
                     counted: true,
@@ -1058,7 +1058,7 @@ async fn open_answered(
         let Some(other) = route.around(shared, &tunnel) else {
             continue;
         };
-        tracing::info!("a visitor of {} is moved to another tunnel", route.host);
+        tracing::debug!("a visitor of {} is moved to another tunnel", route.host);
         stream.abort();
         tunnel = other.tunnel;
         open.proto = other.proto;

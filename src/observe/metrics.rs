@@ -25,6 +25,8 @@ use crate::web::door::{self, Answer, Site};
 const MAX_KITES: usize = 1000;
 /// What the kites beyond [`MAX_KITES`] are called.
 const OTHERS: &str = "(others)";
+/// What is written where visitors came to no kite.
+const NONE: &str = "(none)";
 /// The type of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -383,8 +385,8 @@ impl Book {
         self.counter(
             "refusals",
             None,
-            "Visitors that were sent away, by why",
-            refusals(&status.traffic),
+            "Visitors of a kite that were sent away, by why",
+            refusals(&kites, &status.traffic),
         );
         self.counter(
             "traffic",
@@ -466,9 +468,23 @@ fn states(
     known.into_iter().map(row).collect()
 }
 
-fn refusals(traffic: &Traffic) -> impl Iterator<Item = Row<u64>> {
-    let row = |(why, n): (&String, &u64)| (vec![("reason", why.clone())], *n);
-    traffic.refused.iter().map(row)
+/// Of each kite; and what is left of `all`, whose visitors came to no kite.
+fn refusals(kites: &[Numbers], all: &Traffic) -> Vec<Row<u64>> {
+    let mut rest = all.refused.clone();
+    for (why, n) in kites.iter().flat_map(|kite| &kite.traffic.refused) {
+        let left = rest.entry(why.clone()).or_default();
+        *left = left.saturating_sub(*n);
+    }
+    rest.retain(|_, n| *n > 0);
+    let row = |kite: &str, why: &String, n: u64| {
+        (vec![("kite", kite.to_owned()), ("reason", why.clone())], n)
+    };
+    let of_kites = kites.iter().flat_map(|kite| {
+        let refused = kite.traffic.refused.iter();
+        refused.map(|(why, n)| row(&kite.name, why, *n))
+    });
+    let of_none = rest.iter().map(|(why, n)| row(NONE, why, *n));
+    of_kites.chain(of_none).collect()
 }
 
 /// A kite's numbers.
@@ -489,6 +505,9 @@ fn bounded(kites: &[Kite]) -> Vec<Numbers> {
                 others.traffic.open += kite.traffic.open;
                 others.traffic.from_visitors += kite.traffic.from_visitors;
                 others.traffic.to_visitors += kite.traffic.to_visitors;
+                for (why, n) in &kite.traffic.refused {
+                    *others.traffic.refused.entry(why.clone()).or_default() += n;
+                }
             }
             None => all.push(Numbers {
                 name: match all.len() {
@@ -519,6 +538,7 @@ mod tests {
             by_name: vec![],
             traffic: Traffic {
                 visitors: 2,
+                refused: [("limit-rate".to_owned(), 3)].into(),
                 ..Traffic::default()
             },
         }
@@ -531,12 +551,23 @@ mod tests {
         status.kites = (0..number)
             .map(|n| kite(format!("http:k{n}.a.example")))
             .collect();
+        status.traffic.refused = [
+            ("limit-rate".to_owned(), 3 * number as u64),
+            ("not-here".to_owned(), 7),
+        ]
+        .into();
         let text = encode(&status, true).expect("text");
-        let rows = text
-            .lines()
-            .filter(|l| l.starts_with("kite_visitors_total{"));
-        assert_eq!(rows.count(), MAX_KITES + 1);
-        assert!(text.contains("kite_visitors_total{kite=\"(others)\"} 100\n"));
+        let rows = |of: &str| text.lines().filter(|l| l.starts_with(of)).count();
+        assert_eq!(rows("kite_visitors_total{"), MAX_KITES + 1);
+        assert_eq!(rows("kite_refusals_total{"), MAX_KITES + 2);
+        for row in [
+            "kite_visitors_total{kite=\"(others)\"} 100\n",
+            "kite_refusals_total{kite=\"http:k7.a.example\",reason=\"limit-rate\"} 3\n",
+            "kite_refusals_total{kite=\"(others)\",reason=\"limit-rate\"} 150\n",
+            "kite_refusals_total{kite=\"(none)\",reason=\"not-here\"} 7\n",
+        ] {
+            assert!(text.contains(row), "{row}");
+        }
         assert!(text.ends_with("# EOF\n"));
     }
 

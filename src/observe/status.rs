@@ -192,8 +192,9 @@ pub struct Traffic {
     pub visitors: u64,
     /// Those that are there now.
     pub open: usize,
-    /// Those that were sent away, by why: `not-here`, `not-for-this`, `malformed`, `limits`, `too-slow`, `no-origin` or
-    /// `no-tunnel`.
+    /// Those that were sent away, by why: `not-here`, `not-for-this`, `malformed`, `limit-streams`,
+    /// `limit-streams-per-visitor`, `limit-rate`, `limit-rate-per-visitor`, `limit-visitors`, `ended`, `too-slow`, `no-origin`
+    /// or `no-tunnel`.
     pub refused: BTreeMap<String, u64>,
     /// Bytes from visitors.
     pub from_visitors: u64,

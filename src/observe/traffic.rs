@@ -22,8 +22,18 @@ pub enum Reason {
     NotForThis,
     /// What it said cannot be understood.
     Malformed,
-    /// The kite's limits, or its end.
-    Limits,
+    /// The kite has as many visitors as it may.
+    Streams,
+    /// And of one address.
+    StreamsPerVisitor,
+    /// Too many came to it within a time.
+    Rate,
+    /// And from one address.
+    RatePerVisitor,
+    /// Too many different addresses came within a time.
+    Visitors,
+    /// What the kite may carry is used up, or its time is.
+    Ended,
     /// It did not say in time what it wants.
     Slow,
     /// The origin is down, or not what it should be.
@@ -34,11 +44,16 @@ pub enum Reason {
 
 impl Reason {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::NotHere,
         Self::NotForThis,
         Self::Malformed,
-        Self::Limits,
+        Self::Streams,
+        Self::StreamsPerVisitor,
+        Self::Rate,
+        Self::RatePerVisitor,
+        Self::Visitors,
+        Self::Ended,
         Self::Slow,
         Self::NoOrigin,
         Self::NoTunnel,
@@ -50,7 +65,12 @@ impl Reason {
             Self::NotHere => "not-here",
             Self::NotForThis => "not-for-this",
             Self::Malformed => "malformed",
-            Self::Limits => "limits",
+            Self::Streams => "limit-streams",
+            Self::StreamsPerVisitor => "limit-streams-per-visitor",
+            Self::Rate => "limit-rate",
+            Self::RatePerVisitor => "limit-rate-per-visitor",
+            Self::Visitors => "limit-visitors",
+            Self::Ended => "ended",
             Self::Slow => "too-slow",
             Self::NoOrigin => "no-origin",
             Self::NoTunnel => "no-tunnel",

@@ -218,9 +218,15 @@ function visits(kite) {
   return mark("good", "reaches the node");
 }
 
+// Why visitors were sent away, the most frequent first.
+function sentAway(refused) {
+  const all = Object.entries(refused).sort((a, b) => b[1] - a[1]);
+  return all.length ? all.map(([why, n]) => why + " " + n).join(", ") : "none";
+}
+
 function kites(status) {
   const isBackend = status.role === "backend";
-  const heads = ["Kite", "State", "Visitors", "To visitors", "From visitors"];
+  const heads = ["Kite", "State", "Visitors", "To visitors", "From visitors", "Sent away"];
   if (isBackend) heads.push("Node", "Own visit");
   table(find("kites"), status.kites.length ? "What is public, and who came" : "No kite has flown yet.", heads,
     status.kites.map((k) => {
@@ -229,7 +235,7 @@ function kites(status) {
         k.tunnels ? mark("good", isBackend ? "flies at " + many(k.flies_at.length, "frontend", "frontends") : "flies")
           : mark("bad", "does not fly"),
         k.traffic.open + " now, " + k.traffic.visitors + " in all", size(k.traffic.to_visitors),
-        size(k.traffic.from_visitors),
+        size(k.traffic.from_visitors), sentAway(k.traffic.refused),
       ];
       if (isBackend) cells.push(k.origin ? k.origin.state : "unknown", visits(k));
       return cells;

@@ -203,6 +203,14 @@ async fn visitors_over_a_limit_are_refused_aloud() {
     let connect = format!("CONNECT {BOB}:80 HTTP/1.1\r\n\r\n");
     let refused = ask(front.public, connect).await;
     assert!(refused.starts_with(b"HTTP/1.1 429"), "{refused:?}");
+    let sums = front.handle.ledger().sums();
+    let refusals = |name: &str| {
+        let kite = Some(format!("http:{name}"));
+        let of = sums.iter().find(|(of, _)| of.kite == kite);
+        of.map(|(_, sum)| sum.refusals()).unwrap_or_default()
+    };
+    assert_eq!(refusals(BOB), [("limit-streams".to_owned(), 2)].into());
+    assert!(refusals(EVE).is_empty());
     drop(visit(&front, EVE).await);
     drop(first);
     let begun = Instant::now();

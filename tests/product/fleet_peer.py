@@ -1,12 +1,42 @@
 """Frontends of a fleet, each on a machine of its own."""
 
 import contextlib
+import http.client
+import socket
 
 from island import _ip
 from kite import Frontend, _table
 from proc import wait_until
+from test_metrics import documented, labelled, samples
 
 PORT = 4430            # where the members come in
+
+
+def metrics_of(member):
+    """What a member's metrics say, which it has at a socket in its directory."""
+    class Connection(http.client.HTTPConnection):
+        def connect(self):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(str(member.dir / "metrics"))
+    connection = Connection("localhost", timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return samples(answer.read().decode())
+
+
+def metrics_table(sup, name):
+    return _table("[metrics]", listen=f"unix:{sup.directory / name / 'metrics'}")
+
+
+def documented_metrics(member, etcd):
+    """What the metrics say of the fleet; docs/metrics.md has each of them, with its labels, and no other."""
+    found = {key: value for key, value in metrics_of(member).items() if key.startswith("kite_fleet_")}
+    told = {name: labels for name, labels in documented().items() if name.startswith("kite_fleet_")
+            and (etcd or not name.startswith("kite_fleet_etcd_"))}
+    assert labelled(found) == told
+    return found
 
 
 @contextlib.contextmanager
@@ -28,7 +58,7 @@ class Member(Frontend):
         more = more or {}
         self.machine = machine
         fleet = _table("[fleet]", id=name, listen=f"{machine.address}:{PORT}") + _table("[fleet.etcd]", **etcd.table(**more))
-        super().__init__(sup, name, machine.address, kites, keys=keys, tables=fleet + tables)
+        super().__init__(sup, name, machine.address, kites, keys=keys, tables=fleet + metrics_table(sup, name) + tables)
 
     def spawn(self, machine=None, **more):
         return super().spawn(self.machine, **more)

@@ -78,7 +78,8 @@ def test_a_day_of_a_frontend(kite, sup, web):
     Visitor(frontend.visitors, steady.name).download(2, MIB)
 
     listed, _ = frontend.manage("list")
-    assert re.search(r"(?m)^thirsty\.bob\.example; http; used \S+ of 3MB.*DOWN: its quota", listed), listed
+    assert re.search(r"(?m)^thirsty\.bob\.example; http; used \S+ of 3MB.*ENDED: its quota", listed), listed
+    assert re.search(r"(?m)^steady\.bob\.example; .*; flies by 1 tunnel$", listed), listed
     assert "brief" not in listed and "expired" in listed
     everything = listed + aside + frontend.manage("list", "--json")[0] + frontend.proc.text()
     for hidden in steady.secret, thirsty.secret, brief.secret:
@@ -90,10 +91,13 @@ def test_a_day_of_a_frontend(kite, sup, web):
     frontend.wait_down(steady, timeout=SOON)
     assert Visitor(frontend.visitors, steady.name).ask("GET", "/bytes/1/10")[0] == 503
     heard(backend, r"steady.*blocked by the operator|blocked by the operator.*steady")
+    assert re.search(r"(?m)^steady\.bob\.example; .*; BLOCKED$", frontend.manage("list")[0])
 
     # What was used is used after a crash, too, but for the last seconds; a kill leaves nothing behind that hinders.
     frontend.stop()
     used = json.loads(frontend.manage("list", "--json")[0])
+    stands = {k["name"]: (k["blocked"], k["ended"], k["tunnels"]) for k in used}
+    assert stands[thirsty.name] == (False, "its quota of bytes is used up", None), stands
     assert [k["used"]["bytes"] >= 3 * MIB for k in used if k["name"] == thirsty.name] == [True]
     # So is what was blocked; it is taken back where no frontend runs as well.
     assert re.fullmatch(r"steady\.bob\.example; blocked since 20\d\d-\d\d-\d\d\n", frontend.manage("blocked")[0])

@@ -142,13 +142,17 @@ def test_addresses_stay_out_of_the_log(kite, sup, machine):
     """Without log_peers a frontend does not write down who came, visitor or backend."""
     ip, hidden = new_address(), machine()
     with HttpOrigin(hidden) as web:
-        service = Kite("http", "web.b.example", web.address)
+        service = Kite("http", "web.b.example", web.address, limits={"rate": "1/60"})
         frontend = Frontend(sup, "frontend", ip, [service], log_peers=False).start(level="info")
         backend = Backend(sup, "backend", [frontend.pinned()], [service], machine=hidden).start()
         backend.wait_up(service, ip)
         frontend.wait_up(service)
+        before = frontend.proc.mark()
         Visitor(frontend.visitors, service.name).download(seed=1, size=1000)
         Visitor(frontend.visitors, "nobody.b.example").ask("GET", "/")
+        assert Visitor(frontend.visitors, service.name).ask("GET", "/")[0] == 429
+        assert frontend.proc.text(before) == "", "not even that somebody came"
+        assert "limit-rate 1" in refused("status", "--state-dir", frontend.state, status=0)
         backend.stop()
         frontend.stop()
     log = frontend.proc.text()

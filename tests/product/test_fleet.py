@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from fleet_peer import documented_metrics, metrics_table
 from island import Island, neighbours
 from kite import Backend, Frontend, Kite, READY_S
 from pagekite_peer import PagekiteBackend
@@ -30,7 +31,7 @@ class Member(Frontend):
     def __init__(self, sup, name, machine, kites, keys=None):
         self.machine = machine
         super().__init__(sup, name, machine.address, kites, keys=keys,
-                         tables=f'[fleet]\nid = "{name}"\nlisten = "{machine.address}:{INNER}"\n')
+                         tables=f'{metrics_table(sup, name)}[fleet]\nid = "{name}"\nlisten = "{machine.address}:{INNER}"\n')
 
     def spawn(self, level="debug", env=None):
         return super().spawn(machine=self.machine, level=level, env=env)
@@ -102,6 +103,10 @@ def test_an_older_backend_is_found_wherever_it_lands(kite, sup, machine):
                 Visitor(member.visitors, name).upload(20 + n, 300_000)
         passed = [m.status()["fleet"] for m in members]
         assert [p["passed_on"] for p in passed] == [2, 4, 2] and [p["brought"] for p in passed] == [4, 0, 4]
+        said = documented_metrics(a, etcd=False)
+        assert said['kite_fleet_link{member="b",direction="told"}'] == said['kite_fleet_kites{member="c"}'] == 1
+        assert said['kite_fleet_visitors_total{direction="passed_on"}'] == 2
+        assert said['kite_fleet_visitors_total{direction="brought"}'] == 4
         assert Visitor(b.visitors, "nobody.f.example").ask("GET", "/")[0] == 503
         for member in members:
             said = member.proc.text()

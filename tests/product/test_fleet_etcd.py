@@ -3,7 +3,7 @@
 import contextlib
 
 from etcd import Etcd
-from fleet_peer import Member, unreachable
+from fleet_peer import Member, documented_metrics, unreachable
 from island import Island, neighbours
 from kite import Backend, Kite, secret_file
 from proc import wait_until
@@ -64,6 +64,9 @@ def test_a_fleet_and_its_etcd(kite, sup, machine):
         addresses = {m.ip for m in fleet}
         values = "".join(v for k, v in keys.items() if "/kites/" in k)
         assert not any(ip in values for ip in [*addresses, "10.77.", "10.78."]), "names only"
+
+        said = documented_metrics(a, etcd=True)
+        assert (said["kite_fleet_etcd_fresh"], said["kite_fleet_etcd_members"], said["kite_fleet_etcd_lost_total"]) == (1, 3, 0)
 
         # It asks for a password from now on, which the members have; and what it gave for that it forgets with each start.
         etcd.ask_who("pass-word")

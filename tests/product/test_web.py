@@ -40,10 +40,10 @@ def get(path, address=PAGE, method="GET", **headers):
 
 
 @contextlib.contextmanager
-def flying(sup):
+def flying(sup, limits=None):
     """A frontend, a backend with a page, and a kite."""
     with HttpOrigin(Island()) as origin:
-        service = Kite("http", "web.bob.example", origin.address)
+        service = Kite("http", "web.bob.example", origin.address, limits=limits)
         frontend = Frontend(sup, "frontend", new_address(), [service], ports=(80,), log_peers=True,
                             tables=WEB % 7466).start()
         backend = Backend(sup, "backend", [frontend.plain(), "plain://10.77.1.250:80"], [service])
@@ -192,9 +192,11 @@ def test_the_page_shows_what_is_and_what_changes(kite, sup, browser):
 
 
 def test_a_frontends_page(kite, sup, browser):
-    with flying(sup) as (frontend, _, service):
+    with flying(sup, limits={"rate": "1/60"}) as (frontend, _, service):
         visit(frontend, service)
+        assert get("/bytes/1/1", (frontend.ip, 80), Host=service.name)[0] == 429
         browser.go(web(frontend))
+        browser.wait_text("#kites", "limit-rate 1")
         browser.wait_text("#verdict", "All is well")
         browser.wait_text("#peers", "http:web.bob.example")
         browser.wait_text("#way", "1 kite flies")
