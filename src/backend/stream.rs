@@ -133,9 +133,13 @@ async fn join(
         ?sid,
         to_origin = done.from_tunnel,
         from_origin = done.to_tunnel,
-        "{}: stream ended: {:?}",
+        "{}: stream ended: {:?}{}",
         service.name,
-        done.end
+        done.end,
+        match done.declined {
+            true => "; the frontend took no more of what the origin said",
+            false => "",
+        }
     );
 }
 

@@ -79,6 +79,8 @@ pub struct Spliced {
     pub from_tunnel: u64,
     /// From the local socket to the tunnel.
     pub to_tunnel: u64,
+    /// The peer wanted no more from the local socket before that had ended.
+    pub declined: bool,
     /// `Ok` if both halves ended in order.
     pub end: Result<(), Broken>,
 }
@@ -117,6 +119,7 @@ pub async fn splice<L: Local>(
         pieces: held,
         inbound: Inbound::Reading,
         outbound_done: false,
+        declined: false,
         broken: None,
         flushed: true,
         from_tunnel: 0,
@@ -128,6 +131,7 @@ pub async fn splice<L: Local>(
         local,
         from_tunnel,
         to_tunnel,
+        declined,
         ..
     } = join;
     if end.is_err() {
@@ -137,6 +141,7 @@ pub async fn splice<L: Local>(
     Spliced {
         from_tunnel,
         to_tunnel,
+        declined,
         end,
     }
 }
@@ -150,6 +155,7 @@ struct Join<L> {
     pieces: VecDeque<Bytes>,
     inbound: Inbound,
     outbound_done: bool,
+    declined: bool,
     /// Set when nobody hears the local side any more, and nobody has told it so in order: until then it may take the last pieces.
     broken: Option<Pin<Box<Sleep>>>,
     flushed: bool,
@@ -271,7 +277,8 @@ impl<L: Local> Join<L> {
         while !self.outbound_done {
             let Some(capacity) = ready!(self.stream.poll_capacity(cx)) else {
                 // What the local side still says is for nobody. If nobody has told us so, it must not take it for heard.
-                if !self.stream.is_declined() {
+                self.declined = self.stream.is_declined();
+                if !self.declined {
                     self.broken = Some(Box::pin(sleep(LAST_PIECES)));
                 }
                 self.outbound_done = true;

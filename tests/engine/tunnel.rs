@@ -316,6 +316,27 @@ async fn an_answer_that_needs_no_question_is_a_whole_one() {
 }
 
 #[tokio::test]
+async fn it_is_known_who_took_no_more() {
+    for declines in [true, false] {
+        let (front, back) = pair(Kind::Legacy, 4096);
+        let stream = front.open(visit(), Bytes::new()).unwrap();
+        let (mut visitor, far) = duplex(1024);
+        let flow = Default::default();
+        let done = tokio::spawn(splice(stream, far, VecDeque::new(), None, flow));
+        let taken = within("accepting", back.accept()).await.unwrap().stream;
+        match declines {
+            true => taken.close(),
+            false => {
+                visitor.shutdown().await.unwrap();
+                taken.finish();
+            }
+        }
+        let done = within("the splice's end", done).await.unwrap();
+        assert!(done.end.is_ok() && done.declined == declines, "{done:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_dead_tunnel_breaks_its_streams_at_once() {
     let (a, b) = duplex(4096);
     let front = Tunnel::start(
