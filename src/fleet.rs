@@ -433,4 +433,24 @@ mod tests {
         );
         assert!(fleet.now() > now);
     }
+
+    #[test]
+    fn a_member_is_young_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = MemberTls::load_or_create(dir.path()).unwrap();
+        // One that never says what flies there.
+        let other = Member {
+            id: "b".parse().unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            pin: tls.pin(),
+            public: None,
+        };
+        for (seconds, young) in [(0, true), (6, true), (7, false)] {
+            let members = Members::new([other.clone()]);
+            let fleet = Fleet::new("a".parse().unwrap(), members, tls.clone());
+            let began = Instant::now().checked_sub(Duration::from_secs(seconds));
+            fleet.began.set(began.unwrap()).unwrap();
+            assert_eq!(fleet.is_young(), young, "{seconds}");
+        }
+    }
 }

@@ -890,6 +890,9 @@ fn no_more_tunnels_and_no_longer_times_than_there_may_be() {
         .err()
         .map(|e| e.to_string());
     assert!(error.is_some_and(|e| e.contains("no time up to an hour")));
+    let backends = |n: u8| frontend(&dir, &format!("{FRONTEND}backends = {n}\n"));
+    assert!(backends(MAX_BACKENDS).is_ok());
+    assert!(backends(MAX_BACKENDS + 1).is_err() && backends(0).is_err());
     let tunnels = |n: u8| {
         let frontend = parse_frontend("here", "alice.example:443", None, n);
         frontend.map(|f| f.tunnels).map_err(|e| e.to_string())

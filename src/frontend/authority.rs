@@ -475,6 +475,16 @@ mod tests {
                 "{script}"
             );
         }
+        // One may be so long and no longer, whatever it says.
+        let padded = |len: usize| {
+            let answer = r#"{"secret": "right"}"#;
+            let fill = len - answer.len();
+            format!("printf '%s' '{answer}'; head -c {fill} /dev/zero | tr '\\0' ' '")
+        };
+        let ruling = rule(&program(&dir, &padded(64 * 1024), 8)).await;
+        assert!(matches!(ruling, Ruling::Granted { .. }));
+        let ruling = rule(&program(&dir, &padded(64 * 1024 + 1), 8)).await;
+        assert!(matches!(ruling, Ruling::Unanswered(Silence::Failed(_))));
         // A no is an answer.
         let ruling = rule(&program(&dir, "echo '{\"error\": \"who\"}'", 8)).await;
         assert!(matches!(ruling, Ruling::Refused(why) if why == "who"));

@@ -60,7 +60,7 @@ pub(super) async fn leave(shared: &Shared, drain: Duration) {
     loop {
         // Some may just have finished their handshake.
         let standing = shared.registry.standing();
-        let telling = tell(&standing, &mut told) && began.elapsed() < TELLING;
+        let telling = tell(&standing, &mut told) && may_tell(began);
         let arriving = shared.arriving.any() && began.elapsed() < ARRIVING;
         let is_quiet = |s: &&Standing| s.tunnel.streams() == 0 || s.tunnel.is_closed();
         let quiet = standing.iter().filter(is_quiet);
@@ -87,6 +87,11 @@ pub(super) async fn leave(shared: &Shared, drain: Duration) {
     let _ = timeout(LAST_BYTES, gone).await;
 }
 
+/// Is there time left to tell more of them, though no visitor is there?
+fn may_tell(began: Instant) -> bool {
+    began.elapsed() < TELLING
+}
+
 /// Tells some of those who understand it and have not heard it yet. Are there more?
 fn tell(standing: &[Standing], told: &mut HashSet<String>) -> bool {
     let hears = standing.iter().filter(|s| s.hears_away);
@@ -108,6 +113,13 @@ mod tests {
     use crate::tunnel::Tunnel;
     use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
     use crate::tunnel::mux::{Liveness, MAX_STREAMS, Settings, Side};
+
+    #[test]
+    fn nobody_is_told_for_ever() {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        assert!(ago(4).is_some_and(may_tell));
+        assert!(!ago(5).is_some_and(may_tell));
+    }
 
     #[tokio::test]
     async fn a_few_are_told_at_a_time_until_all_are() {

@@ -942,4 +942,31 @@ mod tests {
         );
         assert_eq!(choose(0, &[new]), Some(3));
     }
+
+    #[test]
+    fn a_backend_has_so_many_tunnels_and_no_more() {
+        let registry = Registry::default();
+        let account = Account::new("a grant", Limits::default(), None, None);
+        let sessions: Vec<String> = (0..=MAX_BESIDE).map(|n| format!("s{n}")).collect();
+        let by = |n: usize| {
+            let leave = Leave {
+                terms: Terms::new(),
+                account: account.clone(),
+                backends: 1,
+                storage_only: false,
+                proof: None,
+            };
+            let claimant = Claimant {
+                beside: &sessions[..n],
+                ..Claimant::new(&sessions[n], "somewhere")
+            };
+            registry.claim(
+                &kite_id(&("http".into(), "k.example".into()), "b"),
+                leave,
+                claimant,
+            )
+        };
+        assert!((0..MAX_BESIDE).all(|n| matches!(by(n), Claim::Granted)));
+        assert!(matches!(by(MAX_BESIDE), Claim::Duplicate));
+    }
 }

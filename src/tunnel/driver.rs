@@ -319,4 +319,48 @@ mod tests {
             (MAX_BLOCKS, READ_MAX)
         );
     }
+
+    /// A peer that has always something to say, and takes everything.
+    struct Endless(usize);
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            self.0 += 1;
+            assert!(self.0 < 1000, "nobody else has a turn");
+            buf.put_slice(b"b\r\nNOOP: 1\r\n\r\n");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_after_some_rounds() {
+        let settings = Settings::agreed(Side::Frontend, None, Liveness::DEFAULT);
+        let shared = Arc::new(Shared::new(settings, Pool::new()));
+        let mut driver = Driver::new(Endless(0), BytesMut::new(), shared);
+        let once = std::future::poll_fn(|cx| Poll::Ready(driver.poll(cx).is_pending()));
+        assert!(once.await, "it is not over");
+        assert!((1..=ROUNDS).contains(&driver.io.0), "{}", driver.io.0);
+    }
 }

@@ -292,6 +292,18 @@ fn only_foolscaps_shape_is_foolscap() {
 }
 
 #[test]
+fn a_method_may_be_as_long_as_its_limit() {
+    let head = |letters: usize| {
+        let method = "M".repeat(letters);
+        format!("{method} / HTTP/1.1\r\nHost: a.example\r\n\r\n").into_bytes()
+    };
+    assert!(matches!(sniff(&head(20)), Sniff::Found(Visitor::Http(_))));
+    assert!(matches!(refused(&head(21)), Refusal::BadRequest(_)));
+    // Nobody waits for the rest of it.
+    assert!(matches!(refused(&head(1000)[..21]), Refusal::BadRequest(_)));
+}
+
+#[test]
 fn a_head_may_be_as_long_as_its_limit() {
     let head = |len: usize| {
         let start = "GET / HTTP/1.1\r\nHost: a.example\r\nX: ";

@@ -316,6 +316,31 @@ async fn an_answer_that_needs_no_question_is_a_whole_one() {
 }
 
 #[tokio::test]
+async fn only_so_many_kites_wait_to_be_judged() {
+    let (mut raw, b) = duplex(64 * 1024);
+    let settings = settings(Side::Frontend, Kind::Kites);
+    let front = Tunnel::start(b, BytesMut::new(), settings, Pool::new());
+    let stream = front.open(visit(), Bytes::new()).unwrap();
+    let lines = "NOOP: 1\r\nX-PageKite: http:k.example:b::\r\n\r\n";
+    for _ in 0..100 {
+        let frame = format!("{:x}\r\n{lines}", lines.len());
+        raw.write_all(frame.as_bytes()).await.unwrap();
+    }
+    // All that was said before this has come.
+    let mut end = BytesMut::new();
+    put_eof(&mut end, Sid::new(1).unwrap(), Eof::BOTH, false, b"");
+    raw.write_all(&end).await.unwrap();
+    let (_visitor, done) = attach(stream);
+    let _ = within("its end", done).await;
+    let mut waiting = 0;
+    let soon = Duration::from_millis(100);
+    while let Ok(Some(_)) = tokio::time::timeout(soon, front.next_kites()).await {
+        waiting += 1;
+    }
+    assert_eq!(waiting, 64);
+}
+
+#[tokio::test]
 async fn it_is_known_who_took_no_more() {
     for declines in [true, false] {
         let (front, back) = pair(Kind::Legacy, 4096);
@@ -678,6 +703,7 @@ async fn a_closed_tunnel_waits_for_the_peer_to_close() {
         Pool::new(),
     );
     front.close("a test");
+    let began = Instant::now();
     let mut said = Vec::new();
     within("its end of the connection", raw.read_to_end(&mut said))
         .await
@@ -685,11 +711,13 @@ async fn a_closed_tunnel_waits_for_the_peer_to_close() {
     raw.write_all(b"still speaking").await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(200), front.ended()).await;
     assert!(early.is_err(), "it did not wait");
-    drop(raw);
+    // Nor does it for ever.
     assert!(matches!(
         within("the end", front.ended()).await,
         Ended::ByUs("a test")
     ));
+    assert!((5..8).contains(&began.elapsed().as_secs()));
+    drop(raw);
 }
 
 /// 300 one-byte writes on as many streams: an older peer must never find 150 frames

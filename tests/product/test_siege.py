@@ -176,11 +176,13 @@ def closing(socks):
 INVITATION = (b"POST /~:kite:~/join1 HTTP/1.1\r\nHost: join.kite\r\nContent-Type: application/json\r\n"
               b"Content-Length: 200\r\n\r\n{")
 VERDICT = 20            # VERDICT_TIMEOUT, PATIENCE of an invitation, VERDICT of a fleet
+TLS = 30                # TLS_TIMEOUT
+ANSWER = 10             # PATIENCE of an authority's program
 PROOF = 60              # PROOF_TIMEOUT, HANDSHAKE_TIMEOUT
 
 
-def lasts(sock, over):
-    """How long somebody is borne who goes on with a byte each second, and what it is told at last."""
+def lasts(sock, over, more_words=b"x"):
+    """How long somebody is borne who goes on with a byte each second, or with nothing, and what it is told at last."""
     start, heard = time.monotonic(), b""
     sock.settimeout(1)
     with contextlib.suppress(ConnectionError, ssl.SSLError), sock:
@@ -191,7 +193,7 @@ def lasts(sock, over):
                     break
                 heard += more
             except TimeoutError:
-                sock.sendall(b"x")
+                sock.sendall(more_words)
     return time.monotonic() - start, heard
 
 
@@ -246,6 +248,29 @@ def looked_at(sup, over):
         finally:
             os.kill(first.proc.pid, signal.SIGCONT)
         return frontend.proc.text().count("is moved to another tunnel")
+
+
+def unanswered(sup):
+    """How long a backend waits for the verdict of a frontend whose authority is a program that says nothing."""
+    program = sup.directory / "says-nothing"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    frontend = Frontend(sup, "asking", new_address(), [], ports=(80,),
+                        tables=f'[[authorities]]\ndomain = "bob.example"\nprogram = "{program}"\nprotocols = ["http"]\n').start()
+    start = time.monotonic()
+    kite = Kite("http", NAME, "127.0.0.1:9")
+    Backend(sup, "judged", [frontend.pinned(port=80)], [kite], tunnels=1).start()
+    frontend.proc.wait_log("kite refused: http:" + NAME, 2 * PROOF)
+    return time.monotonic() - start, b""
+
+
+def hello():
+    """What a TLS client says first to a frontend's own name."""
+    context, out = ssl._create_unverified_context(), ssl.MemoryBIO()
+    context.set_alpn_protocols(["x-pagekite/1"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out).do_handshake()
+    return out.read()
 
 
 ELSEWHERE, INNER = "elsewhere.bob.example", 4430
@@ -311,15 +336,15 @@ def queue(address):
 def too_slow(kite, tmp_path_factory):
     """Begun with the first test of this file, and looked at in its last: they take a minute."""
     with supervised(tmp_path_factory.mktemp("too-slow")) as sup, Island().listen((new_address(), 0)) as mute, \
-            concurrent.futures.ThreadPoolExecutor() as pool:
+            concurrent.futures.ThreadPoolExecutor(16) as pool:
         frontend = Frontend(sup, "frontend", new_address(), [Kite("http", NAME, "127.0.0.1:9")], ports=(80,)).start()
 
         over = threading.Event()
 
-        def begun(words, wrap=lambda sock: sock):
+        def begun(words, wrap=lambda sock: sock, more_words=b"x"):
             sock = wrap(socket.create_connection(frontend.visitors, SOON))
             sock.sendall(words)
-            return pool.submit(lasts, sock, over)
+            return pool.submit(lasts, sock, over, more_words)
 
         context = ssl._create_unverified_context()
         context.set_alpn_protocols(["x-pagekite/1"])
@@ -327,7 +352,9 @@ def too_slow(kite, tmp_path_factory):
             "visitor": begun(BEGINNINGS[0]),
             "invitation": begun(INVITATION, context.wrap_socket),
             "backend": begun(BEGINNINGS[2] + b"7000\r\n"),
+            "TLS client": begun(hello(), more_words=b""),
             "frontend": pool.submit(silenced, sup, mute),
+            "authority": pool.submit(unanswered, sup),
             "member": pool.submit(offered, sup, over),
             "looked at": pool.submit(looked_at, sup, over),
         }
@@ -542,7 +569,7 @@ def test_whoever_takes_too_long_is_let_go(too_slow):
     """However many bytes come, each a second after the other."""
     for who, bound, told in (("visitor", VERDICT, b""), ("invitation", VERDICT, b"HTTP/1.0 503"),
                              ("backend", PROOF, b"HTTP/1.1 200"), ("frontend", PROOF, b""),
-                             ("member", VERDICT, b"HTTP/1.1 503")):
+                             ("member", VERDICT, b"HTTP/1.1 503"), ("TLS client", TLS, b"\x16"), ("authority", ANSWER, b"")):
         lasted, heard = too_slow[who].result(3 * PROOF)
         assert bound - 1 <= lasted <= bound + 20, f"{who}: {lasted:.0f} s"
         assert heard.startswith(told), f"{who}: {heard}"

@@ -140,3 +140,63 @@ fn where_much_is_on_the_way_each_stream_has_a_small_window() {
     assert!(all <= MAX_IN_FLIGHT + first);
     assert_eq!(filled().0, MIN_WINDOW);
 }
+
+/// All that waits to be sent, as text.
+fn said(mux: &mut Mux, now: Instant) -> String {
+    let (mut out, pool) = (Outgoing::default(), Pool::new());
+    let mut all = String::new();
+    while mux.has_output() {
+        mux.transmit(&mut out, &pool, now);
+        while !out.is_empty() {
+            let mut slices = [std::io::IoSlice::new(&[]); crate::tunnel::buffer::MAX_SLICES];
+            let count = out.slices(&mut slices);
+            let some: Vec<u8> = slices.iter().take(count).flat_map(|s| s.to_vec()).collect();
+            all += &String::from_utf8_lossy(&some);
+            out.advance(some.len(), &pool);
+        }
+    }
+    all
+}
+
+#[test]
+fn so_many_strays_are_answered_at_a_time() {
+    let now = Instant::now();
+    let mut mux = front(now);
+    let mut wire = BytesMut::new();
+    for n in 0..2 * MAX_STRAYS as u32 {
+        frame::put_data(&mut wire, Sid::new(7_000_000 + n).expect("a number"), b"x");
+    }
+    mux.receive(&mut wire, now).expect("frames");
+    assert_eq!(said(&mut mux, now).matches("EOF: 1WR").count(), MAX_STRAYS);
+}
+
+#[test]
+fn the_oldest_verdict_that_waits_is_dropped() {
+    let now = Instant::now();
+    let mut mux = front(now);
+    for n in 0..=MAX_PENDING_KITES {
+        mux.send_kites(Lines {
+            session_id: Some(format!("verdict-{n}.")),
+            ..Lines::default()
+        });
+    }
+    let said = said(&mut mux, now);
+    assert_eq!(said.matches("verdict-").count(), MAX_PENDING_KITES);
+    assert!(!said.contains("verdict-0.") && said.contains("verdict-1."));
+}
+
+#[test]
+fn a_stream_has_so_many_frames_that_wait() {
+    let (now, pool) = (Instant::now(), Pool::new());
+    let mut mux = front(now);
+    let sid = opened(&mut mux);
+    let mut frames = 0;
+    while let Capacity::Bytes(n @ 1..) = mux.capacity(sid) {
+        let mut buffer = pool.take(n);
+        buffer.room(n).fill(b'x');
+        buffer.filled(n);
+        mux.write(sid, Chunk::new(buffer, &pool));
+        frames += 1;
+    }
+    assert_eq!(frames, crate::tunnel::stream::OUTBOX_CHUNKS);
+}
