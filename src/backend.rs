@@ -19,12 +19,14 @@ mod later;
 mod link;
 pub mod policy;
 pub mod probe;
+mod report;
 mod siblings;
 mod stream;
 pub mod watch;
 
 use self::homes::Homes;
 use self::keys::Keys;
+pub use self::later::MAX_ASKED;
 use self::link::{Base, Link, Services};
 use self::siblings::Siblings;
 pub use self::stream::FIRST_FLIGHT_TIMEOUT;

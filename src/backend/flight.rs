@@ -9,19 +9,21 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, sleep_until};
 
+use super::homes::Homes;
 use super::later::Later;
-use super::link::{Services, explain, flown, say_refused, shown_kite};
+use super::link::Services;
+use super::report::{Report, flown, keep_unread, shown_kite};
 use super::siblings::Siblings;
 use super::stream;
 use super::stream::{Ground, Noise};
 use super::watch::Watch;
-use crate::code::Coded;
 use crate::config::Service;
+use crate::dial::FrontendAddr;
 use crate::observe::board::{Slot, Tally};
 use crate::shutdown::Shutdown;
 use crate::tunnel::{Ended, Tunnel};
 use crate::wire::handshake::{RefusalKind, Within};
-use crate::wire::{Lines, Verdict};
+use crate::wire::{KiteId, Lines, Verdict};
 
 /// How long the streams of a failing tunnel that was replaced may go on.
 pub const RETIRE: Duration = Duration::from_secs(300);
@@ -49,6 +51,8 @@ pub(super) struct Flight {
     predecessor: Option<(Box<Flight>, Option<Duration>)>,
     siblings: Arc<Siblings>,
     noise: Arc<Noise>,
+    address: FrontendAddr,
+    homes: Homes,
     /// The frontend has said that it goes away.
     leaving: bool,
     retire: oneshot::Sender<Option<Duration>>,
@@ -82,6 +86,10 @@ pub(super) struct Crew {
     pub(super) watch: Arc<Watch>,
     /// The frontend, for logs.
     pub(super) frontend: String,
+    /// Where it is.
+    pub(super) address: FrontendAddr,
+    /// Where else its kites are at home.
+    pub(super) homes: Homes,
     /// The other tunnels to it.
     pub(super) siblings: Arc<Siblings>,
     /// The order to stop.
@@ -105,7 +113,8 @@ impl Flight {
         let flying = verdict.flying.iter().map(flown);
         let (offered, flying) = watch::channel(flying.chain(later.offered()).collect());
         let hears_away = verdict.peer.away;
-        let frontend = crew.frontend.clone();
+        let (frontend, address) = (crew.frontend.clone(), crew.address.clone());
+        let homes = crew.homes.clone();
         // Before the task begins: the next handshake may be sooner.
         if let Some(session) = &session {
             // What is only awaited is not to be a rival of ours at the next tunnel.
@@ -132,6 +141,8 @@ impl Flight {
             predecessor: None,
             siblings,
             noise,
+            address,
+            homes,
             leaving: false,
             retire,
             lost,
@@ -153,7 +164,7 @@ impl Flight {
                 // An older frontend takes one tunnel for a kite, so this one must go first.
                 self.tunnel.close("the backend's kites have changed");
             }
-            self.tend();
+            self.tend(slot);
             tokio::select! {
                 why = &mut self.lost => return Fate::Lost(why.unwrap_or(Ended::ByPeer)),
                 Ok(()) = services.changed() => {}
@@ -174,7 +185,10 @@ impl Flight {
     }
 
     /// Asks for what is due, and lets the predecessor go once it is not needed.
-    fn tend(&mut self) {
+    fn tend(&mut self, slot: &Slot) {
+        for id in self.unanswered(false) {
+            self.report(slot).refused(&id, &RefusalKind::Unanswered);
+        }
         if !self.leaving
             && let Some(question) = self.later.tend(Instant::now())
         {
@@ -197,22 +211,14 @@ impl Flight {
         match self.later.hear(&lines) {
             Ok(Within::Wait) => {}
             Ok(Within::Send(answer)) => return self.tunnel.send_kites(*answer),
-            Ok(Within::Done(verdict)) => {
-                for refusal in &verdict.refused {
-                    let kite = shown_kite(&self.asked, &refusal.id);
-                    say_refused(&kite, &self.frontend, &refusal.why, &self.noise, slot);
-                }
-                return self.later.learn(&verdict, now);
-            }
+            Ok(Within::Done(verdict)) => return self.judged(*verdict, slot),
             Err(_) => return self.tunnel.close("the frontend's answer proves nothing"),
         }
         for id in lines.ok {
             if !self.later.flies(&id) {
                 continue;
             }
-            let place = format!("{} via {}", shown_kite(&self.asked, &id), self.frontend);
-            self.noise.refused.forget(&place);
-            tracing::info!("kite up: {place}");
+            self.report(slot).up(&id);
             self.verdict.flying.push(id);
             self.siblings.several(self.verdict.peer.beside);
         }
@@ -222,30 +228,66 @@ impl Flight {
                 .flying
                 .retain(|flying| flown(flying) != flown(&id));
             let kind = RefusalKind::parse(why);
-            let kite = shown_kite(&self.asked, &id);
             if self.verdict.flying.len() != before {
-                let (why, remedy) = explain(&kind);
-                let code = kind.code();
-                tracing::warn!(
-                    "[{code}] kite down: {kite} via {}: {why}; {remedy}",
-                    self.frontend
-                );
-                slot.failed(&format!("[{code}] {kite}: {why}; {remedy}"));
+                self.report(slot).down(&id, &kind);
             } else if self.later.is_awaited(&id) {
-                say_refused(&kite, &self.frontend, &kind, &self.noise, slot);
+                self.report(slot).refused(&id, &kind);
             } else {
                 continue;
             }
-            self.later.refused(&id, &kind, now);
+            self.later.ended(&id, &kind, now);
         }
+        self.show(slot);
+    }
+
+    /// A question is answered: what it has come to.
+    fn judged(&mut self, mut verdict: Verdict, slot: &Slot) {
+        keep_unread(&self.asked, &mut verdict);
+        let report = self.report(slot);
+        report.kites(&verdict);
+        if self.verdict.flying.is_empty() {
+            report.proof(&verdict);
+        }
+        self.homes.hear(&self.address, &verdict);
+        self.later.learn(&verdict, Instant::now());
+        let newest = verdict.session_id.take();
+        self.verdict.session_id = newest.or(self.verdict.session_id.take());
+        if !verdict.flying.is_empty() {
+            self.verdict.flying.append(&mut verdict.flying);
+            self.siblings.several(self.verdict.peer.beside);
+        }
+        self.show(slot);
+    }
+
+    fn show(&self, slot: &Slot) {
         let flying = self.verdict.flying.iter();
         slot.flies(flying.map(|id| shown_kite(&self.asked, id)).collect());
+    }
+
+    fn report<'a>(&'a self, slot: &'a Slot) -> Report<'a> {
+        Report {
+            asked: &self.asked,
+            frontend: &self.frontend,
+            trust: self.address.trust(),
+            noise: &self.noise,
+            slot,
+        }
+    }
+
+    /// Kites that an older frontend gave no answer for.
+    pub(super) fn unanswered(&mut self, over: bool) -> Vec<KiteId> {
+        self.later.unanswered(over, Instant::now())
     }
 
     /// Kites that the frontend may open streams for: `proto` and `name` of each.
     pub(super) fn offered(&self) -> impl Iterator<Item = (String, String)> {
         let flying = self.verdict.flying.iter().map(flown);
         flying.chain(self.later.offered())
+    }
+
+    /// Kites that may fly here soon.
+    pub(super) fn to_come(&self) -> impl Iterator<Item = (String, String)> {
+        self.later.to_come()
     }
 
     /// It takes the place of another, once what was heard flies; which ends then, as by [`Flight::retire`].
@@ -301,7 +343,7 @@ impl Crew {
         let mut end = None;
         // The frontend sends no more visitors.
         let mut closed = !hears_away;
-        let mut flown = self.flown(&mut flying);
+        let flown = watch::Sender::new(self.flown(&mut flying));
         let mut look = interval(LAST_VISITORS);
         loop {
             if end.is_some() && closed && streams.is_empty() {
@@ -317,13 +359,17 @@ impl Crew {
                             noise: self.noise.clone(),
                             tally: self.tally.clone(),
                         };
-                        streams.spawn(stream::serve(incoming, flown.clone(), services, ground));
+                        streams.spawn(stream::serve(incoming, flown.subscribe(), services, ground));
                     }
                     None => break,
                 },
                 Some(_) = streams.join_next() => {}
-                Ok(()) = self.services.changed() => flown = self.flown(&mut flying),
-                Ok(()) = flying.changed() => flown = self.flown(&mut flying),
+                Ok(()) = self.services.changed() => {
+                    flown.send_replace(self.flown(&mut flying));
+                }
+                Ok(()) = flying.changed() => {
+                    flown.send_replace(self.flown(&mut flying));
+                }
                 most = &mut retired, if retiring.is_none() => {
                     retiring = Some((Instant::now(), most));
                     look.reset();

@@ -27,7 +27,7 @@ type Said = Vec<(KiteName, FrontendAddr)>;
 pub(super) struct Homes(Arc<watch::Sender<BTreeMap<String, Said>>>);
 
 impl Homes {
-    /// Hears what a frontend says at the beginning of a tunnel.
+    /// Hears what a frontend says of the kites of a verdict: instead of what it said of them before.
     pub(super) fn hear(&self, of: &FrontendAddr, verdict: &Verdict) {
         if *of.trust() == Trust::Plain {
             return;
@@ -45,9 +45,10 @@ impl Homes {
         let said: Said = verdict.homes.iter().filter_map(read).collect();
         self.0.send_if_modified(|all| {
             let place = all.entry(of.to_string()).or_default();
-            let changed = *place != said;
-            *place = said;
-            changed
+            let before = place.clone();
+            place.retain(|(name, _)| !flies(name.as_str()));
+            place.extend(said);
+            *place != before
         });
     }
 
@@ -64,6 +65,10 @@ impl Homes {
                 asked.any(|f| f.address.to_string() == *of)
             };
             all.retain(|of, _| counts(of));
+            let is_ours = |name: &KiteName| plan.services.iter().any(|s| s.name == *name);
+            for said in all.values_mut() {
+                said.retain(|(name, _)| is_ours(name));
+            }
             false
         });
         let all = self.0.borrow();
@@ -102,6 +107,10 @@ impl Homes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::introduce::Tell;
+    use crate::config::{ProvenBy, Service};
+    use crate::dial::OriginAddr;
+    use crate::kite::{Protocol, Secret};
     use crate::wire::KiteId;
 
     const PIN: &str = "#sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
@@ -113,6 +122,20 @@ mod tests {
             kites: None,
             tunnels: 2,
             homes,
+        }
+    }
+
+    fn bob() -> Service {
+        Service {
+            protocol: Protocol::Http,
+            port: None,
+            name: "bob.example".parse().unwrap(),
+            origin: OriginAddr::parse("127.0.0.1:1", false).unwrap(),
+            secret: Secret::new(b"s").unwrap(),
+            by: ProvenBy::Secret,
+            tub: None,
+            tls_at_frontend: false,
+            tell: Tell::default(),
         }
     }
 
@@ -134,7 +157,7 @@ mod tests {
     fn places(homes: &Homes, plan: &[Frontend], onions: bool) -> Vec<String> {
         let plan = Plan {
             frontends: plan.to_vec(),
-            services: Vec::new(),
+            services: vec![bob()],
         };
         let all = homes.complete(plan, onions).frontends;
         all.iter().map(|f| f.address.to_string()).collect()
@@ -203,7 +226,7 @@ mod tests {
         homes.hear(&entry.address, &verdict("bob.example", &named));
         let plan = Plan {
             frontends: vec![entry],
-            services: Vec::new(),
+            services: vec![bob()],
         };
         let full = homes.complete(plan, false);
         assert_eq!(full.frontends.len(), 1 + MAX_HOMES);

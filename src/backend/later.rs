@@ -1,5 +1,5 @@
-//! Kites that are called by their tubs and do not fly yet at a frontend whose tunnel stands: those that it has heard and will
-//! visit, and those that are asked for again, or for the first time, within the tunnel (protocol page §3.8, §21.8).
+//! Kites that do not fly yet at a frontend whose tunnel stands (protocol page §3.8, §21.8): those that the first request had no
+//! room for, those that are asked for again, and those called by their tubs that it has heard and will visit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,17 +7,26 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::keys::Keys;
-use super::link::{Services, flown, wanted};
+use super::link::Services;
+use super::report::{flown, wanted};
 use super::siblings::Siblings;
 use super::watch::Watch;
 use super::{HANDSHAKE_TIMEOUT, RETRY_REFUSED};
 use crate::config::{ProvenBy, Service};
 use crate::random::{jitter, random_hex};
 use crate::wire::handshake::{
-    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Verdict, Within,
+    BackendHandshake, HandshakeError, Options, PeerParams, ProofPolicy, Refusal, RefusalKind,
+    Verdict, Within,
 };
+use crate::wire::mark::MarkKey;
 use crate::wire::{KiteId, Lines};
 
+/// Most kites that one head, or one frame, asks for: a frontend may name two homes for each, and frames have 64 lines of a kind.
+pub const MAX_ASKED: usize = 32;
+/// What the lines for them may take, in bytes. A request has 16 KiB, and the verdict on it, which says more of each, 32.
+const ROOM: usize = 8 * 1024;
+/// What one of them takes, besides its name, of which there is one in each of two lines.
+const TAKES: usize = 180;
 /// Most tubs that one frame shows. A frontend looks at 16, and before a kite flies takes frames of 32 KiB.
 pub const MAX_SHOWN: usize = 8;
 /// Most kites of a tunnel that wait to be visited: what a frontend visits at one time, by one tunnel.
@@ -37,8 +46,11 @@ pub(super) struct Terms {
     pub(super) proof: ProofPolicy,
     /// Whether the frontend agreed to [`crate::wire::handshake::KITE_PROOF`].
     pub(super) proven: bool,
-    /// Whether it takes tunnels beside each other.
-    pub(super) beside: bool,
+    /// What else it is able to do.
+    pub(super) peer: PeerParams,
+    /// A tunnel of ours that this one takes the place of.
+    pub(super) retire: Option<String>,
+    pub(super) mark: MarkKey,
     pub(super) keys: Arc<Keys>,
     pub(super) watch: Arc<Watch>,
     pub(super) siblings: Arc<Siblings>,
@@ -49,9 +61,16 @@ pub(super) struct Later {
     terms: Terms,
     asked: Services,
     kites: Vec<Kite>,
-    /// The question that is not answered yet, and when it was put.
-    question: Option<(BackendHandshake, Instant)>,
+    question: Option<Question>,
+    /// None is put before that.
+    not_before: Instant,
     looks: JoinSet<(usize, bool)>,
+}
+
+/// One that is not answered yet.
+struct Question {
+    machine: BackendHandshake,
+    since: Instant,
 }
 
 struct Kite {
@@ -64,7 +83,7 @@ struct Kite {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Its origin is looked at then. Nobody is asked to visit one that is not there.
+    /// It is to be asked for then. If that makes somebody visit it, its origin is looked at before.
     Due(Instant),
     /// It is being looked at.
     Looking,
@@ -84,13 +103,16 @@ impl Later {
             asked,
             kites: Vec::new(),
             question: None,
+            not_before: Instant::now(),
             looks: JoinSet::new(),
         }
     }
 
-    /// Notes what the handshake, or a question, has come to: what was passed over is asked for now, what was refused perhaps
-    /// later.
+    /// Notes what the handshake, or a question, has come to: what was refused is perhaps asked for later.
     pub(super) fn learn(&mut self, verdict: &Verdict, now: Instant) {
+        for id in &verdict.flying {
+            self.forget(id);
+        }
         for id in &verdict.heard {
             self.put(id, Stage::Awaited(now));
         }
@@ -99,17 +121,57 @@ impl Later {
         }
     }
 
-    /// Those that the handshake had no room for are asked for as soon as may be.
-    pub(super) fn ask_for_the_rest(&mut self, named: &[usize], now: Instant) {
-        for at in (0..self.asked.len()).filter(|at| !named.contains(at)) {
-            let stage = Stage::Due(now);
-            let wait = AGAIN_FIRST;
-            self.kites.push(Kite { at, stage, wait });
+    /// Those that the handshake had no room for are asked for as soon as may be. If the frontend takes none within a tunnel,
+    /// they are refused.
+    pub(super) fn ask_for_the_rest(
+        &mut self,
+        named: &[usize],
+        verdict: &mut Verdict,
+        now: Instant,
+    ) {
+        for (at, service) in self.asked.iter().enumerate() {
+            if named.contains(&at) {
+                continue;
+            }
+            if !self.terms.peer.add_kites {
+                let (id, why) = (id_of(service), RefusalKind::NoMore);
+                verdict.refused.push(Refusal { id, why });
+            } else if !self.terms.siblings.has_given_up(&flown(&id_of(service))) {
+                let (stage, wait) = (Stage::Due(now), AGAIN_FIRST);
+                self.kites.push(Kite { at, stage, wait });
+            }
         }
     }
 
-    /// The frontend does not fly this one.
+    /// The frontend does not fly this one, that it was asked for.
     pub(super) fn refused(&mut self, id: &KiteId, why: &RefusalKind, now: Instant) {
+        // An older program ends the tunnel when it refuses all of a question.
+        let again = self.is_by_tub(id)
+            || self.terms.peer.kite_mux.is_some()
+                && matches!(
+                    why,
+                    RefusalKind::Busy | RefusalKind::Full | RefusalKind::Duplicate
+                );
+        if again {
+            return self.again(id, why, now);
+        }
+        self.forget(id);
+        if self.terms.peer.kite_mux.is_none() {
+            self.terms.siblings.give_up(flown(id), false);
+            // Whatever is asked for meanwhile would be taken for what it is ended by.
+            self.not_before = now + LOOK_AGAIN;
+        }
+    }
+
+    /// The frontend does not fly this one any more, or not after all. Whoever has taken it over keeps it.
+    pub(super) fn ended(&mut self, id: &KiteId, why: &RefusalKind, now: Instant) {
+        match why {
+            RefusalKind::Duplicate if !self.is_by_tub(id) => self.forget(id),
+            _ => self.refused(id, why, now),
+        }
+    }
+
+    fn again(&mut self, id: &KiteId, why: &RefusalKind, now: Instant) {
         let (first, most) = match why {
             RefusalKind::Busy
             | RefusalKind::Full
@@ -128,6 +190,8 @@ impl Later {
             | RefusalKind::Proof
             | RefusalKind::TlsEnded
             | RefusalKind::NoTubs
+            | RefusalKind::NoMore
+            | RefusalKind::Unanswered
             | RefusalKind::Tub => return self.forget(id),
         };
         if let Some(kite) = self.put(id, Stage::Due(now)) {
@@ -135,6 +199,25 @@ impl Later {
             kite.stage = Stage::Due(now + jitter(wait));
             kite.wait = (wait * 2).min(most);
         }
+    }
+
+    /// Those of a question that an older frontend has not answered: the tunnel is over, or it has been silent for too long.
+    /// If it happens again they are left out for a while, since such a program ends the tunnel when it refuses all of a
+    /// question.
+    pub(super) fn unanswered(&mut self, over: bool, now: Instant) -> Vec<KiteId> {
+        let silent = |q: &mut Question| over || now - q.since > HANDSHAKE_TIMEOUT;
+        if self.terms.peer.kite_mux.is_some() || self.question.take_if(silent).is_none() {
+            return Vec::new();
+        }
+        let (asked, kept): (Vec<_>, Vec<_>) =
+            (self.kites.drain(..)).partition(|k| k.stage == Stage::Asked);
+        self.kites = kept;
+        let services = asked.iter().filter_map(|k| self.asked.get(k.at));
+        let ids: Vec<_> = services.map(id_of).collect();
+        for id in &ids {
+            self.terms.siblings.give_up(flown(id), true);
+        }
+        ids
     }
 
     /// The frontend says OK to a kite. True if it was awaited, and flies from now on.
@@ -153,17 +236,34 @@ impl Later {
         all.any(|k| Some(k.at) == at && matches!(k.stage, Stage::Awaited(_)))
     }
 
-    /// Is any?
+    /// Is anything on its way?
     pub(super) fn awaits(&self) -> bool {
-        self.awaited() > 0
+        self.kites.iter().any(|k| match k.stage {
+            Stage::Ready | Stage::Asked | Stage::Awaited(_) => true,
+            Stage::Looking => false,
+            // By now, if it were not for a first time.
+            Stage::Due(_) => k.wait == AGAIN_FIRST && !self.by_tub(k.at),
+        })
     }
 
     /// Kites that the frontend was told of and that may be visited: `proto` and `name` of each.
     pub(super) fn offered(&self) -> impl Iterator<Item = (String, String)> {
         let told = |k: &&Kite| matches!(k.stage, Stage::Asked | Stage::Awaited(_));
-        let service = |k: &Kite| self.asked.get(k.at);
-        let kites = self.kites.iter().filter(told).filter_map(service);
-        kites.map(|s| (s.ported().on_wire(), s.name.to_string()))
+        let told = self.kites.iter().filter(told);
+        self.names(told.filter(|k| self.by_tub(k.at)))
+    }
+
+    /// Kites that may fly soon: `proto` and `name` of each.
+    pub(super) fn to_come(&self) -> impl Iterator<Item = (String, String)> {
+        self.names(self.kites.iter())
+    }
+
+    fn names<'a>(
+        &'a self,
+        kites: impl Iterator<Item = &'a Kite>,
+    ) -> impl Iterator<Item = (String, String)> {
+        let services = kites.filter_map(|k| self.asked.get(k.at));
+        services.map(|s| flown(&id_of(s)))
     }
 
     /// Does what is due now. What it returns is to be sent.
@@ -177,13 +277,8 @@ impl Later {
                 };
             }
         }
-        if self
-            .question
-            .as_ref()
-            .is_some_and(|(_, since)| now - *since > HANDSHAKE_TIMEOUT)
-        {
-            self.question = None;
-        }
+        let silent = |q: &mut Question| now - q.since > HANDSHAKE_TIMEOUT;
+        let _ = self.question.take_if(silent);
         let unanswered = self.question.is_none();
         for kite in &mut self.kites {
             let too_long = match kite.stage {
@@ -198,47 +293,67 @@ impl Later {
             if matches!(kite.stage, Stage::Due(then) if then <= now)
                 && let Some(service) = self.asked.get(kite.at).cloned()
             {
+                if service.by == ProvenBy::Secret {
+                    kite.stage = Stage::Ready;
+                    continue;
+                }
                 kite.stage = Stage::Looking;
                 let (at, watch) = (kite.at, self.terms.watch.clone());
                 self.looks
                     .spawn(async move { (at, watch.trusts(&service).await) });
             }
         }
-        unanswered.then(|| self.ask(now)).flatten()
+        match unanswered && now >= self.not_before {
+            true => self.ask(now),
+            false => None,
+        }
     }
 
     /// The next question, if there is one.
     fn ask(&mut self, now: Instant) -> Option<Lines> {
-        let room = MAX_AWAITED.saturating_sub(self.awaited()).min(MAX_SHOWN);
+        let mut room = Room {
+            tubs: MAX_AWAITED.saturating_sub(self.awaited()).min(MAX_SHOWN),
+            ..Room::default()
+        };
         let ready = self.kites.iter_mut().filter(|k| k.stage == Stage::Ready);
         let mut kites = Vec::new();
-        for kite in ready.take(room) {
-            kite.stage = Stage::Asked;
-            kites.extend(self.asked.get(kite.at));
+        for kite in ready {
+            if let Some(service) = self.asked.get(kite.at)
+                && room.takes(service)
+            {
+                kite.stage = Stage::Asked;
+                kites.push(service);
+            }
         }
         if kites.is_empty() {
             return None;
         }
-        let Terms { keys, siblings, .. } = &self.terms;
+        let Terms { keys, peer, .. } = &self.terms;
         let options = Options {
-            offer_beside: self.terms.beside,
-            beside: siblings.standing(),
+            offer_beside: peer.beside,
+            beside: self.terms.siblings.standing(),
+            retire: self.terms.retire.clone(),
             proof: self.terms.proof.clone(),
+            mark: Some(self.terms.mark.clone()),
             ..Options::default()
         };
+        let (peer, proven) = (peer.clone(), self.terms.proven);
         let kites = kites.into_iter().map(|s| wanted(s, keys)).collect();
         let (machine, question) =
-            BackendHandshake::within(kites, options, self.terms.proven, || random_hex(8));
-        self.question = Some((machine, now));
+            BackendHandshake::within(kites, options, peer, proven, || random_hex(8));
+        self.question = Some(Question {
+            machine,
+            since: now,
+        });
         Some(question)
     }
 
     /// Hears what the frontend says to the question.
     pub(super) fn hear(&mut self, lines: &Lines) -> Result<Within, HandshakeError> {
-        let Some((machine, _)) = &mut self.question else {
+        let Some(question) = &mut self.question else {
             return Ok(Within::Wait);
         };
-        let heard = machine.hear(lines)?;
+        let heard = question.machine.hear(lines)?;
         if matches!(heard, Within::Done(_)) {
             self.question = None;
         }
@@ -266,22 +381,72 @@ impl Later {
         Some(kite)
     }
 
-    /// Where a kite is among the services, if it is called by its tub.
+    /// Where a kite is among the services.
     fn place(&self, id: &KiteId) -> Option<usize> {
-        let is = |s: &Service| (s.ported().on_wire(), s.name.to_string()) == flown(id);
-        let by_tub = |s: &Service| s.by != ProvenBy::Secret && is(s);
-        self.asked.iter().position(by_tub)
+        let is = |s: &Service| flown(&id_of(s)) == flown(id);
+        self.asked.iter().position(is)
+    }
+
+    fn by_tub(&self, at: usize) -> bool {
+        let service = self.asked.get(at);
+        service.is_some_and(|s| s.by != ProvenBy::Secret)
+    }
+
+    fn is_by_tub(&self, id: &KiteId) -> bool {
+        self.place(id).is_some_and(|at| self.by_tub(at))
     }
 }
 
-/// Those of the services that a handshake may name, by their places: all, but not too many tubs.
-pub(super) fn named_at_first(services: &[Service]) -> Vec<usize> {
-    let mut tubs = 0;
-    let mut fits = |service: &Service| {
-        let by_tub = service.by != ProvenBy::Secret;
-        tubs += usize::from(by_tub);
-        !by_tub || tubs <= MAX_SHOWN
-    };
-    let all = services.iter().enumerate();
-    all.filter(|(_, s)| fits(s)).map(|(at, _)| at).collect()
+/// What a kite is called, without any handshake's salt.
+fn id_of(service: &Service) -> KiteId {
+    KiteId {
+        proto: service.ported().on_wire(),
+        name: service.name.to_string(),
+        bsalt: String::new(),
+    }
+}
+
+/// What one head, or frame, can ask for still.
+struct Room {
+    kites: usize,
+    tubs: usize,
+    bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            kites: MAX_ASKED,
+            tubs: MAX_SHOWN,
+            bytes: ROOM,
+        }
+    }
+}
+
+impl Room {
+    fn takes(&mut self, service: &Service) -> bool {
+        let tubs = usize::from(service.by != ProvenBy::Secret);
+        let bytes = TAKES + 2 * service.name.as_str().len();
+        let fits = self.kites > 0 && tubs <= self.tubs && bytes <= self.bytes;
+        if fits {
+            self.kites -= 1;
+            self.tubs -= tubs;
+            self.bytes -= bytes;
+        }
+        fits
+    }
+}
+
+/// Those of the services that a handshake may name, by their places; it begins with the one at `first`.
+pub(super) fn named_at_first(services: &[Service], first: usize) -> Vec<usize> {
+    let mut room = Room::default();
+    let (before, after) = services.split_at(first.min(services.len()));
+    let after = after
+        .iter()
+        .enumerate()
+        .map(|(at, s)| (at + before.len(), s));
+    let all = after.chain(before.iter().enumerate());
+    all.filter(|(_, s)| room.takes(s))
+        .map(|(at, _)| at)
+        .collect()
 }

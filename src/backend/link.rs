@@ -12,6 +12,7 @@ use super::flight::{Crew, Fate, Flight, RETIRE};
 use super::homes::Homes;
 use super::keys::Keys;
 use super::later::{Later, Terms, named_at_first};
+use super::report::{Report, flown, keep_unread, shown_kite, wanted};
 use super::siblings::Siblings;
 use super::stream::Noise;
 use super::watch::Watch;
@@ -27,11 +28,11 @@ use crate::shutdown::Shutdown;
 use crate::tunnel::buffer::{BUFFER_PAYLOAD, Pool};
 use crate::tunnel::mux::{Liveness, RECV_WINDOW_KB, Settings, Side};
 use crate::tunnel::{Ended, Tunnel};
+use crate::wire::Binding;
 use crate::wire::handshake::{
-    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict, Wanted,
+    BackendHandshake, HandshakeError, Options, ProofPolicy, RefusalKind, Step, Verdict,
 };
 use crate::wire::mark::MarkKey;
-use crate::wire::{Binding, KiteId};
 
 /// Asked of the connection at once during the handshake, in bytes.
 const READ: usize = 4 * 1024;
@@ -61,6 +62,8 @@ pub(super) struct Link {
     services: Receiver<Services>,
     /// What the last handshake asked for.
     asked: Services,
+    /// The first of them that the next handshake names: others than those that have been refused alone.
+    first: usize,
     dialer: Arc<dyn Dialer>,
     pool: Pool,
     watch: Arc<Watch>,
@@ -79,9 +82,6 @@ pub(super) struct Link {
     /// This frontend drops tunnels that send PING (protocol page §8).
     dies_of_ping: bool,
 }
-
-/// Between two lines that say of one kite the same refusal.
-const REFUSED_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +144,7 @@ impl Link {
         Self {
             lane,
             asked: Services::default(),
+            first: 0,
             services,
             dialer: base.dialer.clone(),
             pool: base.pool.clone(),
@@ -202,7 +203,7 @@ impl Link {
                     let mut next = self.fly(flights, tunnel, verdict, later, shutdown);
                     drop(turn);
                     if let Some(old) = current.take() {
-                        let now: Vec<_> = next.offered().collect();
+                        let now: Vec<_> = next.offered().chain(next.to_come()).collect();
                         let gone = old.verdict.flying.iter().map(flown);
                         for (proto, name) in gone.filter(|kite| !now.contains(kite)) {
                             tracing::info!("kite down: {proto}:{name} via {}", self.shown);
@@ -313,9 +314,10 @@ impl Link {
         failing: Option<String>,
     ) -> Result<(Tunnel, Box<Verdict>, Later), LinkError> {
         self.asked = self.services.borrow_and_update().clone();
-        let named = named_at_first(&self.asked);
+        let named = named_at_first(&self.asked, self.first);
         let Dialled { mut conn, binding } = self.dialer.dial(&self.address, self.lane).await?;
         let proof = self.proof_policy(binding)?;
+        let retire = failing.clone();
         let handshake = self.shake_hands(&mut conn, &named, proof.clone(), failing);
         let (buf, mut verdict, redialled) =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -323,9 +325,30 @@ impl Link {
                 Err(_) => return Err(LinkError::TimedOut),
             };
         let conn = redialled.unwrap_or(conn);
-        self.keep_unread(&mut verdict);
-        self.report(&verdict);
+        keep_unread(&self.asked, &mut verdict);
+        let terms = Terms {
+            proof,
+            proven: verdict.agreed,
+            peer: verdict.peer.clone(),
+            retire,
+            mark: self.mark.clone(),
+            keys: self.keys.clone(),
+            watch: self.watch.clone(),
+            siblings: self.siblings.clone(),
+        };
+        let mut later = Later::new(self.asked.clone(), terms);
+        later.learn(&verdict, Instant::now());
+        later.ask_for_the_rest(&named, &mut verdict, Instant::now());
+        let shown = &self.shown;
+        tracing::info!("frontend {shown}: connected ({})", self.dialer.describe());
+        let report = self.report();
+        report.kites(&verdict);
+        report.proof(&verdict);
+        if let Some(motd) = &verdict.motd {
+            tracing::info!("frontend {shown} says: {motd}");
+        }
         if verdict.flying.is_empty() && verdict.heard.is_empty() {
+            self.first = (self.first + named.len()) % self.asked.len().max(1);
             // Another tunnel of ours may still be in the way; its name is worth keeping.
             return Err(LinkError::AllRefused);
         }
@@ -337,17 +360,6 @@ impl Link {
             Liveness::DEFAULT
         };
         let settings = Settings::agreed(Side::Backend, verdict.peer.kite_mux, liveness);
-        let terms = Terms {
-            proof,
-            proven: verdict.agreed,
-            beside: verdict.peer.beside,
-            keys: self.keys.clone(),
-            watch: self.watch.clone(),
-            siblings: self.siblings.clone(),
-        };
-        let mut later = Later::new(self.asked.clone(), terms);
-        later.ask_for_the_rest(&named, Instant::now());
-        later.learn(&verdict, Instant::now());
         let tunnel = Tunnel::start(conn, buf, settings, self.pool.clone());
         Ok((tunnel, verdict, later))
     }
@@ -361,13 +373,15 @@ impl Link {
         shutdown: &Shutdown,
     ) -> Flight {
         self.slot.set(Stage::Up(tunnel.clone()));
-        let kites = verdict.flying.iter().map(|id| self.shown_kite(id));
+        let kites = verdict.flying.iter().map(|id| shown_kite(&self.asked, id));
         self.slot.flies(kites.collect());
         let crew = Crew {
             services: self.services.clone(),
             watch: self.watch.clone(),
             noise: self.noise.clone(),
             frontend: self.shown.clone(),
+            address: self.address.clone(),
+            homes: self.homes.clone(),
             siblings: self.siblings.clone(),
             shutdown: shutdown.clone(),
             tally: self.slot.tally(),
@@ -378,6 +392,11 @@ impl Link {
     /// Says that a tunnel is gone, and learns from it.
     fn lost(&mut self, flight: &mut Flight, why: &Ended) {
         flight.part();
+        // pagekite.py gives a tunnel another name with each verdict.
+        self.session.clone_from(&flight.verdict.session_id);
+        for id in flight.unanswered(true) {
+            self.report().refused(&id, &RefusalKind::Unanswered);
+        }
         if flight.verdict.peer.kite_mux.is_none()
             && matches!(why, Ended::ByPeer | Ended::Io(_))
             && flight.tunnel.ping_unanswered()
@@ -389,7 +408,8 @@ impl Link {
             self.dies_of_ping = true;
         }
         for id in &flight.verdict.flying {
-            tracing::info!("kite down: {} via {}", self.shown_kite(id), self.shown);
+            let kite = shown_kite(&self.asked, id);
+            tracing::info!("kite down: {kite} via {}", self.shown);
         }
         let lost = format!("lost after {} s: {why}", flight.since.elapsed().as_secs());
         let code = Code::TunnelLost;
@@ -461,225 +481,18 @@ impl Link {
         }
     }
 
-    /// A frontend that ends TLS for a kite with TLS of its own has no business with it.
-    fn keep_unread(&self, verdict: &mut Verdict) {
-        let ours = |id: &KiteId| self.asked.iter().find(|s| flies_as(s, id));
-        let private = |id: &&KiteId| ours(id).is_some_and(|s| !s.protocol.is_plaintext());
-        let lost: Vec<_> = verdict.tls_ended.iter().filter(private).cloned().collect();
-        for id in lost {
-            verdict.give_up(&id, RefusalKind::TlsEnded);
+    fn report(&self) -> Report<'_> {
+        Report {
+            asked: &self.asked,
+            frontend: &self.shown,
+            trust: self.address.trust(),
+            noise: &self.noise,
+            slot: &self.slot,
         }
-    }
-
-    fn report(&self, verdict: &Verdict) {
-        let address = &self.shown;
-        tracing::info!("frontend {address}: connected ({})", self.dialer.describe());
-        for id in &verdict.flying {
-            let place = format!("{} via {address}", self.shown_kite(id));
-            self.noise.refused.forget(&place);
-            tracing::info!("kite up: {place}");
-        }
-        for id in &verdict.heard {
-            let kite = self.shown_kite(id);
-            tracing::info!(
-                "{kite}: {address} has heard its proof, and looks whether its node answers"
-            );
-        }
-        for refusal in &verdict.refused {
-            let kite = self.shown_kite(&refusal.id);
-            say_refused(&kite, address, &refusal.why, &self.noise, &self.slot);
-        }
-        for id in &verdict.flying {
-            let ended = verdict.tls_ended.contains(id);
-            let asked = self
-                .asked
-                .iter()
-                .any(|s| s.tls_at_frontend && flies_as(s, id));
-            let kite = self.shown_kite(id);
-            match (ended, asked) {
-                (true, true) => tracing::info!("{kite}: {address} ends its visitors' TLS"),
-                (true, false) => tracing::warn!(
-                    "[{}] {kite}: the frontend {address} ends TLS for it, and reads what it carries, and nobody here \
-                     asked for that; write tls = \"frontend\" if it is all right",
-                    Code::TlsEnded
-                ),
-                (false, true) => tracing::warn!(
-                    "[{}] {kite}: the frontend {address} has no certificate for it, so visitors cannot come by https; \
-                     ask its operator for one, or remove tls = \"frontend\"",
-                    Code::NoTlsAtFrontend
-                ),
-                (false, false) => {}
-            }
-        }
-        if !verdict.proven && !verdict.flying.is_empty() && *self.address.trust() != Trust::Plain {
-            tracing::warn!(
-                "[{}] frontend {address}: it does not prove that it knows the secret, and can use our answer at \
-                 another frontend (an old program, or kite behind another's TLS or Tor); give each frontend \
-                 its own secret, or pin the key that kite prints there",
-                Code::NoProof
-            );
-        }
-        if !verdict.challenged
-            && !verdict.flying.is_empty()
-            && *self.address.trust() == Trust::Plain
-        {
-            tracing::warn!(
-                "[{}] frontend {address}: it asked for no proof of the secret; it may be anybody; give its pinned \
-                 address or its onion name, if it has one",
-                Code::NoChallenge
-            );
-        }
-        if let Some(motd) = &verdict.motd {
-            tracing::info!("frontend {address} says: {motd}");
-        }
-    }
-
-    fn shown_kite(&self, id: &KiteId) -> String {
-        shown_kite(&self.asked, id)
-    }
-}
-
-/// Says that a kite does not fly at a frontend; not each time.
-pub(super) fn say_refused(
-    kite: &str,
-    frontend: &str,
-    why: &RefusalKind,
-    noise: &Noise,
-    slot: &Slot,
-) {
-    let code = why.code();
-    let (why, remedy) = explain(why);
-    let (place, now) = (format!("{kite} via {frontend}"), Instant::now());
-    if let Some(before) = noise.refused.due(&place, why, REFUSED_AGAIN, now) {
-        tracing::warn!("[{code}] kite refused: {place}: {why}; {remedy}{before}");
-    }
-    slot.trouble(&format!("{kite}: {why}; {remedy}"));
-}
-
-/// A kite as the operator wrote it: by its own protocol, not the wire's.
-pub(super) fn shown_kite(services: &[Service], id: &KiteId) -> String {
-    let ours = services.iter().find(|s| flies_as(s, id));
-    format!(
-        "{}:{}",
-        ours.map_or_else(|| id.proto.clone(), |s| s.ported().to_string()),
-        id.name
-    )
-}
-
-/// A kite without its handshake's salt.
-pub(super) fn flown(id: &KiteId) -> (String, String) {
-    (id.proto.clone(), id.name.clone())
-}
-
-/// Is this what the kite of a verdict is for?
-pub(super) fn flies_as(service: &Service, id: &KiteId) -> bool {
-    service.name.as_str() == id.name && service.ported().on_wire() == id.proto
-}
-
-/// A kite as a handshake asks for it.
-pub(super) fn wanted(service: &Service, keys: &Keys) -> Wanted {
-    Wanted {
-        proto: service.ported().on_wire(),
-        name: service.name.clone(),
-        secret: service.secret.clone(),
-        bsalt: random_hex(36),
-        end_tls: service.tls_at_frontend,
-        by: keys.of(service),
     }
 }
 
 async fn send(conn: &mut BoxConn, bytes: &[u8]) -> std::io::Result<()> {
     conn.write_all(bytes).await?;
     conn.flush().await
-}
-
-impl Coded for RefusalKind {
-    fn code(&self) -> Code {
-        match self {
-            Self::Signature => Code::WrongSecret,
-            Self::Unauthorized => Code::NameUnknown,
-            Self::Quota => Code::QuotaUsed,
-            Self::Expired => Code::KiteExpired,
-            Self::Busy => Code::FrontendBusy,
-            Self::Port => Code::PortNotServed,
-            Self::Proto => Code::ProtocolNotCarried,
-            Self::Proof => Code::ProofRequired,
-            Self::TlsEnded => Code::TlsWouldEnd,
-            Self::NoTubs => Code::NotOpen,
-            Self::Tub | Self::TubKey | Self::TubNode => Code::TubUnproven,
-            Self::Full => Code::FrontendBusy,
-            Self::Duplicate => Code::KiteTaken,
-            Self::Other(_) => Code::RefusedOtherwise,
-        }
-    }
-}
-
-/// A refusal in words, and what to do about it.
-pub(super) fn explain(why: &RefusalKind) -> (&str, &'static str) {
-    match why {
-        RefusalKind::Signature => (
-            "the secret is wrong",
-            "compare the secret files of both sides",
-        ),
-        RefusalKind::Unauthorized => (
-            "the frontend does not know this name",
-            "correct the name, or ask the frontend's operator to allow it",
-        ),
-        RefusalKind::Quota => (
-            "the quota is used up",
-            "ask the frontend's operator for more",
-        ),
-        RefusalKind::Expired => (
-            "its time at this frontend is over",
-            "ask the frontend's operator for more",
-        ),
-        RefusalKind::Busy => (
-            "the frontend cannot check it now",
-            "kite tries again by itself",
-        ),
-        RefusalKind::Port => (
-            "the frontend does not serve this port",
-            "use one of its ports",
-        ),
-        RefusalKind::Proto => (
-            "the frontend does not carry this protocol for this name",
-            "ask its operator to add it to `protocols`",
-        ),
-        RefusalKind::Proof => (
-            "the frontend takes the proof of two kites (KiteProof1) only",
-            "give its pinned address or its onion name, as it prints them",
-        ),
-        RefusalKind::TlsEnded => (
-            "the frontend would end TLS for it, and this kite has TLS of its own",
-            "ask its operator to leave the name out of its TLS endpoints",
-        ),
-        RefusalKind::NoTubs => (
-            "the frontend lets no kite prove itself by its tub",
-            "ask its operator for [open], or for a secret, and give that",
-        ),
-        RefusalKind::Tub => (
-            "the key that was shown is not that of the tub in its name",
-            "begin the name with the tub of this node (my_nodeid), and give its private/node.pem as secret_file",
-        ),
-        RefusalKind::TubKey => (
-            "the frontend wants a proof by the tub's key",
-            "give the node's private/node.pem as secret_file, and a pinned or onion address of the frontend",
-        ),
-        RefusalKind::TubNode => (
-            "the frontend went through the tunnel, and did not come to the tub in its name",
-            "let the node run, and see that `origin` is its foolscap port",
-        ),
-        RefusalKind::Full => (
-            "the frontend has no place for another kite that proves itself",
-            "kite tries again by itself; or ask its operator, or another's",
-        ),
-        RefusalKind::Duplicate => (
-            "another tunnel flies this kite",
-            "if it is an old one of this node the frontend will find out within a minute; else stop the other backend",
-        ),
-        RefusalKind::Other(text) if text.is_empty() => {
-            ("no reason was given", "ask the frontend's operator")
-        }
-        RefusalKind::Other(text) => (text, "ask the frontend's operator"),
-    }
 }

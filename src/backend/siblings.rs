@@ -1,6 +1,8 @@
 //! What the tunnels to one frontend know of each other.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{MutexGuard as Turn, watch};
 
@@ -8,6 +10,10 @@ use crate::frontend::registry::MAX_BESIDE;
 
 /// Most sessions that a handshake names: the frontend takes no more tunnels for a kite.
 const MAX_NAMED: usize = MAX_BESIDE;
+/// A kite that an older frontend has refused within a tunnel is not asked for within one again before this.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(600);
+/// So many tunnels that were lost while a kite was asked for are as good as a refusal.
+const LOST_FOR: u32 = 2;
 
 /// Shared by all tunnels to one frontend.
 pub(super) struct Siblings {
@@ -17,6 +23,8 @@ pub(super) struct Siblings {
     wanted: watch::Sender<bool>,
     /// Held by the one that asks for kites which nobody flies yet.
     turn: tokio::sync::Mutex<()>,
+    /// Kites that were asked for as a tunnel was lost: how often, and when. Some of ours.
+    given_up: Mutex<HashMap<(String, String), (u32, Instant)>>,
 }
 
 impl Siblings {
@@ -25,6 +33,7 @@ impl Siblings {
             standing: Mutex::default(),
             wanted: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
+            given_up: Mutex::default(),
         }
     }
 
@@ -67,6 +76,22 @@ impl Siblings {
     /// Waits until no other tunnel asks for new kites: the second finds its place beside the first.
     pub(super) async fn turn(&self) -> Turn<'_, ()> {
         self.turn.lock().await
+    }
+
+    /// This kite was refused within a tunnel; or one may have been lost because it was asked for, `perhaps`.
+    pub(super) fn give_up(&self, kite: (String, String), perhaps: bool) {
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.retain(|_, (_, last)| last.elapsed() < GIVEN_UP_FOR);
+        let (times, last) = given_up.entry(kite).or_insert((0, Instant::now()));
+        *times += if perhaps { 1 } else { LOST_FOR };
+        *last = Instant::now();
+    }
+
+    /// Was it refused of late, or have several been lost? One is lost by chance now and then.
+    pub(super) fn has_given_up(&self, kite: &(String, String)) -> bool {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = given_up.get(kite);
+        known.is_some_and(|(times, last)| *times >= LOST_FOR && last.elapsed() < GIVEN_UP_FOR)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {

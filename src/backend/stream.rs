@@ -30,6 +30,8 @@ use crate::wire::frame::Open;
 pub const FIRST_FLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an origin may take to read who its visitor is: some kilobytes, for which its socket has room.
 pub const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a visitor waits for a kite of ours that does not fly there: as long as a verdict may take to be read.
+const VERDICT_READ: Duration = Duration::from_secs(1);
 
 /// What others can make a backend say, each at most once in a while.
 #[derive(Default)]
@@ -55,7 +57,7 @@ pub(super) struct Ground {
 /// Serves one stream to its end, or until its kite is taken out of the configuration.
 pub(super) async fn serve(
     incoming: Incoming,
-    flown: Services,
+    flown: Receiver<Services>,
     mut services: Receiver<Services>,
     ground: Ground,
 ) {
@@ -66,6 +68,7 @@ pub(super) async fn serve(
     } = ground;
     let Incoming { open, stream } = incoming;
     let sid = stream.sid();
+    let flown = read_up(flown, &services, &open).await;
     let Some(service) = choose(&flown, &open) else {
         tally.of(None).refuse(Reason::NotHere);
         if let Some(before) = noise.unflown.due(Instant::now()) {
@@ -102,6 +105,19 @@ pub(super) async fn serve(
             tracing::info!(?sid, "{}: a stream was ended with its kite", service.name);
         }
     }
+}
+
+/// What flies. A visitor may come right behind the verdict on its kite, which another task reads.
+async fn read_up(
+    mut flown: Receiver<Services>,
+    services: &Receiver<Services>,
+    open: &Open,
+) -> Services {
+    if choose(&services.borrow(), open).is_some() {
+        let flies = flown.wait_for(|flown| choose(flown, open).is_some());
+        let _ = tokio::time::timeout(VERDICT_READ, flies).await;
+    }
+    flown.borrow().clone()
 }
 
 /// Looks at what the visitor says, and joins it with the origin.

@@ -636,6 +636,14 @@ catalogue! {
         then: GoesOn,
         example: "fleet: 4096 visitors are with other members: one more was told that nobody is there",
     }
+    KitesLeftOut = "KITE-F55" {
+        title: "an older frontend flies a part of this backend's kites only",
+        cause: "A tunnel is begun with 32 kites, or fewer if their names are long; the others are asked for once it stands (AddKites). This frontend does not know that, or ends the tunnel when it refuses all kites of such a question, as pagekite.py does.",
+        subject: "the kite and the frontend in the message",
+        remedy: "Compare the kite's name and secret with the frontend's operator; or fly these kites at another frontend (`kites` under [[frontends]]), or by another backend.",
+        then: TriesAgain,
+        example: "kite refused: http:bob.alice.example via plain://alice.example:80: the frontend gave no answer for it beside others that fly; an older program drops the tunnel if it refuses all of a question: compare name and secret with its operator",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {

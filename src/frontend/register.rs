@@ -17,7 +17,6 @@ use super::open::{self, Named, Open, Pending};
 use super::registry::{Claim, Claimant, EndTls, Standing, Terms};
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
-use crate::fleet::Fleet;
 use crate::fleet::map::Flight;
 use crate::kite::{KiteName, Protocol};
 use crate::observe::hush::PAUSE;
@@ -44,6 +43,10 @@ const MAX_WAITING: usize = 16;
 pub const LINGER: Duration = Duration::from_secs(300);
 /// A kite that has changed hands in the fleet stays there for so long, in milliseconds.
 pub const SETTLED: u64 = 30_000;
+/// What the homes of a verdict may take, in bytes: the rest is what it says of 32 kites, and a backend takes 32 KiB.
+const HOMES_ROOM: usize = 12 * 1024;
+/// What a line for one takes, besides its name and its address.
+const HOME_TAKES: usize = 24;
 /// The feature of a backend that wants no more than it asks for (protocol page §3.1).
 const MOBILE: &str = "Mobile";
 /// Asked of the connection at once during the handshake, in bytes.
@@ -120,6 +123,8 @@ struct Agreed {
     known_by: Option<Binding>,
     /// Its backend may have several tunnels.
     beside: bool,
+    /// It hears which members of the fleet are home to its kites.
+    fleet: bool,
     endings: Endings,
 }
 
@@ -156,6 +161,7 @@ async fn admit(
                 request.lines.has_proof() && !shared.judge.needs_signature(services)
             }),
             beside: request.lines.has_feature(KITE_BESIDE),
+            fleet: shared.fleet.is_some() && request.lines.has_feature(KITE_FLEET),
             endings: Endings::of(&request.lines),
         },
     };
@@ -208,8 +214,9 @@ impl Endings {
         }
     }
 
-    fn kite(&self, id: &KiteId) -> EndTls {
-        match self.asked.contains(id) {
+    /// Of a kite that these lines ask for, in the request or in a frame.
+    fn kite(&self, id: &KiteId, lines: &Lines) -> EndTls {
+        match self.asked.contains(id) || lines.end_tls.contains(id) {
             true => EndTls::Asked,
             false if self.asks => EndTls::No,
             false => EndTls::Unsaid,
@@ -247,9 +254,7 @@ impl Registration<'_> {
         if asked.has_feature(KITE_AWAY) {
             answer.features.push(KITE_AWAY.to_owned());
         }
-        let fleet = self.shared.fleet.as_deref();
-        let fleet = fleet.filter(|_| asked.has_feature(KITE_FLEET));
-        if fleet.is_some() {
+        if self.agreed.fleet {
             answer.features.push(KITE_FLEET.to_owned());
         }
         self.shared.judge.capabilities(&mut answer);
@@ -267,7 +272,7 @@ impl Registration<'_> {
             claimant.several = true;
         }
         let pending = self.judge(asked, claimant, &mut answer).await;
-        put_homes(fleet, &mut answer);
+        self.put_homes(&mut answer);
         let mut out = BytesMut::new();
         put_answer(&mut out, &answer);
         send(conn, &out).await?;
@@ -287,7 +292,7 @@ impl Registration<'_> {
             ..Lines::default()
         };
         let pending = self.judge(&lines, claimant, &mut verdict).await;
-        put_homes(fleet, &mut verdict);
+        self.put_homes(&mut verdict);
         out.clear();
         put_kites(&mut out, &verdict);
         send(conn, &out).await?;
@@ -340,7 +345,7 @@ impl Registration<'_> {
                 Judgement::Challenge(fsalt) => verdict.sign_this.push((id, fsalt)),
                 Judgement::Proven(mut leave) => {
                     let (proof, account) = (leave.proof.take(), leave.account.clone());
-                    let end_tls = self.agreed.endings.kite(&id);
+                    let end_tls = self.agreed.endings.kite(&id, lines);
                     // Names that the operator has given away go before those of strangers.
                     let open = self.shared.open.as_ref();
                     let _order = open.map(|open| open.in_order());
@@ -555,6 +560,29 @@ impl Registration<'_> {
         Err(why)
     }
 
+    /// Says which members of the fleet are home to the kites that fly, as far as there is room.
+    fn put_homes(&self, lines: &mut Lines) {
+        let fleet = self.shared.fleet.as_deref();
+        let Some(fleet) = fleet.filter(|_| self.agreed.fleet) else {
+            return;
+        };
+        let mut names: Vec<&String> = lines.ok.iter().map(|id| &id.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut room = HOMES_ROOM;
+        for name in names {
+            for home in fleet.homes(name).into_iter().filter_map(|m| m.public) {
+                let home = home.to_string();
+                let takes = HOME_TAKES + name.len() + home.len();
+                if lines.homes.len() >= MAX_LINES || takes > room {
+                    return;
+                }
+                room -= takes;
+                lines.homes.push((name.clone(), home));
+            }
+        }
+    }
+
     fn claimant(&self) -> Claimant<'_> {
         Claimant {
             since: self.shared.fleet.as_ref().map_or(0, |fleet| fleet.now()),
@@ -687,17 +715,20 @@ impl Registration<'_> {
             };
             let claimant = Claimant {
                 beside: &lines.beside,
+                retire: lines.retire.as_deref(),
                 several: self.agreed.beside,
                 ..self.claimant()
             };
             let pending = self.judge(&lines, claimant, &mut verdict).await;
-            self.shared.registry.activate(self.session, &tunnel);
+            self.put_homes(&mut verdict);
             let refused = !verdict.invalid.is_empty() || !verdict.duplicate.is_empty();
             if verdict.ok.is_empty() && refused {
                 // pagekite.py closes the whole tunnel on a verdict without any OK.
                 verdict.ok.extend(self.shared.registry.one_of(self.session));
             }
             tunnel.send_kites(verdict);
+            // The first visitor comes behind the verdict.
+            self.shared.registry.activate(self.session, &tunnel);
             self.announce(&flying);
             for pending in pending {
                 match visits.len() {
@@ -741,20 +772,6 @@ async fn sent_away(place: &mut Option<Place>) {
     match place {
         Some(place) => place.sent_away().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Says which members of the fleet are home to the kites that fly.
-fn put_homes(fleet: Option<&Fleet>, lines: &mut Lines) {
-    let Some(fleet) = fleet else { return };
-    let mut names: Vec<&String> = lines.ok.iter().map(|id| &id.name).collect();
-    names.sort_unstable();
-    names.dedup();
-    for name in names {
-        let homes = fleet.homes(name).into_iter().filter_map(|m| m.public);
-        for home in homes.take(MAX_LINES - lines.homes.len()) {
-            lines.homes.push((name.clone(), home.to_string()));
-        }
     }
 }
 

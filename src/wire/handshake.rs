@@ -295,6 +295,10 @@ pub enum RefusalKind {
     TlsEnded,
     /// Our own refusal: the frontend lets no kite prove itself by its tub.
     NoTubs,
+    /// Our own refusal: the frontend has no [`ADD_KITES`], and the first request had no room for this one.
+    NoMore,
+    /// Our own refusal: the frontend, an old one, gave no answer when it was asked for this one within a tunnel.
+    Unanswered,
     /// The tub's key did not prove the name.
     Tub,
     /// The frontend wants a proof by the tub's key.
@@ -352,6 +356,8 @@ pub struct PeerParams {
     pub kite_mux: Option<MuxParams>,
     /// Both ends have [`KITE_BESIDE`].
     pub beside: bool,
+    /// It takes kites into a tunnel that stands: [`ADD_KITES`].
+    pub add_kites: bool,
     /// Both ends have [`KITE_AWAY`].
     pub away: bool,
     /// Both ends have [`KITE_FLEET`].
@@ -498,16 +504,7 @@ impl BackendHandshake {
                 ..Lines::default()
             };
             self.claim_tubs(&mut lines);
-            if let Some(key) = self
-                .options
-                .mark
-                .as_ref()
-                .filter(|_| self.verdict.peer.fleet)
-            {
-                let ids = lines.services.iter().map(ServiceLine::kite_id);
-                let marked = ids.map(|id| (id.clone(), key.of(&id.proto, &id.name)));
-                lines.backends = marked.collect();
-            }
+            self.mark(&mut lines);
             put_kites(&mut out, &lines);
             return Ok(Step::Send(out));
         }
@@ -566,6 +563,7 @@ impl BackendHandshake {
         if self.options.offer_mux {
             verdict.peer.kite_mux = lines.mux().or(verdict.peer.kite_mux);
         }
+        verdict.peer.add_kites |= lines.has_feature(ADD_KITES);
         verdict.peer.away |= lines.has_feature(KITE_AWAY);
         verdict.peer.beside |= self.options.offer_beside && lines.has_feature(KITE_BESIDE);
         verdict.peer.fleet |= self.options.mark.is_some() && lines.has_feature(KITE_FLEET);
@@ -676,6 +674,23 @@ impl BackendHandshake {
         }
     }
 
+    /// Says what our kites are known by in a fleet, if the frontend is of one.
+    fn mark(&self, lines: &mut Lines) {
+        let key = self.options.mark.as_ref();
+        let Some(key) = key.filter(|_| self.verdict.peer.fleet) else {
+            return;
+        };
+        let ids = lines.services.iter().map(ServiceLine::kite_id);
+        let marked = ids.map(|id| (id.clone(), key.of(&id.proto, &id.name)));
+        lines.backends = marked.collect();
+    }
+
+    /// The kites whose visitors' TLS may be ended.
+    fn endings(&self) -> Vec<KiteId> {
+        let ending = self.entries.iter().filter(|e| e.wanted.end_tls);
+        ending.map(|e| e.id.clone()).collect()
+    }
+
     fn request(&mut self) -> BytesMut {
         let mut lines = Lines {
             features: vec![ADD_KITES.to_owned()],
@@ -699,8 +714,7 @@ impl BackendHandshake {
         if self.options.mark.is_some() {
             lines.features.push(KITE_FLEET.to_owned());
         }
-        let ending = self.entries.iter().filter(|e| e.wanted.end_tls);
-        lines.end_tls = ending.map(|e| e.id.clone()).collect();
+        lines.end_tls = self.endings();
         if self.options.offer_beside {
             lines.features.push(KITE_BESIDE.to_owned());
             lines.beside.clone_from(&self.options.beside);

@@ -647,3 +647,32 @@ async fn who_the_visitor_is_and_where_it_came_in_is_told_to_the_backend() {
     assert!(told.contains("X-Forwarded-Port: 8080\r\n"), "{told}");
     assert_eq!(fleet(&together.sides[0]).passing().out, 1);
 }
+
+#[tokio::test]
+async fn kites_that_the_handshake_had_no_room_for_have_homes_and_marks_as_well() {
+    const MANY: usize = 70;
+    let together = fleet_of(2, &[Protocol::Http], |_, _| {}).await;
+    let (origin, _) = origin(b"").await;
+    let name = |n| format!("k{n}.alice.example");
+    let all = (0..MANY).map(|n| service(Protocol::Http, &name(n), origin, "right"));
+    let to = To {
+        address: together.sides[0].address.parse().unwrap(),
+        kites: None,
+        tunnels: 1,
+        homes: true,
+    };
+    let (_trigger, order) = shutdown::channel();
+    let plan = Plan::fixed(vec![to], all.collect());
+    let board = Board::default();
+    tokio::spawn(kite::backend::run(plan, dialer(), board, order));
+    let up = |i: usize| kites(&together.sides[i].handle).len();
+    until("all fly at both", || (up(0), up(1)) == (MANY, MANY)).await;
+    // By their marks: without one a kite is nobody's rival.
+    let (a, b) = (fleet(&together.sides[0]), "b".parse().unwrap());
+    let key = ("http".to_owned(), name(MANY - 1));
+    a.put(&b, key, flight(a.now(), Some("another")));
+    until("the last comes down, and only there", || {
+        (up(0), up(1)) == (MANY - 1, MANY)
+    })
+    .await;
+}

@@ -20,6 +20,7 @@ mod introduce;
 mod invitations;
 mod lanes;
 mod leave;
+mod many;
 mod old_peers;
 mod open;
 mod origins;

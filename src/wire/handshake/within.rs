@@ -1,6 +1,9 @@
 //! Kites that a backend asks for within a tunnel that stands (protocol page §3.8): the same rounds, without heads.
 
-use super::{BackendHandshake, Fate, HandshakeError, Lines, Options, State, Step, Verdict, Wanted};
+use super::{
+    BackendHandshake, Fate, HandshakeError, Lines, Options, PeerParams, State, Step, Verdict,
+    Wanted,
+};
 
 /// What to do now.
 #[derive(Debug)]
@@ -15,15 +18,18 @@ pub enum Within {
 }
 
 impl BackendHandshake {
-    /// Begins within a tunnel whose handshake had these options; also returns the question. `proven` says whether
-    /// [`super::KITE_PROOF`] was agreed for it. Kites that fly there must not be among those that are `wanted`.
+    /// Begins within a tunnel whose handshake had these options, and found this `peer`; also returns the question.
+    /// `proven` says whether [`super::KITE_PROOF`] was agreed for it. Kites that fly there must not be among those that are
+    /// `wanted`.
     pub fn within(
         wanted: Vec<Wanted>,
         options: Options,
+        peer: PeerParams,
         proven: bool,
         tokens: impl FnMut() -> String + Send + 'static,
     ) -> (Self, Lines) {
         let (mut machine, _) = Self::new(wanted, options, tokens);
+        machine.verdict.peer = peer;
         machine.verdict.proven = proven;
         let question = machine.question();
         (machine, question)
@@ -46,6 +52,7 @@ impl BackendHandshake {
             self.state = State::Within;
             let mut answer = self.question();
             self.claim_tubs(&mut answer);
+            self.mark(&mut answer);
             return Ok(Within::Send(Box::new(answer)));
         }
         match self.done() {
@@ -55,13 +62,15 @@ impl BackendHandshake {
     }
 
     fn question(&mut self) -> Lines {
-        Lines {
+        let mut lines = Lines {
             services: self.services(),
-            beside: match self.options.offer_beside {
-                true => self.options.beside.clone(),
-                false => Vec::new(),
-            },
+            end_tls: self.endings(),
             ..Lines::default()
+        };
+        if self.options.offer_beside {
+            lines.beside.clone_from(&self.options.beside);
+            lines.retire.clone_from(&self.options.retire);
         }
+        lines
     }
 }
