@@ -8,10 +8,12 @@
 pub mod draft;
 pub mod places;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -448,6 +450,31 @@ struct Source {
     rc: Option<Translation>,
 }
 
+/// Line, column and key of what a parser points to. The line itself is not shown: a secret may stand there by mistake.
+fn place_in(shown: &str, text: &str, span: Option<Range<usize>>) -> String {
+    let Some(before) = span.and_then(|span| text.get(..span.start)) else {
+        return shown.to_owned();
+    };
+    let line = before.matches('\n').count() + 1;
+    let last = before.rsplit('\n').next().unwrap_or_default();
+    let place = format!("{shown}:{line}:{}", last.chars().count() + 1);
+    match last.split_once('=') {
+        Some((key, _)) => format!("{place}: {}", key.trim()),
+        None => place,
+    }
+}
+
+/// What a parser says, without the value that it found: it may be a secret.
+fn without_value(message: &str) -> Cow<'_, str> {
+    let found = message.split_once(['"', '`']);
+    match (found, message.rsplit_once(", expected ")) {
+        (Some((kind, _)), Some((_, wanted))) if kind.starts_with("invalid ") => {
+            format!("{}, expected {wanted}", kind.trim_end()).into()
+        }
+        _ => message.into(),
+    }
+}
+
 impl Source {
     fn read<T: RoleFile>(path: Option<&Path>) -> Result<(Self, T)> {
         let Some(path) = path else {
@@ -492,11 +519,10 @@ impl Source {
     /// What a file says; the paths in it begin at `dir`.
     fn of_text<T: RoleFile>(shown: String, dir: PathBuf, text: &str) -> Result<(Self, T)> {
         let value = toml::from_str(text).map_err(|e| {
-            let e = e.to_string();
             ConfigError::new(
                 Code::FileMalformed,
-                &shown,
-                e.trim_end(),
+                place_in(&shown, text, e.span()),
+                without_value(e.message()),
                 "docs/reference.md lists the keys",
             )
         })?;
@@ -511,7 +537,7 @@ impl Source {
             ConfigError::new(
                 Code::RcMistake,
                 &shown,
-                e.message(),
+                without_value(e.message()),
                 "`kite import` shows it as TOML",
             )
         })?;

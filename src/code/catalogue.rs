@@ -599,7 +599,7 @@ catalogue! {
         title: "another frontend of the fleet cannot be reached",
         cause: "It does not run, its internal port is closed to this machine, or it shows another key than `pin` of its [[fleet.members]] says.",
         subject: "the member and its address",
-        remedy: "Look whether it runs, whether its `listen` under [fleet] and `address` here are the same port, and whether a firewall lets this machine in; `kite frontend status` on it shows its pin.",
+        remedy: "Look whether it runs, whether its `listen` under [fleet] and `address` here are the same port, and whether a firewall lets this machine in; `kite status` on it shows its pin.",
         then: TriesAgain,
         example: "fleet: b at 10.0.0.2:4430 cannot be told what flies here: [KITE-F01] it refused the connection; trying again",
     }
@@ -723,10 +723,10 @@ catalogue! {
     FileMalformed = "KITE-C03" {
         title: "a configuration file says what kite does not know",
         cause: "A key is unknown, stands in the wrong table, or has a value of the wrong kind; or it is no TOML. Unknown keys are errors, since a mistyped one would do nothing in silence.",
-        subject: "the line that the message shows",
+        subject: "the file, line and column that the message names; what stands there is not repeated, since it may be a secret",
         remedy: "Correct the line; the message lists the keys that could stand there.",
         then: Ends,
-        example: "backend.toml: TOML parse error at line 9, column 1 … unknown field `colour`\n  to mend it: README.md lists the keys, with examples",
+        example: "backend.toml:9:1: unknown field `colour`, expected one of `frontends`, …\n  to mend it: docs/reference.md lists the keys",
     }
     SecretMissing = "KITE-C04" {
         title: "a secret is missing",

@@ -2,6 +2,7 @@
 
 use super::file::EtcdTable;
 use super::*;
+use crate::fleet::etcd::endpoint::EndpointError;
 use crate::fleet::etcd::{Endpoint, Login, Settings};
 
 /// Most endpoints of one etcd.
@@ -34,11 +35,12 @@ pub(super) fn etcd(source: &Source, table: EtcdTable, listen: SocketAddr) -> Res
         return wrong(Code::OutOfRange, "endpoints", problem, remedy);
     }
     let mut endpoints: Vec<Endpoint> = Vec::new();
-    for text in &table.endpoints {
-        let endpoint = text.parse().map_err(|e| {
-            let problem = format!("'{text}': {e}");
-            let remedy = "copy it from etcd's --advertise-client-urls";
-            ConfigError::new(Code::BadValue, at("endpoints"), problem, remedy)
+    for (i, text) in table.endpoints.iter().enumerate() {
+        let endpoint = text.parse().map_err(|e: EndpointError| {
+            // Not shown: there may be a password in it.
+            let place = at(&format!("endpoints[{i}]"));
+            let remedy = "copy it from etcd's --advertise-client-urls; `user` and `password_file` are keys of their own";
+            ConfigError::new(Code::BadValue, place, e, remedy)
         })?;
         endpoints.push(endpoint);
     }

@@ -177,7 +177,7 @@ pub(super) struct MemberEntry {
     pub id: String,
     /// Where its internal port is reached, `ADDR:PORT` in numbers.
     pub address: String,
-    /// The key that it shows there, `sha256:…`: its log and `kite frontend status` show it.
+    /// The key that it shows there, `sha256:…`: its log and `kite status` show it.
     pub pin: String,
     /// Where backends reach it, for those that ask which members are home to their kites: `HOST:PORT#sha256:PIN`, or
     /// `NAME.onion:PORT`. Without it they are not sent there.

@@ -52,7 +52,7 @@ pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
                     Code::BadValue,
                     at(&key("pin")),
                     e,
-                    "copy it from what that member's log or `kite frontend status` shows",
+                    "copy it from what that member's log or `kite status` shows",
                 )
             })?,
             public: entry

@@ -919,3 +919,57 @@ fn a_fleet_that_is_written_down_has_so_many_members_and_no_more() {
     let more = fleet(MAX_MEMBERS + 1).err().map(|e| e.to_string());
     assert!(more.is_some_and(|e| e.contains("more than 16 members")));
 }
+
+#[test]
+fn what_is_refused_is_named_by_its_place_and_a_secret_among_it_is_not_repeated() {
+    let dir = place();
+    let kite = "[[kites]]\nname = \"bob.alice.example\"\n";
+    let etcd = "endpoints = [\"https://root:hunter2@etcd.example:2379\"]\n";
+    for (text, place) in [
+        // Unknown, of the wrong kind, and no TOML.
+        (format!("{kite}secret = \"hunter2\"\n"), "frontend.toml:3:1"),
+        (
+            format!("{kite}protocols = \"hunter2\"\n"),
+            "frontend.toml:3:13",
+        ),
+        (
+            format!("{kite}backends = \"a \\\"hunter2\\\" b\"\n"),
+            "frontend.toml:3:12",
+        ),
+        (
+            format!("{kite}secret_file = hunter2\n"),
+            "frontend.toml:3:15",
+        ),
+        (
+            format!("{kite}secret_file = \"hunter2\n"),
+            "frontend.toml:3:",
+        ),
+        (
+            format!(
+                "{FRONTEND}[fleet]\nlisten = \"10.0.0.1:4430\"\nid = \"a\"\n[fleet.etcd]\n{etcd}"
+            ),
+            "fleet.etcd.endpoints[0]",
+        ),
+    ] {
+        let said = frontend(&dir, &text).expect_err(&text).to_string();
+        assert!(said.contains(place), "{place}: {said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    // As pagekite.py writes a service.
+    for service in [
+        "http:bob.alice.example:localhost:80:hunter2",
+        "http:bob.alice.example:127.0.0.1:80:12345",
+    ] {
+        let said = parse_service(service, &[], &())
+            .expect_err(service)
+            .to_string();
+        assert!(
+            said.contains("secret_file") && said.contains(":80'"),
+            "{said}"
+        );
+        assert!(
+            !said.contains("hunter2") && !said.contains("12345"),
+            "{said}"
+        );
+    }
+}

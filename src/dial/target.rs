@@ -286,6 +286,11 @@ pub enum OriginAddrError {
         "'{0}' is no origin; write an address such as 127.0.0.1:49293, or unix:/path/of/socket"
     )]
     Unclear(String),
+    /// More than host and port: in pagekite.py's notation, the kite's secret. It is not shown.
+    #[error(
+        "something stands behind the port of '{0}'; an origin is an address and a port, and a secret is given with --secret-file or secret_file"
+    )]
+    Behind(String),
     /// An address of another machine that nobody listed.
     #[error(
         "{0} is not on this machine, so the traffic would cross a network in the clear; \
@@ -318,6 +323,12 @@ impl OriginAddr {
                 return Err(OriginAddrError::NoPort(text.to_owned()));
             }
             Err(_) => {
+                if let [host, port, _, ..] = text.split(':').collect::<Vec<_>>()[..]
+                    && !host.is_empty()
+                    && port.parse::<u16>().is_ok()
+                {
+                    return Err(OriginAddrError::Behind(format!("{host}:{port}")));
+                }
                 return Err(match text.rsplit_once(':') {
                     None => OriginAddrError::NoPort(text.to_owned()),
                     Some((_, port)) => match port.parse() {
