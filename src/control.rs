@@ -4,6 +4,7 @@
 //! that runs kite, and root, are listened to.
 
 use std::fs::DirBuilder;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use crate::code::{Code, Coded};
-use crate::dial::{OriginAddr, OriginDialer};
+use crate::dial::{OriginAddr, OriginDialer, OriginError};
 use crate::frontend::kites;
 use crate::listen::{self, UnixListener, UnixStream};
 use crate::observe::status::Status;
@@ -313,7 +314,11 @@ async fn ask<T: DeserializeOwned>(
     let mut conn = OriginDialer::new()
         .dial(&address)
         .await
-        .map_err(|_| AskError::Nobody(shown()))?;
+        .map_err(|e| match e {
+            // It is there, and another user's.
+            OriginError::Failed(_, ErrorKind::PermissionDenied) => AskError::Silent(shown()),
+            _ => AskError::Nobody(shown()),
+        })?;
     let mut text = Vec::new();
     let conversation = async {
         // One who is not listened to cannot write all, and sees then that there is no answer.

@@ -76,7 +76,7 @@ pub const MAX_CONNECTIONS: usize = 16 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum FrontendError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {}", bind_problem(.source))]
+    #[error("cannot listen on {address}: {}; the address is given with --listen", bind_problem(.source, address.port()))]
     Bind {
         /// The address from the configuration.
         address: SocketAddr,
@@ -135,16 +135,22 @@ pub(crate) fn cannot_listen(error: &std::io::Error) -> Code {
     }
 }
 
-pub(crate) fn bind_problem(error: &std::io::Error) -> String {
+/// Ports below this are for root, and for who was granted them.
+const FREE_PORTS: u16 = 1024;
+
+pub(crate) fn bind_problem(error: &std::io::Error, port: u16) -> String {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            "another program uses this port; stop it, or choose another port with --listen".into()
+            "another program uses this port; stop it, or choose another port".into()
+        }
+        std::io::ErrorKind::PermissionDenied if port >= FREE_PORTS => {
+            "the system forbids it; if this was an upgrade, the ports of the frontend that runs cannot become more: restart it instead".into()
         }
         std::io::ErrorKind::PermissionDenied => {
             "this user may not use ports below 1024; grant CAP_NET_BIND_SERVICE, or choose a higher port".into()
         }
         std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; use 0.0.0.0 for all it has".into(),
-        _ => format!("{error}; choose another address with --listen"),
+        _ => format!("{error}; choose another address"),
     }
 }
 
@@ -503,6 +509,12 @@ impl Handle {
                 kites::Order::Block { name } => name.parse::<KiteName>().ok(),
                 _ => None,
             };
+            let covers =
+                |name: &KiteName, host: &str| host.parse().is_ok_and(|host| name.covers(&host));
+            let flew = blocked.as_ref().map_or(0, |name| {
+                let flying = shared.registry.flying();
+                flying.iter().filter(|(_, host)| covers(name, host)).count()
+            });
             let mut answer = order.carry_out(&shared.accounts);
             if let kites::Answer::All(all) = &mut answer {
                 let (now, seen) = shared.registry.names();
@@ -511,6 +523,7 @@ impl Handle {
             shared.revoke();
             if let (kites::Answer::Done, Some(name)) = (&answer, blocked) {
                 shared.registry.cut_above(&name);
+                answer = kites::Answer::Grounded(flew);
             }
             answer
         });

@@ -21,7 +21,7 @@ pub mod session;
 use crate::code::{Code, Coded};
 use crate::config::LocalPlaces;
 use crate::control::Desk;
-use crate::frontend::cannot_listen;
+use crate::frontend::{bind_problem, cannot_listen};
 use crate::listen::{LocalAddr, LocalListener, LocalPort};
 use crate::observe::metrics::Metrics;
 use crate::observe::status::Role;
@@ -30,12 +30,21 @@ use session::{Guests, LENGTH, TOKEN_LIFE, Word};
 
 /// A place that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for {what}: {source}; choose another place with {flag}")]
+#[error("cannot listen on {address} for {what}: {}; the place is given with {flag}", self.problem())]
 pub struct DoorError {
     address: LocalAddr,
     what: &'static str,
     flag: &'static str,
     source: std::io::Error,
+}
+
+impl DoorError {
+    fn problem(&self) -> String {
+        match &self.address {
+            LocalAddr::Tcp(address) => bind_problem(&self.source, address.port()),
+            LocalAddr::Unix(_) => self.source.to_string(),
+        }
+    }
 }
 
 impl Coded for DoorError {

@@ -870,15 +870,15 @@ catalogue! {
         subject: "the address that the message names",
         remedy: "See who it is (`ss -ltnp`), and stop it; or choose another port (--listen, for SOCKS --socks-listen).",
         then: Ends,
-        example: "cannot listen on 0.0.0.0:443: another program uses this port; stop it, or choose another port with --listen",
+        example: "cannot listen on 0.0.0.0:443: another program uses this port; stop it, or choose another port; the address is given with --listen",
     }
     PortForbidden = "KITE-C22" {
         title: "kite may not listen on an address",
-        cause: "Ports below 1024 are for root and who was granted them, or this machine has no such address.",
+        cause: "Ports below 1024 are for root and who was granted them, this machine has no such address, or an upgrade would need a port that the frontend it succeeds had not.",
         subject: "the address that the message names",
-        remedy: "Grant CAP_NET_BIND_SERVICE (AmbientCapabilities= in a unit, `setcap` on the program), choose a higher port, or use 0.0.0.0 for all addresses that the machine has.",
+        remedy: "Grant CAP_NET_BIND_SERVICE (AmbientCapabilities= in a unit, `setcap` on the program), choose a higher port, or use 0.0.0.0 for all addresses that the machine has. Restart a frontend that shall have other ports.",
         then: Ends,
-        example: "cannot listen on 0.0.0.0:443: this user may not use ports below 1024; grant CAP_NET_BIND_SERVICE, or choose a higher port",
+        example: "cannot listen on 0.0.0.0:443: this user may not use ports below 1024; grant CAP_NET_BIND_SERVICE, or choose a higher port; the address is given with --listen",
     }
     SecretInherited = "KITE-C23" {
         title: "another program would get to know the secret",

@@ -83,14 +83,13 @@ pub async fn run(
     match &args.command {
         InvitationsCommand::Revoke { name } => {
             let name = config::parse_name("NAME", name)?.to_string();
-            Order::Revoke { name: name.clone() }
-                .place(&state_dir)
-                .await?;
+            let order = Order::Revoke { name: name.clone() };
+            order.place(&state_dir).await?;
             writeln!(aside, "nobody is invited to fly {name} any more")?;
         }
         InvitationsCommand::List { json } => {
             let all = match Order::Invitations.place(&state_dir).await? {
-                Answer::Invitations(all) => all,
+                (Answer::Invitations(all), _) => all,
                 _ => Vec::new(),
             };
             match json {

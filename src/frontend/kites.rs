@@ -74,6 +74,8 @@ pub enum Order {
 pub enum Answer {
     /// It is done, and written down.
     Done,
+    /// It is done, and so many kites came down by it.
+    Grounded(usize),
     /// All kites.
     All(Vec<Listed>),
     /// All names that are blocked.
@@ -82,6 +84,15 @@ pub enum Answer {
     Invitations(Vec<invited::Listed>),
     /// Nothing has changed, for this reason.
     Refused(String),
+}
+
+/// By whom it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// The frontend that runs.
+    Frontend,
+    /// Nobody runs: it is in the book, and counts from the next start.
+    Book,
 }
 
 /// Why a command failed.
@@ -99,6 +110,11 @@ pub enum KitesError {
     /// The frontend does not agree.
     #[error("{0}")]
     Refused(String),
+    /// It would come into a book that no frontend reads.
+    #[error(
+        "there is no state directory {0}; name the frontend's with --config FILE or --state-dir DIR"
+    )]
+    Nowhere(String),
     /// Nobody reads what we say.
     #[error("cannot write: {0}; see where the output goes")]
     Output(#[from] std::io::Error),
@@ -111,6 +127,7 @@ impl Coded for KitesError {
             Self::Book(e) => e.code(),
             Self::Ask(e) => e.code(),
             Self::Refused(_) => Code::BookDisagrees,
+            Self::Nowhere(_) => Code::NobodyThere,
             Self::Output(_) => Code::OutputFailed,
         }
     }
@@ -177,17 +194,18 @@ impl Order {
         }
     }
 
-    /// Has it done by the frontend with this state directory, or does it where none runs. What was refused is an error.
-    pub(super) async fn place(&self, state_dir: &Path) -> Result<Answer, KitesError> {
+    /// Has it done by the frontend with this state directory, or does it where none runs; and which of the two. What was
+    /// refused is an error.
+    pub(super) async fn place(&self, state_dir: &Path) -> Result<(Answer, By), KitesError> {
         let socket = Role::Frontend.socket(state_dir);
-        let answer = match control::kites(&socket, self).await {
+        let (answer, by) = match control::kites(&socket, self).await {
             // A socket that nobody listens on is left over from a crash.
-            Err(AskError::Nobody(_)) => self.carry_out_alone(state_dir)?,
-            answer => answer?,
+            Err(AskError::Nobody(_)) => (self.carry_out_alone(state_dir)?, By::Book),
+            answer => (answer?, By::Frontend),
         };
         match answer {
             Answer::Refused(why) => Err(KitesError::Refused(why)),
-            answer => Ok(answer),
+            answer => Ok((answer, by)),
         }
     }
 
@@ -200,6 +218,13 @@ impl Order {
                 return Ok(Answer::Invitations(Vec::new()));
             }
             _ => {}
+        }
+        let takes = matches!(
+            self,
+            Self::Remove { .. } | Self::Block { .. } | Self::Unblock { .. } | Self::Revoke { .. }
+        );
+        if takes && !state_dir.is_dir() {
+            return Err(KitesError::Nowhere(state_dir.display().to_string()));
         }
         let book = Book::open(state_dir)?;
         let parse = |name: &str| config::parse_name("NAME", name);
@@ -262,10 +287,16 @@ pub async fn run(
         KitesCommand::Blocked { .. } => (Order::Blocked, None),
         KitesCommand::List { .. } => (Order::List, None),
     };
-    let all = match order.place(&state_dir).await? {
+    let (answer, by) = order.place(&state_dir).await?;
+    let mut flew = 0;
+    let all = match answer {
         Answer::All(all) => all,
         Answer::Blocked(all) => {
             say_blocked(&args.command, &all, out, aside)?;
+            Vec::new()
+        }
+        Answer::Grounded(kites) => {
+            flew = kites;
             Vec::new()
         }
         Answer::Done | Answer::Invitations(_) | Answer::Refused(_) => Vec::new(),
@@ -302,13 +333,29 @@ pub async fn run(
         (_, Order::Block { name }) => {
             writeln!(
                 aside,
-                "nobody flies {name} from now on; to take that back: kite frontend kites unblock {name}"
+                "nobody flies {name} at this frontend from now on; to take that back: kite frontend kites unblock {name}"
             )?;
+            match (by, flew) {
+                (By::Book, _) => {}
+                (By::Frontend, 0) => writeln!(
+                    aside,
+                    "nothing of that name flew here; if something should have, compare with `kite status`"
+                )?,
+                (By::Frontend, 1) => writeln!(aside, "one kite came down")?,
+                (By::Frontend, flew) => writeln!(aside, "{flew} kites came down")?,
+            }
         }
         (_, Order::Unblock { name }) => {
             writeln!(aside, "{name} may fly again, if it may fly at all")?
         }
         (_, _) => {}
+    }
+    if by == By::Book && !matches!(order, Order::List | Order::Blocked) {
+        let dir = state_dir.display();
+        writeln!(
+            aside,
+            "no frontend runs with the state directory {dir}; it counts from the next start with it"
+        )?;
     }
     out.flush()?;
     Ok(())

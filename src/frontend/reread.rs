@@ -32,6 +32,19 @@ impl Terms {
     }
 }
 
+/// What needs ports, files, programs or addresses that the kernel keeps from a running frontend, and from what takes its place.
+const FOR_A_RESTART: [&str; 9] = [
+    "listen",
+    "authorities",
+    "onion",
+    "state_dir",
+    "acme",
+    "metrics.listen",
+    "web.listen",
+    "fleet",
+    "user",
+];
+
 fn fixed(config: &FrontendConfig) -> Fixed {
     let FrontendConfig {
         listen,
@@ -82,9 +95,14 @@ impl Shared {
         let new = Terms::of(&config);
         let differs = terms.fixed.iter().zip(&new.fixed).find(|(a, b)| a != b);
         if let Some(((key, _), _)) = differs {
+            let remedy = match FOR_A_RESTART.contains(key) {
+                true => "restart the frontend: an upgrade stays within what the running one may do",
+                false => {
+                    "`kite frontend upgrade` starts it anew, and no visitor is refused meanwhile"
+                }
+            };
             return Err(format!(
-                "`{key}` has changed, which takes effect at a start only; `kite frontend upgrade` starts it anew, and no \
-                 visitor is refused meanwhile"
+                "`{key}` has changed, which takes effect at a start only; {remedy}"
             ));
         }
         let mut lines = kites(&terms.kites, &new.kites);

@@ -271,5 +271,5 @@ pub fn frontend(asker: &mut dyn Asker) -> Result<FirstRun, FirstRunError> {
 fn bind(at: SocketAddr) -> Result<(), String> {
     wait(async move { listen::bind(at).map(drop) })
         .map_err(|e| e.to_string())?
-        .map_err(|e| bind_problem(&e))
+        .map_err(|e| bind_problem(&e, at.port()))
 }

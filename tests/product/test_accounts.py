@@ -87,7 +87,14 @@ def test_a_day_of_a_frontend(kite, sup, web):
     assert frontend.proc.text().count("kite down: http:steady") == 0
 
     # A name can be taken from whoever flies it, old programs too, and whatever the book allows it.
-    frontend.manage("block", steady.name)
+    _, aside = frontend.manage("block", steady.name)
+    assert "one kite came down" in aside, aside
+    assert "nothing of that name flew here" in frontend.manage("block", "no-such.bob.example")[1]
+    frontend.manage("unblock", "no-such.bob.example")
+    nowhere = frontend.dir / "nowhere"
+    done = subprocess.run([binary(), "frontend", "kites", "block", steady.name, "--state-dir", nowhere], capture_output=True,
+                          text=True, timeout=20)
+    assert done.returncode and "no state directory" in done.stderr and not nowhere.exists(), done.stderr
     frontend.wait_down(steady, timeout=SOON)
     assert Visitor(frontend.visitors, steady.name).ask("GET", "/bytes/1/10")[0] == 503
     heard(backend, r"steady.*blocked by the operator|blocked by the operator.*steady")
@@ -101,7 +108,8 @@ def test_a_day_of_a_frontend(kite, sup, web):
     assert [k["used"]["bytes"] >= 3 * MIB for k in used if k["name"] == thirsty.name] == [True]
     # So is what was blocked; it is taken back where no frontend runs as well.
     assert re.fullmatch(r"steady\.bob\.example; blocked since 20\d\d-\d\d-\d\d\n", frontend.manage("blocked")[0])
-    frontend.manage("unblock", steady.name)
+    _, aside = frontend.manage("unblock", steady.name)
+    assert "no frontend runs with the state directory" in aside, aside
     assert json.loads(frontend.manage("blocked", "--json")[0]) == []
 
 

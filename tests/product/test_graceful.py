@@ -153,6 +153,12 @@ def test_an_upgrade_that_fails_changes_nothing(kite, sup):
                 frontend.file.write_text(good + f'[metrics]\nlisten = "{place}"\n')
                 said = frontend.order("upgrade", status=1)
             assert "exit status: 1" in said, said
+            # A port that is free, and that the frontend may not open any more: where walls stand, they are the successor's too.
+            frontend.file.write_text(good + f'[metrics]\nlisten = "{place}"\n')
+            assert "restart the frontend" in frontend.order("reload", status=2)
+            if re.search(r"Landlock \(ABI ([4-9]|\d\d)\)", frontend.proc.text()):
+                assert "exit status: 1" in frontend.order("upgrade", status=1)
+                assert "restart it instead" in frontend.proc.text()
             frontend.file.write_text(good)
             assert "book.b.example" in frontend.manage("list")[0]
             frontend.manage("add", "more.b.example")

@@ -111,7 +111,7 @@ def test_a_port_that_is_taken(kite, tmp_path):
     ip, secret = new_address(), secret_file(tmp_path / "secret", "not-worth-keeping")
     taken = f"{ip}:80"
     with Island().listen((ip, 80)):
-        refused("KITE-C21", taken, "another program uses this port", "choose another port with --listen", status=1,
+        refused("KITE-C21", taken, "another program uses this port", "choose another port", "given with --listen", status=1,
                 args=("frontend", "--listen", taken, "--domain", "*.b.example", "--secret-file", secret,
                       "--state-dir", tmp_path / "state"))
 

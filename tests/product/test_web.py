@@ -113,7 +113,7 @@ def test_a_unix_socket_will_do_and_no_file_is_lost_for_it(kite, sup):
     place.write_text("precious")
     frontend.spawn()
     assert frontend.proc.wait(15) == 1 and place.read_text() == "precious"
-    assert "choose another place with --web-listen" in frontend.proc.text()
+    assert "the place is given with --web-listen" in frontend.proc.text()
     place.unlink()
     frontend.start()
     assert place.stat().st_mode & 0o777 == 0o600
