@@ -222,6 +222,8 @@ struct Shared {
     refused: Hushes,
     /// Requests for a tunnel that came to nothing.
     in_vain: Hush,
+    /// Visitors for whom a tunnel had no stream.
+    no_stream: Hush,
 }
 
 impl Prepared {
@@ -350,6 +352,7 @@ impl Prepared {
             unintroduced: Hush::default(),
             refused: Hushes::default(),
             in_vain: Hush::default(),
+            no_stream: Hush::default(),
         };
         Ok(Frontend {
             shared: Arc::new(shared),

@@ -276,7 +276,9 @@ mod system {
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;
         // From root to another, the kernel has taken them already.
-        drop_capabilities()
+        drop_capabilities()?;
+        // Whether another user's process may be dumped is the system's setting again (fs.suid_dumpable).
+        hide_memory()
     }
 
     pub(super) fn drop_capabilities() -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::code::Code;
 use crate::config::ProofRule;
 use crate::kite::{KiteName, Protocol, Secret};
+use crate::observe::hush::Hush;
 use crate::wire::handshake::{Check, check};
 use crate::wire::lines::Proof;
 use crate::wire::proof::{self, Prover};
@@ -39,6 +40,8 @@ pub struct Judge {
     ports: Vec<u16>,
     policy: Policy,
     process_secret: Vec<u8>,
+    /// Kites that nobody could be asked about.
+    silent: Hush,
 }
 
 /// What is decided about one service line.
@@ -92,6 +95,7 @@ impl Judge {
             ports,
             policy,
             process_secret: random_hex(64).into_bytes(),
+            silent: Hush::default(),
         }
     }
 
@@ -131,6 +135,11 @@ impl Judge {
         {
             judgement = self.by_authority(line, &name, proto, asker).await;
             wrong |= matches!(&judgement, Judgement::Refused(why) if refused(why));
+            // Others of this peer were found wrong meanwhile: what was asked all at once is no way around the limit.
+            let now = Instant::now();
+            if !self.guesses().may_try(asker.peer, &line.name, now) {
+                judgement = Judgement::Refused(TOO_MANY.into());
+            }
         }
         if let Judgement::Proven(leave) = &mut judgement {
             self.policy.narrow(&mut leave.terms);
@@ -235,10 +244,12 @@ impl Judge {
             } => (account, secret, protocols),
             Ruling::Refused(why) => return Judgement::Refused(why.into()),
             Ruling::Unanswered(silence) => {
-                tracing::warn!(
-                    "[{}] {name} does not fly: {silence}; see to whom [[authorities]] names",
-                    Code::AuthoritySilent
-                );
+                if let Some(before) = self.silent.due(Instant::now()) {
+                    tracing::warn!(
+                        "[{}] {name} does not fly: {silence}; see to whom [[authorities]] names{before}",
+                        Code::AuthoritySilent
+                    );
+                }
                 return Judgement::Refused(OVERLOAD.into());
             }
         };
@@ -471,6 +482,45 @@ mod tests {
             ask(&other, &good, NOW),
             Judgement::Refused(why) if why == "unauthorized"
         ));
+    }
+
+    #[tokio::test]
+    async fn guesses_that_an_authority_is_asked_about_all_at_once_are_no_more_than_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // It waits with its word on bob until carol's have all been answered.
+        let authorities = Authorities::told_by(
+            &dir,
+            r#"cd "$(dirname "$0")"
+               case "$*" in
+               *carol*) echo >>answered ;;
+               *) until [ "$(wc -l <answered)" = 10 ]; do sleep 0.05; done; sleep 0.3 ;;
+               esac
+               echo '{"secret": "right"}'"#,
+            11,
+        );
+        let accounts = Arc::new(Accounts::of(Vec::new()));
+        let judge = Judge::new(accounts, authorities, vec![80], Policy::Any);
+        let lines = |guess: &'static [u8]| {
+            let guesses = (0..10).map(|_| line(&judge, "http", "carol.alice.example", guess));
+            let own = line(&judge, "http", "bob.alice.example", b"right");
+            guesses.chain([own]).collect::<Vec<_>>()
+        };
+        for (guess, peer, then) in [(&b"wrong"[..], 1, TOO_MANY), (b"right", 2, "not refused")] {
+            let _ = std::fs::remove_file(dir.path().join("answered"));
+            std::fs::write(dir.path().join("answered"), "").expect("a file");
+            let asker = Asker {
+                peer: Some(Visitor(peer)),
+                binding: None,
+                now_unix: NOW,
+            };
+            let lines = lines(guess);
+            let said = futures::future::join_all(lines.iter().map(|l| judge.judge(l, asker))).await;
+            let said = said.last().map(|said| match said {
+                Judgement::Refused(why) => why.as_ref(),
+                _ => "not refused",
+            });
+            assert_eq!(said, Some(then));
+        }
     }
 
     #[test]

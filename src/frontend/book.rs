@@ -463,7 +463,11 @@ fn make(
         _ => Ok(()),
     });
     let _ = std::fs::remove_file(&draft);
-    placed
+    placed?;
+    // Its name is on the disk, too, when the first kite is acknowledged.
+    std::fs::File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed)
 }
 
 fn is_full(e: &std::io::Error) -> bool {

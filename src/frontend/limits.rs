@@ -175,11 +175,13 @@ pub struct Used {
 }
 
 impl Used {
-    /// Begins anew if a period is over. Periods follow each other without gaps.
+    /// Begins anew if a period is over. Periods follow each other without gaps. One that would begin later than now, since a
+    /// clock was wrong for a while, began now: else it would never be over.
     pub fn roll(&mut self, period_days: Option<u32>, now_unix: u64) {
         let Some(days) = period_days.filter(|days| *days > 0) else {
             return;
         };
+        self.since = self.since.min(now_unix);
         let period = u64::from(days) * DAY;
         let periods = now_unix.saturating_sub(self.since) / period;
         if periods > 0 {
@@ -581,6 +583,15 @@ mod tests {
                 ..Used::default()
             }
         );
+        // A clock that was ten years ahead when the period began, and was put right.
+        used = Used {
+            since: 3650 * DAY,
+            ..before
+        };
+        used.roll(Some(2), 5 * DAY);
+        assert_eq!((used.since, used.bytes), (5 * DAY, before.bytes));
+        used.roll(Some(2), 7 * DAY);
+        assert_eq!((used.since, used.bytes), (7 * DAY, 0));
     }
 
     #[test]

@@ -993,11 +993,13 @@ async fn join<L: Local + Speaks>(
             tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
         }
         Err(e) => {
-            tracing::warn!(
-                "[{}] no stream for a visitor of {}: {e}; let its backend keep more tunnels if this is often",
-                Code::NoStream,
-                route.host
-            );
+            if let Some(before) = shared.no_stream.due(Instant::now()) {
+                tracing::warn!(
+                    "[{}] no stream for a visitor of {}: {e}; let its backend keep more tunnels if this is often{before}",
+                    Code::NoStream,
+                    route.host
+                );
+            }
             route.found.count.refuse(Reason::NoTunnel);
             // Where a raw visitor's CONNECT was answered, a page would be taken for the origin's words.
             refuse(conn, route.wish.offline()).await;
