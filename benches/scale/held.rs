@@ -18,6 +18,8 @@ const RATE: u32 = 200;
 const LASTS: u64 = 300;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_secs(10);
+/// Growth of the frontend's memory that is called none, in KB a minute.
+const FLAT: f64 = 500.0;
 /// Visitors that may be there at one time.
 const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -89,22 +91,20 @@ pub fn held() {
     let mut times = times.into_inner().unwrap();
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!(
-        "\nall {IDLE} idle streams still echo; {} visits, {} failed",
-        served.into_inner(),
-        failed.into_inner()
-    );
+    let (served, failed) = (served.into_inner(), failed.into_inner());
+    println!("\nall {IDLE} idle streams still echo; {served} visits, {failed} failed");
     println!(
         "a visit took {:.1} ms in the middle, {:.1} ms at 99 %, {:.1} ms at most",
         at(0.5),
         at(0.99),
         at(1.0)
     );
-    println!(
-        "the frontend's RSS grows by {:.0} KB a minute after the first minute",
-        slope(&rows) * 60.0 * 1024.0
-    );
+    let grows = slope(&rows) * 60.0 * 1024.0;
+    println!("the frontend's RSS grows by {grows:.0} KB a minute after the first minute");
     println!("the frontend used {:.0} s of CPU in all", scene.front.cpu());
+    let asked = (lasts.as_secs_f64() * f64::from(RATE)) as usize;
+    assert_eq!((served, failed), (asked, 0), "visits: served, failed");
+    assert!(grows < FLAT, "its memory is not flat");
 }
 
 fn visit(at: SocketAddr, kite: usize) -> std::io::Result<()> {
@@ -187,20 +187,23 @@ pub fn storm() {
                 (at - began).as_secs_f64()
             })
             .collect();
+        // No stampede: not half of them within the tenth of a second.
         let most = back_at.iter().map(|from| {
             back_at
                 .iter()
                 .filter(|at| (*from..from + 0.1).contains(at))
                 .count()
         });
+        let most = most.max().unwrap();
         println!(
             "{down:4} s | {:4.1} s | {:3.1} s | {:3.1} s | {:4.1} s | {:14} | {:5.1} s",
             back_at[0],
             back_at[TUNNELS / 2],
             back_at[TUNNELS * 99 / 100],
             back_at[TUNNELS - 1],
-            most.max().unwrap(),
+            most,
             front.cpu()
         );
+        assert!(most < TUNNELS / 2, "they come all at once");
     }
 }

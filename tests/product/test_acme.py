@@ -85,6 +85,14 @@ def test_a_certificate_is_got_and_renewed_in_time(lab):
     front.start()
     assert shown(lab, "fe.example")
     front.stop()
+    # An account that is spoiled is said so, and another is made: there is nothing to lose with it.
+    (kept / "account.json").write_text(account[:20])
+    front.start()
+    front.proc.wait_log(r"WARN \[KITE-\w+\] \S+account\.json: .*a new account is made", LIFE)
+    before = shown(lab, "fe.example")
+    wait_until(lambda: shown(lab, "fe.example") != before, LIFE, front.proc.tail, every=0.3)
+    assert json.loads((kept / "account.json").read_text()) != json.loads(account)
+    front.stop()
 
 
 def test_a_certificate_is_got_by_http(lab):

@@ -175,15 +175,15 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["cut", "noise", "empty", "readable"])
 def test_spoiled_files_of_a_frontend(kite, sup, how):
-    """Its own key, the book, a certificate's key: refused, named, and left alone; never made anew. With the file from a backup
+    """Its own key, a fleet member's, the book: refused, named, and left alone; never made anew. With the file from a backup
     all is as it was. What only the plots are made of begins anew, and is said so."""
     ip = new_address()
     frontend = Frontend(sup, "frontend", ip, [Kite("http", "web.b.example", None)],
-                        tables='[web]\nlisten = "127.0.0.1:0"\n').start()
+                        tables=f'[web]\nlisten = "127.0.0.1:0"\n[fleet]\nid = "a"\nlisten = "{ip}:4430"\n').start()
     frontend.manage("add", "book.b.example")
     pin = frontend.pin
     frontend.stop()
-    for name, code in (("frontend-key.pem", "KITE-F"), ("kites.redb", "KITE-C28")):
+    for name, code in (("frontend-key.pem", "KITE-F"), ("fleet-key.pem", "KITE-F"), ("kites.redb", "KITE-C28")):
         path = frontend.state / name
         if how == "readable":
             path.chmod(0o644)
