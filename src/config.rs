@@ -998,7 +998,7 @@ impl FrontendConfig {
             limits: file.limits,
             motd: motd(&source, file.motd_file.as_deref())?,
             acme,
-            name: args.name.clone().or(file.name),
+            name: own_name(&source, args.name.clone().or(file.name))?,
             onion: TorChoice {
                 enabled: onion,
                 said: true,
@@ -1311,6 +1311,24 @@ fn acme(source: &Source, table: AcmeTable) -> Result<Acme> {
         endpoints: table.endpoints,
         redirect: table.redirect,
     })
+}
+
+/// What backends are told to dial: a DNS name, or an address.
+fn own_name(source: &Source, name: Option<String>) -> Result<Option<String>> {
+    let Some(name) = name else { return Ok(None) };
+    if name.parse::<IpAddr>().is_ok() {
+        return Ok(Some(name));
+    }
+    let parsed = parse_name(&source.at("name"), &name)?;
+    if parsed.is_wildcard() {
+        return Err(ConfigError::new(
+            Code::BadName,
+            source.at("name"),
+            format!("'{name}' is many names"),
+            "write the one that backends dial, such as fe.alice.example",
+        ));
+    }
+    Ok(Some(parsed.to_string()))
 }
 
 /// The message of the day's file, which must be there at the start.

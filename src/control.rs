@@ -113,11 +113,16 @@ impl Socket {
         let opened = listen::PrivatePort::open(path);
         opened
             .inspect_err(|e| {
-                tracing::warn!(
-                    "[{}] `kite status` will not work: {}: {e}; choose a shorter or writable --state-dir",
-                    Code::NoControlSocket,
-                    path.display()
-                );
+                let (code, shown) = (Code::NoControlSocket, path.display());
+                match e.kind() {
+                    ErrorKind::AddrInUse => tracing::warn!(
+                        "[{code}] `kite status` will show another kite: one with the state directory of {shown} runs, or lets its \
+                         visitors end; start this one again when it is gone"
+                    ),
+                    _ => tracing::warn!(
+                        "[{code}] `kite status` will not work: {shown}: {e}; choose a shorter or writable --state-dir"
+                    ),
+                }
             })
             .ok()
             .map(Self)

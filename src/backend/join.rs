@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
+use super::probe::{self, Seen, WEB_REMEDY};
 use crate::cli::{BackendArgs, JoinArgs};
 use crate::code::{Code, Coded};
 use crate::config::draft::{BackendDraft, Way};
@@ -188,6 +189,9 @@ pub enum JoinError {
         /// Of what.
         kite: KiteName,
     },
+    /// It would make public what must not be.
+    #[error("the origin {0} is a web server; {WEB_REMEDY}. The invitation was not used")]
+    IsWeb(OriginAddr),
 }
 
 impl JoinError {
@@ -225,6 +229,7 @@ impl Coded for JoinError {
                 Code::InvitationRefused
             }
             Self::Output(_) => Code::OutputFailed,
+            Self::IsWeb(_) => Code::OriginIsWeb,
         }
     }
 }
@@ -497,6 +502,10 @@ impl Begun {
             config,
             way_out,
         } = self;
+        if let Some(origin) = web_interface(&config).await {
+            secret.forget();
+            return Err(JoinError::IsWeb(origin));
+        }
         let exchange = join.exchange(way_out, &secret.secret, progress);
         let exchanged = tokio::select! {
             exchanged = exchange => exchanged,
@@ -550,6 +559,16 @@ impl Join {
             }),
         }
     }
+}
+
+/// A foolscap kite's origin that is Tahoe's web interface. What is not there yet, or says nothing, is told by the backend.
+async fn web_interface(config: &BackendConfig) -> Option<OriginAddr> {
+    for kite in &config.services {
+        if kite.protocol == Protocol::Foolscap && probe::look(kite).await == Seen::Web {
+            return Some(kite.origin.clone());
+        }
+    }
+    None
 }
 
 /// One request and one answer.

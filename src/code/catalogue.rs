@@ -1018,9 +1018,9 @@ catalogue! {
     }
     NoControlSocket = "KITE-C40" {
         title: "`kite status` and `kite reload` will not work",
-        cause: "The socket in the state directory cannot be made: its path is too long, or not writable, or another kite has it. Everything else works.",
+        cause: "The socket in the state directory cannot be made: its path is too long, or not writable, or another kite has it: one that still runs, or that lets its visitors end after a signal. Everything else works.",
         subject: "the path that the message names",
-        remedy: "Choose a shorter or writable --state-dir.",
+        remedy: "Choose a shorter or writable --state-dir; start it again when the other is gone.",
         then: GoesOn,
         example: "`kite status` will not work: /very/long/…/backend.sock: …; choose a shorter or writable --state-dir",
     }

@@ -921,6 +921,31 @@ fn a_fleet_that_is_written_down_has_so_many_members_and_no_more() {
 }
 
 #[test]
+fn a_frontends_own_name_is_one_name_or_an_address() {
+    let dir = place();
+    let named = |name: &str| {
+        let config = frontend(&dir, &format!("name = \"{name}\"\n{FRONTEND}"));
+        config.map(|config| config.name)
+    };
+    for (name, read) in [
+        ("Fe.Alice.example", "fe.alice.example"),
+        ("192.0.2.1", "192.0.2.1"),
+    ] {
+        assert_eq!(named(name).expect(name).as_deref(), Some(read));
+    }
+    for wrong in [
+        "*.alice.example",
+        "https://fe.example",
+        "fe.example:443",
+        "a b",
+        "",
+    ] {
+        let said = named(wrong).expect_err(wrong).to_string();
+        assert!(said.contains("frontend.toml: name"), "{said}");
+    }
+}
+
+#[test]
 fn what_is_refused_is_named_by_its_place_and_a_secret_among_it_is_not_repeated() {
     let dir = place();
     let kite = "[[kites]]\nname = \"bob.alice.example\"\n";

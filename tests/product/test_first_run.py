@@ -1,6 +1,8 @@
 """From nothing to a working kite: the questions of a first run on a real terminal, and invitations."""
 
 import configparser
+import functools
+import http.server
 import json
 import os
 import pathlib
@@ -8,6 +10,7 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 
 import pytest
 
@@ -209,6 +212,14 @@ def test_nobody_to_ask(kite, tmp_path):
     assert tree(tmp_path) == []
 
 
+def web_server(directory):
+    """One as they are: it knows no tubs.  Its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=directory)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return "127.0.0.1:%d" % server.server_port
+
+
 def test_invitations(kite, sup, tmp_path):
     """Made while the frontend runs and while it does not; taken up, twice, by another, late, taken back."""
     ip = new_address()
@@ -227,6 +238,13 @@ def test_invitations(kite, sup, tmp_path):
         file, = conf.glob("backend.toml")
         secret, = conf.glob("*.secret")
         assert mode(conf) == 0o700 and mode(secret) == mode(file) == 0o600
+
+        # What would make a node's web interface public is refused before the invitation is used up.
+        other = invite(frontend, "node.bob.example", "--protocols", "foolscap,http")
+        said = join(tmp_path, other, "--direct", "--origin", web_server(tmp_path), to="node", status=2)
+        assert "is a web server" in said and "was not used" in said, said
+        assert list((tmp_path / "node").iterdir()) == []
+        join(tmp_path, other, *how, to="node")
 
         # A comment of the operator's stays, and the second kite stands beside the first.
         file.write_text("# my own words\n" + file.read_text() + "# the end")
@@ -272,7 +290,7 @@ def test_invitations(kite, sup, tmp_path):
         assert "taken the invitation back" in join(tmp_path, late, *how, to="late", status=2)
         listed = subprocess.run([*manage, "list", "--json", "--config", frontend.file], check=True, capture_output=True)
         assert {i["name"].split(".")[0]: i["state"] for i in json.loads(listed.stdout)} == {
-            "web": "used", "rest": "used", "late": "revoked"}
+            "node": "used", "web": "used", "rest": "used", "late": "revoked"}
 
         frontend.manage("remove", "web.bob.example")
         frontend.wait_down(Kite("http", "web.bob.example", None))
