@@ -57,6 +57,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod buffer;
 pub mod driver;
+mod give_back;
 pub mod mux;
 pub mod pace;
 pub mod splice;
@@ -66,6 +67,7 @@ pub mod waiting;
 use crate::wire::frame::Open;
 use crate::wire::{Lines, Sid};
 use buffer::{Chunk, Pool};
+use give_back::GiveBack;
 use mux::{Capacity, Event, Mux, MuxError, OpenError, Read, Settings};
 
 /// Control frames with X-PageKite lines kept for whoever calls [`Tunnel::next_kites`].
@@ -165,6 +167,7 @@ impl Tunnel {
         std::future::poll_fn(|cx| {
             let mut state = self.0.lock();
             if let Some((sid, open)) = state.opened.pop_front() {
+                state.opened.give_back();
                 let stream = TunnelStream {
                     shared: self.0.clone(),
                     sid,
@@ -524,6 +527,7 @@ impl Drop for TunnelStream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.wakers.remove(&self.sid);
+        state.wakers.give_back();
         state.mux.release(self.sid);
         state.wake_driver();
     }

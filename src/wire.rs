@@ -40,6 +40,8 @@ pub struct Sid(u32);
 impl Sid {
     /// The largest stream number.
     pub const MAX: Sid = Sid(99_999_999);
+    /// What a tunnel's first stream is given.
+    pub const FIRST: Sid = Sid(1);
 
     /// `None` if the number has more than eight digits.
     pub const fn new(number: u32) -> Option<Sid> {

@@ -91,6 +91,11 @@ impl Cfg {
                 problem,
             };
             let content = line.trim();
+            if line.strip_suffix('\r').unwrap_or(line).contains('\r') {
+                return Err(error(
+                    "a carriage return stands within it, where Python begins another line; make line feeds of them",
+                ));
+            }
             if content.is_empty() || content.starts_with(['#', ';']) {
                 continue;
             }

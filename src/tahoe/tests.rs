@@ -524,6 +524,8 @@ fn a_file_is_read_as_python_reads_it() {
         ("[]\n", 1),
         ("[DEFAULT]\ntcp = tcp\n", 2),
         ("[node]\nnickname = 100%\n", 2),
+        // Python's line ends: what looks like one line is two.
+        ("[node]\r\n\rtub.port = 1\r\n", 2),
     ] {
         assert_eq!(Cfg::parse(bad).unwrap_err().line, line, "{bad:?}");
     }

@@ -101,6 +101,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
                 }
             }
         }
+        // A peer that always has more to say does not stop the clock.
+        if let Poll::Ready(Err(why)) = self.poll_timer(cx) {
+            return Poll::Ready(why);
+        }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -241,6 +245,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
         state.dispatch();
         received.map_err(Ended::Mux)?;
         self.backlog = state.mux.is_blocked() && !self.inbound.is_empty();
+        let held = state.mux.hold_unfinished(self.inbound.len());
+        held.map_err(Ended::Mux)?;
         if self.backlog && self.inbound.len() == before {
             Poll::Pending
         } else {
@@ -351,6 +357,24 @@ mod tests {
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
             Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_never_stops_keeps_no_tunnel_that_closes() {
+        for shut in [None, Some("it stops")] {
+            let settings = Settings::agreed(Side::Frontend, None, Liveness::DEFAULT);
+            let shared = Arc::new(Shared::new(settings, Pool::new()));
+            shared.lock().closing = Some("it stops");
+            let mut driver = Driver::new(Endless(0), BytesMut::new(), shared);
+            driver.shut = shut;
+            driver.close_by = Some(Instant::now());
+            let once = std::future::poll_fn(|cx| Poll::Ready(driver.poll(cx)));
+            let ended = once.await;
+            assert!(
+                matches!(ended, Poll::Ready(Ended::ByUs("it stops"))),
+                "{shut:?}"
+            );
         }
     }
 

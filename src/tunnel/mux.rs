@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::buffer::{BUFFER_PAYLOAD, Budget, Chunk, Outgoing, Pool, SMALL_PAYLOAD, Share};
+use super::give_back::GiveBack;
 use super::pace::{MIN_WINDOW, Path};
 use super::stream::{ACK_STEP, DRAINED_STEP, Receiving, SendLimit, Sending, Stream};
 use crate::wire::frame::{
@@ -188,6 +189,9 @@ pub enum MuxError {
     /// The peer opens streams faster than it reads our refusals.
     #[error("the peer opened far more streams than it may, and reads no refusals")]
     Flood,
+    /// All tunnels together hold too much, and this one more than its share: a frame of which the end is yet to come.
+    #[error("the peer began a frame of {0} bytes, and there is no room for it now")]
+    Crowded(usize),
     /// Nothing came for this long, not even an answer to a ping.
     #[error("nothing came from the peer for {} s", .0.as_secs())]
     Silent(Duration),
@@ -199,9 +203,6 @@ pub enum OpenError {
     /// As many streams as allowed are open.
     #[error("the tunnel carries as many streams as it may")]
     TooMany,
-    /// All stream numbers have been used; the tunnel must be replaced.
-    #[error("the tunnel has used up its stream numbers")]
-    Exhausted,
     /// The tunnel is gone or draining.
     #[error("the tunnel is closing")]
     Closing,
@@ -247,8 +248,10 @@ pub struct Mux {
     recent: VecDeque<Sid>,
     events: VecDeque<Event>,
     inbox_total: usize,
-    /// What all streams hold, of what all tunnels may.
+    /// What all streams hold, and the beginning of the next frame, of what all tunnels may.
     share: Share,
+    /// Of that the beginning of the next frame.
+    unfinished: usize,
     in_flight: u64,
     path: Path,
     overrun: Option<(Sid, Instant)>,
@@ -286,7 +289,7 @@ impl Mux {
             settings,
             decoder: Decoder::new(Limits::ESTABLISHED),
             streams: HashMap::new(),
-            next_sid: 1,
+            next_sid: Sid::FIRST.get(),
             sparse: VecDeque::new(),
             ready: VecDeque::new(),
             acks: VecDeque::new(),
@@ -298,6 +301,7 @@ impl Mux {
             events: VecDeque::new(),
             inbox_total: 0,
             share: Budget::default().share(),
+            unfinished: 0,
             in_flight: 0,
             path: Path::default(),
             overrun: None,
@@ -364,7 +368,11 @@ impl Mux {
 
     /// The next thing that happened.
     pub fn next_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if event.is_none() {
+            self.events.give_back();
+        }
+        event
     }
 
     // ------------------------------------------------------------ bytes in
@@ -385,6 +393,17 @@ impl Mux {
             }
         }
         Ok(())
+    }
+
+    /// So many bytes of a frame wait for its end. Counted with what streams hold; where that is too much, streams do not
+    /// suffer for a frame that is most of it.
+    pub fn hold_unfinished(&mut self, bytes: usize) -> Result<(), MuxError> {
+        self.share.change(self.unfinished, bytes);
+        self.unfinished = bytes;
+        match self.share.is_over() && bytes > self.share.own() / 2 {
+            true => Err(MuxError::Crowded(bytes)),
+            false => Ok(()),
+        }
     }
 
     /// An older peer overran a stream: the tunnel is not to be read for now.
@@ -555,14 +574,26 @@ impl Mux {
         if self.streams.len() >= self.settings.max_streams {
             return Err(OpenError::TooMany);
         }
-        let sid = Sid::new(self.next_sid).ok_or(OpenError::Exhausted)?;
-        self.next_sid += 1;
+        let sid = self.free_sid();
         let mut stream = Stream::new(Some(Box::new(open)));
         stream.write(first.into());
         self.streams.insert(sid, stream);
         self.count(sid);
         self.make_ready(sid);
         Ok(sid)
+    }
+
+    /// The next number that no stream has. After the last it is the first's turn again: who had that one ended 100 million
+    /// streams ago, for both sides.
+    fn free_sid(&mut self) -> Sid {
+        loop {
+            let sid = Sid::new(self.next_sid).unwrap_or(Sid::FIRST);
+            self.next_sid = sid.get() + 1;
+            // There are far fewer streams than numbers.
+            if !self.streams.contains_key(&sid) {
+                return sid;
+            }
+        }
     }
 
     /// The next bytes for the local side.
@@ -737,6 +768,7 @@ impl Mux {
                 self.acks.retain(|waits| *waits != sid);
             }
             self.streams.remove(&sid);
+            self.streams.give_back();
             self.remember(sid);
         }
     }
@@ -787,7 +819,10 @@ impl Mux {
             true => self.settings.send_window.min(MIN_WINDOW),
             false => self.settings.send_window,
         };
-        let waiting = self.share.own().saturating_sub(self.inbox_total);
+        let waiting = self
+            .share
+            .own()
+            .saturating_sub(self.inbox_total + self.unfinished);
         let crowded = waiting > MAX_OUTBOX_TOTAL || self.share.is_tight();
         SendLimit {
             window: acknowledges.then_some(window),
@@ -885,6 +920,10 @@ impl Mux {
             && let Some(sid) = self.ready.pop_front().or_else(|| self.sparse.pop_front())
         {
             self.transmit_stream(sid, out, pool, now);
+        }
+        self.ends.give_back();
+        for queue in [&mut self.acks, &mut self.sparse, &mut self.ready] {
+            queue.give_back();
         }
     }
 

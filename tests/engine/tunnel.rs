@@ -858,3 +858,49 @@ fn what_a_tunnel_holds_is_counted_and_bounded() {
     drop((front, back, others, crowd));
     assert_eq!(pool.budget().held(), 0);
 }
+
+/// A frame that cannot be passed on in pieces is held until its end comes. It counts with what streams hold, and where all
+/// tunnels together hold too much, the one with more than its share ends by it, and no other.
+#[tokio::test]
+async fn a_frame_without_an_end_is_counted_and_goes_first() {
+    let pool = Pool::new();
+    let begun = [
+        format!("{:x}Z{:x}\r\n", 1 << 20, (1 << 20) - 1000).as_bytes(),
+        &vec![0x55; 900_000],
+    ]
+    .concat();
+    let start = |io| {
+        let settings = settings(Side::Frontend, Kind::Kites);
+        Tunnel::start(io, BytesMut::new(), settings, pool.clone())
+    };
+    let (near, mut hostile) = duplex(64 * 1024);
+    let (other, mut honest) = duplex(64 * 1024);
+    let (near, other) = (start(near), start(other));
+    within("it is taken", hostile.write_all(&begun))
+        .await
+        .unwrap();
+    let counted = async {
+        while pool.budget().held() < begun.len() / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("it is counted", counted).await;
+    assert!(!near.is_closed(), "there is room");
+
+    // Others hold all that there is, and there are so many that a share is less than a frame.
+    let mut others: Vec<_> = (0..1000).map(|_| pool.budget().share()).collect();
+    others[0].change(0, MAX_HELD);
+    let small = b"b\r\nNOOP: 1\r\n\r\n";
+    within("it is read", honest.write_all(small)).await.unwrap();
+    hostile.write_all(b"more").await.unwrap();
+    let ended = within("the end", near.ended()).await;
+    assert!(ended.to_string().contains("began a frame"), "{ended}");
+    assert!(!other.is_closed(), "who holds little stays");
+    drop((near, others));
+    let given_back = async {
+        while pool.budget().held() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("all is given back", given_back).await;
+}

@@ -200,3 +200,40 @@ fn a_stream_has_so_many_frames_that_wait() {
     }
     assert_eq!(frames, crate::tunnel::stream::OUTBOX_CHUNKS);
 }
+
+#[test]
+fn after_the_last_number_it_is_the_firsts_turn_again() {
+    let mut mux = front(Instant::now());
+    assert_eq!(opened(&mut mux), Sid::FIRST);
+    mux.next_sid = Sid::MAX.get();
+    assert_eq!(opened(&mut mux), Sid::MAX);
+    // The first is in use still.
+    assert_eq!(opened(&mut mux).get(), Sid::FIRST.get() + 1);
+    assert_eq!(opened(&mut mux).get(), Sid::FIRST.get() + 2);
+}
+
+#[test]
+fn what_a_burst_took_is_given_back() {
+    let now = Instant::now();
+    let mut mux = front(now);
+    let all: Vec<Sid> = (0..MAX_STREAMS).map(|_| opened(&mut mux)).collect();
+    said(&mut mux, now);
+    for sid in &all {
+        mux.abort(*sid);
+    }
+    all.iter().for_each(|sid| mux.release(*sid));
+    while mux.has_output() {
+        said(&mut mux, now);
+    }
+    while mux.next_event().is_some() {}
+    assert_eq!(mux.streams(), 0);
+    let kept = [
+        mux.streams.capacity(),
+        mux.events.capacity(),
+        mux.ends.capacity(),
+        mux.sparse.capacity(),
+        mux.ready.capacity(),
+        mux.acks.capacity(),
+    ];
+    assert!(kept.iter().all(|room| *room < MAX_STREAMS / 4), "{kept:?}");
+}
