@@ -20,7 +20,7 @@ use kite::frontend::invitations;
 use kite::frontend::kites::{self, KitesError};
 use kite::observe::status::{Role, Status};
 use kite::observe::view::{self, ViewError};
-use kite::observe::{log, progress};
+use kite::observe::{log, progress, stderr};
 use kite::privilege;
 use kite::rc::import;
 use kite::reload::{Answer, Order};
@@ -83,9 +83,12 @@ fn main() -> ExitCode {
             );
         }
     };
+    // Walls stand by now, and bind this thread, too.
+    stderr::begin();
     let code = runtime.block_on(dispatch(job));
     // What is still running in the background is not waited for.
     runtime.shutdown_background();
+    stderr::finish();
     code
 }
 
@@ -258,7 +261,10 @@ fn tell_file(file: Option<&Path>) {
 
 async fn dispatch(job: Job) -> ExitCode {
     let (trigger, order) = shutdown::channel();
-    if let Err(e) = shutdown::on_signals(trigger, || std::process::exit(FAILED.into())) {
+    if let Err(e) = shutdown::on_signals(trigger, || {
+        stderr::finish();
+        std::process::exit(FAILED.into())
+    }) {
         return say(
             FAILED,
             Code::Broken,
@@ -537,7 +543,10 @@ fn fail(status: u8, error: &(impl Coded + Display)) -> ExitCode {
 }
 
 fn say(status: u8, code: Code, message: &impl Display) -> ExitCode {
-    eprintln!("kite: [{code}] {message}\n  more: kite explain {code}");
+    // Where nobody reads, nobody waits.
+    if stderr::finish() {
+        eprintln!("kite: [{code}] {message}\n  more: kite explain {code}");
+    }
     progress::end(code, message.to_string());
     ExitCode::from(status)
 }

@@ -7,5 +7,6 @@ pub mod log;
 pub mod metrics;
 pub mod progress;
 pub mod status;
+pub mod stderr;
 pub mod traffic;
 pub mod view;

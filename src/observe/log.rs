@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-use super::progress::Beside;
+use super::stderr::Stderr;
 
 /// Levels that apply to kite's own lines; from the libraries only warnings are of use.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -76,7 +76,7 @@ type BoxLayer = Box<dyn Layer<Registry> + Send + Sync>;
 fn text() -> BoxLayer {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt::layer()
-        .with_writer(Beside::default)
+        .with_writer(Stderr::default)
         .with_target(false)
         .with_ansi(colours)
         .boxed()
@@ -88,7 +88,7 @@ fn json() -> BoxLayer {
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false)
-        .with_writer(std::io::stderr)
+        .with_writer(Stderr::default)
         .with_target(false)
         .boxed()
 }

@@ -208,21 +208,11 @@ fn screen() -> &'static MultiProgress {
     SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
 }
 
-/// Standard error, where bars make room for what is written.
-#[derive(Debug, Default)]
-pub struct Beside;
-
-impl Write for Beside {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match SCREEN.get() {
-            Some(screen) => screen.suspend(|| io::stderr().write_all(bytes)),
-            None => io::stderr().write_all(bytes),
-        }?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+/// Writes to standard error while bars make room.
+pub(super) fn beside<T>(write: impl FnOnce() -> T) -> T {
+    match SCREEN.get() {
+        Some(screen) => screen.suspend(write),
+        None => write(),
     }
 }
 

@@ -1,10 +1,16 @@
 """Log lines for programs: JSON, and the journal's own protocol, spoken to a socket that stands where journald's does."""
 
+import array
 import contextlib
+import fcntl
+import itertools
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import termios
 
 import pytest
 
@@ -12,7 +18,7 @@ from conftest import new_address
 from island import Island
 from kite import Backend, Frontend, Kite, binary
 from proc import wait_until
-from traffic import HttpOrigin
+from traffic import HttpOrigin, Visitor
 
 SERVICE = Kite("http", "web.bob.example", "127.0.0.1:1")
 
@@ -138,3 +144,48 @@ def test_no_journal_is_an_error_with_a_remedy(kite, sup, tmp_path):
                      env={**os.environ})
     assert proc.wait(10) == 2
     assert "does systemd's journald run here? If not, use text or json" in proc.text()
+
+
+def test_a_log_that_nobody_reads_stops_nothing(kite, sup):
+    """Standard error is a pipe that is full: visitors are served, the frontend answers and ends; and what is missing is counted."""
+    ip = new_address()
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", "web.bob.example", web.address)
+        frontend = Frontend(sup, "frontend", ip, [service]).start()
+        frontend.stop()
+        end, say = os.pipe()
+        room = fcntl.fcntl(say, fcntl.F_SETPIPE_SZ, 4096)
+        proc = subprocess.Popen([binary(), "frontend", *map(str, frontend.flags())], stderr=say, env={**os.environ, "KITE_LOG": "trace"})
+        os.close(say)
+        try:
+            backend = Backend(sup, "backend", [frontend.pinned()], [service]).start()
+            backend.wait_up(service, ip)
+            for n in range(200):
+                Visitor(frontend.visitors, service.name).download(n, 10_000)
+                if n >= 20 and full(end, room):
+                    break
+            else:
+                raise AssertionError("the pipe was never full")
+            Visitor(frontend.visitors, service.name).download(1, 1_000_000)
+            assert frontend.status()["kites"]
+            # More than the lines that may wait.
+            for n in range(1500):
+                Visitor(frontend.visitors, service.name).download(n, 10)
+            reader = os.fdopen(end, "rb")
+            lines = iter(reader.readline, b"")
+            assert any(b"log lines are not here" in line for line in itertools.islice(lines, 200_000)), "nothing is said of it"
+            backend.stop()
+            # It stops, though nobody reads again.
+            proc.send_signal(signal.SIGTERM)
+            assert proc.wait(20) == 0
+            reader.close()
+        finally:
+            proc.kill()
+            proc.wait()
+
+
+def full(pipe, room):
+    """A pipe has all that it can hold, or as good as."""
+    waiting = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return waiting[0] > room - 1000

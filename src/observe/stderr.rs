@@ -1,0 +1,196 @@
+//! Standard error, for log lines that nobody may have to wait for: whoever reads it may have stopped, and a pipe or a terminal that is
+//! full would stop every thread that has something to say, and with them the kite. So one thread writes, and what it has no
+//! room for is counted and left out.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Lines that wait to be written; more are left out.
+pub const MAX_LINES: usize = 1024;
+/// The longest line, in bytes; of a longer one the beginning is written.
+pub const MAX_LINE: usize = 16 * 1024;
+/// How long the end of a kite waits until what was said is written.
+pub const LAST_LINES: Duration = Duration::from_secs(2);
+
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// From now on a thread writes. To be called when no more threads are needed outside of walls; until then who speaks writes.
+pub fn begin() {
+    if let Ok(lines) = Lines::begin(Box::new(Plain)) {
+        let _ = LINES.set(lines);
+    }
+}
+
+/// Waits until all is written that was said until now; false if nobody reads it.
+pub fn finish() -> bool {
+    LINES.get().is_none_or(|lines| lines.finish(LAST_LINES))
+}
+
+/// What log lines are written to: a line with each call.
+#[derive(Debug, Default)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match LINES.get() {
+            Some(lines) => lines.say(line),
+            None => Plain.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where bars make room for what is written.
+struct Plain;
+
+impl Write for Plain {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        super::progress::beside(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+enum Said {
+    Line(Vec<u8>),
+    /// All before it is written: to be said there.
+    End(SyncSender<()>),
+}
+
+/// Lines on their way.
+struct Lines {
+    queue: SyncSender<Said>,
+    left_out: Arc<AtomicU64>,
+}
+
+impl Lines {
+    fn begin(mut to: Box<dyn Write + Send>) -> io::Result<Self> {
+        let (queue, said) = sync_channel(MAX_LINES);
+        let left_out = Arc::new(AtomicU64::new(0));
+        let counted = left_out.clone();
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_all(&said, &counted, &mut *to))?;
+        Ok(Self { queue, left_out })
+    }
+
+    fn say(&self, line: &[u8]) {
+        let mut kept = line.get(..MAX_LINE).unwrap_or(line).to_vec();
+        if kept.len() < line.len() {
+            kept.extend_from_slice("…\n".as_bytes());
+        }
+        if self.queue.try_send(Said::Line(kept)).is_err() {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(&self, patience: Duration) -> bool {
+        let (done, end) = sync_channel(1);
+        let begun = std::time::Instant::now();
+        let mut word = Said::End(done);
+        while begun.elapsed() < patience {
+            match self.queue.try_send(word) {
+                Ok(()) => {
+                    let left = patience.saturating_sub(begun.elapsed());
+                    return !matches!(end.recv_timeout(left), Err(RecvTimeoutError::Timeout));
+                }
+                Err(TrySendError::Full(back)) => {
+                    word = back;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(TrySendError::Disconnected(_)) => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Between two looks whether there is room for the last word.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Writes what is said for as long as somebody can say something. Nothing can be done about what cannot be written.
+fn write_all(said: &Receiver<Said>, left_out: &AtomicU64, to: &mut dyn Write) {
+    while let Ok(said) = said.recv() {
+        match said {
+            Said::Line(line) => {
+                let _ = to.write_all(&line);
+            }
+            Said::End(done) => {
+                let _ = done.send(());
+            }
+        }
+        match left_out.swap(0, Ordering::Relaxed) {
+            0 => {}
+            n => {
+                let _ = writeln!(
+                    to,
+                    "kite: {n} log lines are not here: standard error was not read for a while"
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn lines(to: UnixStream) -> Lines {
+        Lines::begin(Box::new(to)).expect("a thread")
+    }
+
+    #[test]
+    fn who_does_not_read_stops_nobody_and_is_told_what_is_missing() {
+        let (to, mut from) = UnixStream::pair().expect("two sockets");
+        let lines = lines(to);
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        // More than the socket and the queue hold.
+        let all = 8 * MAX_LINES;
+        for _ in 0..all {
+            lines.say(&line);
+        }
+        assert!(!lines.finish(Duration::from_millis(20)), "nobody reads");
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut from, &mut text).map(|_| text)
+        });
+        while !lines.finish(LAST_LINES) {}
+        lines.say(b"the last\n");
+        assert!(lines.finish(LAST_LINES));
+        drop(lines);
+        let text = reader.join().expect("a reader").expect("text");
+        let came = text.lines().filter(|l| l.starts_with('x')).count();
+        let missing = text.lines().filter_map(|l| {
+            l.strip_prefix("kite: ")?
+                .split(' ')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        });
+        assert_eq!(came + missing.sum::<usize>(), all);
+        assert!((MAX_LINES..all).contains(&came), "{came}");
+        assert!(text.ends_with("the last\n"));
+    }
+
+    #[test]
+    fn a_line_has_a_length() {
+        let (to, mut from) = UnixStream::pair().expect("two sockets");
+        let lines = lines(to);
+        lines.say(&[b'x'; 2 * MAX_LINE]);
+        assert!(lines.finish(LAST_LINES));
+        drop(lines);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut from, &mut text).expect("text");
+        assert_eq!(text, "x".repeat(MAX_LINE) + "…\n");
+    }
+}
