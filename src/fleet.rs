@@ -276,6 +276,11 @@ impl Fleet {
         done
     }
 
+    /// Hears of every change of the map from now on.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
     /// Another member flies this. False if it flies too much.
     pub fn put(&self, member: &MemberId, key: Key, flight: Flight) -> bool {
         // A machine whose clock is far ahead takes nobody else's along.

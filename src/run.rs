@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all};
+use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -242,6 +243,8 @@ impl Backend {
         shutdown: Shutdown,
     ) -> Result<(), RunError> {
         let shutdown = shutdown.within(self.config.drain);
+        // From here on: while Tor starts they would end this process else, and what they ask for comes after.
+        let signals = shutdown::hangups().and_then(|hangups| Ok((hangups, shutdown::upgrades()?)));
         let board = Board::default();
         board.turn_to(&self.config.services);
         tokio::select! {
@@ -324,7 +327,9 @@ impl Backend {
         let greeting = desk.clone();
         ports.spawn(async move { greeting.greet(visits).await });
         let reread = self.reread.filter(|_| !self.config.tor.enabled);
-        ports.spawn(heed_hangups(self.supervisor.clone(), desk, reread));
+        if let Ok(signals) = signals {
+            ports.spawn(heed_signals(signals, self.supervisor.clone(), desk, reread));
+        }
         let (stop, order) = shutdown::channel();
         let order = order.within(self.config.drain);
         tokio::spawn(tell_flight(
@@ -386,16 +391,23 @@ async fn tell_end(supervisor: Arc<Supervisor>, shutdown: Shutdown) {
     supervisor.stopping(shutdown.drain());
 }
 
-/// Reads a backend's configuration again at each SIGHUP, for ever. Behind its walls it has no way to do that.
-async fn heed_hangups(
+/// Reads a backend's configuration again at each SIGHUP, for ever. Behind its walls it has no way to do that. SIGUSR2 is for
+/// frontends.
+async fn heed_signals(
+    (mut hangups, mut upgrades): (Signal, Signal),
     supervisor: Arc<Supervisor>,
     desk: Arc<BackendDesk>,
     reread: Option<Reread<BackendConfig>>,
 ) {
-    let Ok(mut hangups) = shutdown::hangups() else {
-        return;
-    };
-    while hangups.recv().await.is_some() {
+    loop {
+        tokio::select! {
+            Some(()) = hangups.recv() => {}
+            Some(()) = upgrades.recv() => {
+                tracing::info!("SIGUSR2 means nothing to a backend; restart it for another program");
+                continue;
+            }
+            else => return,
+        }
         supervisor.reloading();
         match reread.as_ref().map(|read| read()) {
             Some(Ok(config)) => {

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tor_socksproto::{
@@ -302,9 +303,19 @@ where
     let outcome = {
         let (mut from_local, mut to_local) = tokio::io::split(&mut *local);
         let (mut from_remote, mut to_remote) = tokio::io::split(&mut *remote);
+        let over = watch::Sender::new(false);
+        let mut out = pin!(pump(&mut from_local, &mut to_remote, over.subscribe()));
+        let mut back = pin!(pump(&mut from_remote, &mut to_local, over.subscribe()));
+        // The other side reads no more, and writes what it has read.
         tokio::select! {
-            done = pump(&mut from_local, &mut to_remote) => done,
-            done = pump(&mut from_remote, &mut to_local) => done,
+            done = &mut out => {
+                over.send_replace(true);
+                done.and(timeout(CLOSE, back).await.unwrap_or(Ok(())))
+            }
+            done = &mut back => {
+                over.send_replace(true);
+                done.and(timeout(CLOSE, out).await.unwrap_or(Ok(())))
+            }
         }
     };
     // Shutting down flushes. A side that does not take its last bytes is gone.
@@ -315,14 +326,18 @@ where
     outcome
 }
 
-async fn pump<R, W>(from: &mut R, to: &mut W) -> io::Result<()>
+async fn pump<R, W>(from: &mut R, to: &mut W, mut over: watch::Receiver<bool>) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let mut piece = vec![0; PIECE];
     loop {
-        let n = from.read(&mut piece).await?;
+        let n = tokio::select! {
+            biased;
+            _ = over.wait_for(|over| *over) => return Ok(()),
+            n = from.read(&mut piece) => n?,
+        };
         let Some(bytes) = piece.get(..n).filter(|bytes| !bytes.is_empty()) else {
             return Ok(());
         };
@@ -454,5 +469,26 @@ mod tests {
             assert_eq!(got, b"the last bytes");
             relaying.await.expect("no panic").expect("an orderly end");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_written_whoever_ends() {
+        let answer: Vec<u8> = (0..1000u32).map(|n| n as u8).collect();
+        // A client that reads slowly: its side takes 64 bytes at a time.
+        let (mut client, mut local) = duplex(64);
+        let (mut remote, mut far) = duplex(4096);
+        far.write_all(&answer).await.expect("room");
+        let relaying = tokio::spawn(async move { relay(&mut local, &mut remote).await });
+        let mut first = [0; 10];
+        client.read_exact(&mut first).await.expect("the beginning");
+        client.shutdown().await.expect("its half ends");
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("the rest");
+        assert!(
+            [&first[..], &rest].concat() == answer,
+            "{} bytes came",
+            10 + rest.len()
+        );
+        relaying.await.expect("no panic").expect("in order");
     }
 }

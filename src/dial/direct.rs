@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::net::TcpStream;
@@ -74,25 +75,32 @@ pub(super) async fn connect(
     host: &str,
     port: u16,
 ) -> Result<TcpStream, DialError> {
-    timeout(DIRECT_DIAL_TIMEOUT, try_all(host, port))
+    let begun = Instant::now();
+    let addresses = timeout(DIRECT_DIAL_TIMEOUT, resolve(host, port))
         .await
-        .map_err(|_| DialError::TimedOut)?
+        .map_err(|_| DialError::TimedOut)??;
+    try_all(&addresses, begun + DIRECT_DIAL_TIMEOUT).await
 }
 
-/// Tries the host's addresses in the resolver's order.
-async fn try_all(host: &str, port: u16) -> Result<TcpStream, DialError> {
+/// Tries addresses in the resolver's order. Each has an equal share of the time that is left: one that swallows what is sent
+/// to it keeps nobody from the next.
+async fn try_all(addresses: &[SocketAddr], until: Instant) -> Result<TcpStream, DialError> {
     let mut last = DialError::NameNotFound;
-    for addr in resolve(host, port).await? {
+    for (after, addr) in addresses.iter().rev().enumerate().rev() {
+        let left = until.saturating_duration_since(Instant::now());
+        let shares = u32::try_from(after + 1).unwrap_or(u32::MAX);
         #[expect(
             clippy::disallowed_methods,
             reason = "its caller has a Permission: Tor was not chosen, or this is a frontend"
         )]
-        let attempt = TcpStream::connect(addr)
-            .await
-            .and_then(|conn| tune(&conn).map(|()| conn));
-        match attempt {
-            Ok(conn) => return Ok(conn),
-            Err(error) => last = sort(&error),
+        let attempt = timeout(left / shares, TcpStream::connect(addr));
+        match attempt.await {
+            Ok(Ok(conn)) => match tune(&conn) {
+                Ok(()) => return Ok(conn),
+                Err(error) => last = sort(&error),
+            },
+            Ok(Err(error)) => last = sort(&error),
+            Err(_) => last = DialError::TimedOut,
         }
     }
     Err(last)
@@ -130,6 +138,7 @@ mod tests {
     use crate::dial::{Egress, EgressArgs};
     use crate::tls::{TlsError, TlsServer};
     use crate::tor::TorSettings;
+    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -190,6 +199,31 @@ mod tests {
             matches!(wrong, Some(DialError::Tls(TlsError::WrongPin { found, .. })) if found == pin)
         );
         echo.await.expect("the server's side");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_everything_keeps_nobody_from_the_next() {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("bind");
+        let full = socket.listen(1).expect("listen");
+        let swallows = full.local_addr().expect("an address");
+        let mut waiting = Vec::new();
+        while let Ok(conn) = timeout(Duration::from_millis(50), TcpStream::connect(swallows)).await
+        {
+            waiting.push(conn);
+            assert!(waiting.len() < 100, "its queue is never full");
+        }
+        let good = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let good = good.local_addr().map(|at| (good, at)).expect("an address");
+        let soon = || Instant::now() + Duration::from_secs(1);
+        let conn = try_all(&[swallows, good.1], soon())
+            .await
+            .expect("the other one");
+        assert_eq!(conn.peer_addr().ok(), Some(good.1));
+        let alone = try_all(&[swallows], soon()).await;
+        assert_eq!(alone.err(), Some(DialError::TimedOut));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Arrival, Shared};
 use crate::kite::KiteName;
@@ -13,8 +13,10 @@ use crate::sniff::{HttpKind, Visitor};
 
 /// Most visitors that wait at a time. More are told at once.
 pub const MAX_WAITING: usize = 4096;
-/// How often each looks whether its kite is back.
+/// After news, until each looks whether its kite is back: while many come back, nobody looks at each of them.
 const LOOK: Duration = Duration::from_millis(50);
+/// Without news each looks so often.
+const REST: Duration = Duration::from_secs(1);
 
 /// Who is expected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,9 +121,25 @@ impl Shared {
             return;
         };
         tracing::debug!("a visitor waits for {host}, which is not back yet");
+        let mut here = self.registry.changes();
+        let mut elsewhere = fleet.map(|fleet| fleet.news());
         while may_be() && !self.leaving() && !is_back() {
+            let changed = async {
+                match &mut elsewhere {
+                    Some(news) => {
+                        tokio::select! { _ = here.changed() => {}, _ = news.changed() => {} }
+                    }
+                    None => drop(here.changed().await),
+                }
+            };
+            let _ = timeout(REST, changed).await;
             sleep(LOOK).await;
         }
+    }
+
+    /// So many wait for somebody who is not back that whoever seems to have left had better make room.
+    pub(super) fn waits_crowd(&self) -> bool {
+        self.awaited.places.available_permits() < MAX_WAITING / 2
     }
 }
 

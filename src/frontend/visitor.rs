@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{interval, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::account::{self, Pass};
@@ -1111,7 +1111,20 @@ async fn hold<C: Coming>(
         tokio::select! {
             biased;
             () = &mut held => return Some(()),
+            () = left(shared, conn) => return Some(()),
             _ = still.tick(), if door.brought.is_some() => say_verdict(conn, WAITS).await?,
+        }
+    }
+}
+
+/// Waits until a visitor has broken off, or has ended its half while many wait: it may only have said all, but it looks like
+/// one who has left, and who is waited for may be long in coming. It is told that nobody is there.
+async fn left(shared: &Shared, conn: &impl Speaks) {
+    loop {
+        match conn.end().await {
+            End::Reset => return,
+            End::Half if shared.waits_crowd() => return,
+            End::Half => sleep(LOOK).await,
         }
     }
 }
@@ -1144,17 +1157,47 @@ impl Coming for Brought {
 trait Speaks {
     /// Waits until there is more to read, or the end. Takes nothing.
     fn said_more(&self) -> impl Future<Output = ()> + Send;
+
+    /// Waits for the end, whatever is still unread before it. Takes nothing.
+    fn end(&self) -> impl Future<Output = End> + Send;
 }
+
+/// How a visitor has ended.
+enum End {
+    /// It says no more, and may still read.
+    Half,
+    /// It is gone.
+    Reset,
+}
+
+/// How often it is looked whether who has ended its half had better go, or who has said more has ended.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Speaks for Socket {
     async fn said_more(&self) {
         let _ = self.peek(&mut [0]).await;
+    }
+
+    async fn end(&self) -> End {
+        loop {
+            match self.ready(Interest::READABLE | Interest::ERROR).await {
+                Err(_) => return End::Reset,
+                Ok(ready) if ready.is_error() => return End::Reset,
+                Ok(ready) if ready.is_read_closed() => return End::Half,
+                // More was said, and stays unread.
+                Ok(_) => sleep(LOOK).await,
+            }
+        }
     }
 }
 
 /// What comes out of TLS cannot be looked at and left; its first flight is never sent twice.
 impl<C: Conn + Sync> Speaks for TlsStream<C> {
     async fn said_more(&self) {}
+
+    async fn end(&self) -> End {
+        std::future::pending().await
+    }
 }
 
 /// The answer to a backend that measures us; pagekite.py wants the status line to

@@ -109,7 +109,7 @@ impl Successor {
 
     /// Says that the book is free, and who is expected back; waits until it serves.
     pub(super) async fn takes_over(&mut self, expected: &Whom) -> Result<(), UpgradeError> {
-        let word = serde_json::to_string(expected).unwrap_or_default();
+        let word = word_of(expected);
         if let Some(passage) = &mut self.passage
             && passage.say(&format!("{YOURS}{word}")).is_err()
         {
@@ -149,6 +149,15 @@ impl Successor {
         let _ = self.child.kill();
         let _ = self.child.wait();
         UpgradeError::Silent
+    }
+}
+
+/// Who is expected, as it is said. Where names are too many for a word, everybody is waited for who may fly.
+fn word_of(expected: &Whom) -> String {
+    let word = serde_json::to_string(expected).unwrap_or_default();
+    match YOURS.len() + word.len() > MAX_WORD {
+        true => serde_json::to_string(&Whom::entitled()).unwrap_or_default(),
+        false => word,
     }
 }
 
@@ -229,5 +238,19 @@ mod tests {
             heard.expect_err("too long").kind(),
             io::ErrorKind::InvalidData
         );
+    }
+
+    #[test]
+    fn who_is_expected_can_always_be_said() {
+        let whom = |kites: usize| Whom {
+            entitled: false,
+            flown: (0..kites)
+                .map(|n| ("http".to_owned(), format!("{n:0200}.example")))
+                .collect(),
+        };
+        for (kites, heard) in [(2, whom(2)), (100_000, Whom::entitled())] {
+            let (said, _) = told(format!("{YOURS}{}", word_of(&whom(kites))));
+            assert!(said.is_ok_and(|said| said == heard), "{kites}");
+        }
     }
 }

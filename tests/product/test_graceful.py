@@ -320,3 +320,17 @@ def test_the_second_signal_ends_at_once(kite, sup, role):
             assert ending.proc.alive()
             ending.proc.popen.send_signal(signal.SIGTERM)
             assert ending.proc.wait(READY_S) == 1
+
+
+def test_a_backend_that_starts_heeds_signals_already(kite, sup, tmp_path):
+    """Tor's network is out of reach, so that it starts for ever.  Neither signal ends it, as they would a process that does not
+    listen; SIGTERM does, in order."""
+    (tmp_path / "arti.toml").write_text("")
+    onion = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443"
+    backend = Backend(sup, "backend", [onion], [Kite("http", "a.b.example", "127.0.0.1:1")], via_tor=tmp_path / "arti.toml").start()
+    backend.proc.wait_log("Tor: ", READY_S)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        os.kill(backend.proc.pid, number)
+        time.sleep(0.5)
+        assert backend.proc.popen.poll() is None, number
+    backend.stop()
