@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use futures::future::BoxFuture;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
 pub mod etcd;
@@ -27,6 +27,7 @@ pub mod map;
 pub mod member;
 pub mod pipe;
 
+use crate::code::Code;
 use crate::dial::MemberDialer;
 use crate::kite::KiteName;
 use crate::listen::{TcpListener, TcpStream};
@@ -88,7 +89,7 @@ pub struct Fleet {
     book: Option<Arc<etcd::State>>,
     counts: Arc<Counts>,
     /// For visitors that are passed on.
-    places: Arc<Semaphore>,
+    places: forward::Places,
     /// What was said of there being none.
     full: Hush,
 }
@@ -206,7 +207,7 @@ impl Fleet {
             ties: Mutex::default(),
             book: None,
             counts: Arc::default(),
-            places: Arc::new(Semaphore::new(forward::MAX_PASSED)),
+            places: forward::Places::default(),
             full: Hush::default(),
         }
     }
@@ -265,6 +266,20 @@ impl Fleet {
             .clock
             .fetch_update(order, order, |last| Some(tick(last)));
         tick(before.unwrap_or_else(|last| last))
+    }
+
+    /// Says so if the list has another key for this member than it has: the others would turn it away.
+    pub fn look_at_itself(&self) {
+        let listed = self.members.get(&self.me).filter(|_| self.book.is_none());
+        if listed.is_some_and(|listed| listed.pin != self.pin()) {
+            tracing::warn!(
+                "[{}] fleet: [[fleet.members]] has another key for {}, which this member is called: give it a name of its own, or \
+                 write down its own pin at all members: {}",
+                Code::MemberTwice,
+                self.me,
+                self.pin()
+            );
+        }
     }
 
     /// Changes the map. Whoever waits for news hears of it.

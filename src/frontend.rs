@@ -435,6 +435,7 @@ impl Frontend {
         loops.spawn(keeper::keep(self.shared.clone()));
         if let (Some(fleet), Some(listener)) = (self.shared.fleet.clone(), self.inner) {
             tracing::info!("fleet: this is {}; {}", fleet.me(), fleet.entry(&listener));
+            fleet.look_at_itself();
             loops.spawn(fleet::link::run(fleet, listener, self.shared.clone()));
         }
         let book = self.etcd.zip(self.shared.fleet.clone());

@@ -597,9 +597,9 @@ catalogue! {
     }
     MemberUnreachable = "KITE-F50" {
         title: "another frontend of the fleet cannot be reached",
-        cause: "It does not run, its internal port is closed to this machine, or it shows another key than `pin` of its [[fleet.members]] says.",
+        cause: "It does not run, its internal port is closed to this machine, it shows another key than `pin` of its [[fleet.members]] says, or it does not know this one by its key.",
         subject: "the member and its address",
-        remedy: "Look whether it runs, whether its `listen` under [fleet] and `address` here are the same port, and whether a firewall lets this machine in; `kite status` on it shows its pin.",
+        remedy: "Look whether it runs, whether its `listen` under [fleet] and `address` here are the same port, and whether a firewall lets this machine in; `kite status` on it shows its pin, and `kite status` here the one that its list must have of this one.",
         then: TriesAgain,
         example: "fleet: b at 10.0.0.2:4430 cannot be told what flies here: [KITE-F01] it refused the connection; trying again",
     }
@@ -621,9 +621,9 @@ catalogue! {
     }
     MemberTwice = "KITE-F53" {
         title: "two frontends of the fleet have one name",
-        cause: "Another frontend, with another key, has written the `id` of this one into etcd: a configuration was copied, or a machine was set up anew and the old one still runs.",
+        cause: "Another frontend, with another key, has written the `id` of this one into etcd, or [[fleet.members]] has another key for it: a configuration was copied, a machine was set up anew and the old one still runs, or `fleet-key.pem` was lost.",
         subject: "the name, and the other's address and key",
-        remedy: "Give each its own `id` under [fleet]; stop the one that is not to be there.",
+        remedy: "Give each its own `id` under [fleet]; stop the one that is not to be there; write down at all members the `pin` that this one's log shows.",
         then: GoesOn,
         example: "fleet: another frontend at 10.0.0.3:4430 calls itself fe-1, too, with the key sha256:…; give each a name of its own",
     }

@@ -64,6 +64,19 @@ pub(super) fn fleet(source: &Source, table: FleetTable) -> Result<FleetConfig> {
             let problem = format!("there is another member called {}", other.id);
             return bad(&key("id"), problem, "call each by a name of its own");
         }
+        if let Some(other) = members.iter().find(|m| m.address == member.address) {
+            let problem = format!("{} is there, too", other.id);
+            return bad(
+                &key("address"),
+                problem,
+                "write each one's own address and port",
+            );
+        }
+        if let Some(other) = members.iter().find(|m| m.pin == member.pin) {
+            let problem = format!("{} has the same key", other.id);
+            let remedy = "copy it from each one's own log; where a state directory was copied, remove fleet-key.pem there";
+            return bad(&key("pin"), problem, remedy);
+        }
         members.push(member);
     }
     if table.etcd.is_some() && !members.is_empty() {

@@ -905,11 +905,14 @@ fn no_more_tunnels_and_no_longer_times_than_there_may_be() {
 fn a_fleet_that_is_written_down_has_so_many_members_and_no_more() {
     use crate::fleet::MAX_MEMBERS;
     let dir = place();
-    let pin = format!("sha256:{}", "A".repeat(43));
+    let entry = |name: usize, address: usize, key: u8| {
+        let pin = format!("sha256:{}{}", char::from(b'a' + key), "A".repeat(42));
+        format!(
+            "[[fleet.members]]\nid = \"m{name}\"\naddress = \"10.0.0.{address}:1\"\npin = \"{pin}\"\n"
+        )
+    };
     let fleet = |n: usize| {
-        let member = |n| {
-            format!("[[fleet.members]]\nid = \"m{n}\"\naddress = \"10.0.0.2:1\"\npin = \"{pin}\"\n")
-        };
+        let member = |n| entry(n, n, n as u8);
         let members: String = (0..n).map(member).collect();
         let fleet = "[fleet]\nlisten = \"10.0.0.1:1\"\nid = \"m0\"";
         frontend(&dir, &format!("{FRONTEND}{fleet}\n{members}"))
@@ -918,6 +921,19 @@ fn a_fleet_that_is_written_down_has_so_many_members_and_no_more() {
     assert_eq!(most.map_err(|e| e.to_string()), Ok(MAX_MEMBERS));
     let more = fleet(MAX_MEMBERS + 1).err().map(|e| e.to_string());
     assert!(more.is_some_and(|e| e.contains("more than 16 members")));
+    for (twice, said) in [
+        (entry(1, 3, 3), "members[1].id: there is another"),
+        (entry(2, 1, 3), "members[1].address: m1 is there, too"),
+        (entry(2, 3, 1), "members[1].pin: m1 has the same key"),
+    ] {
+        let fleet = "[fleet]\nlisten = \"10.0.0.1:1\"\nid = \"m0\"";
+        let text = format!("{FRONTEND}{fleet}\n{}{twice}", entry(1, 1, 1));
+        let error = frontend(&dir, &text).err().map(|e| e.to_string());
+        assert!(
+            error.as_ref().is_some_and(|e| e.contains(said)),
+            "{error:?}"
+        );
+    }
 }
 
 #[test]

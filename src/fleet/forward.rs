@@ -1,11 +1,14 @@
 //! A visitor is passed on: offered to the members that fly its kite, one after the other, until one takes it.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
@@ -16,12 +19,16 @@ use super::pipe::{Piped, pipe};
 use super::{Fleet, Visitor, Way};
 use crate::code::Code;
 use crate::dial::{DialError, MemberConn};
+use crate::frontend::account::visitor;
+use crate::frontend::limits::Visitor as Address;
 use crate::kite::KiteName;
 use crate::tls::Purpose;
 use crate::tunnel::splice::Local;
 
 /// Most visitors that are passed on, or offered, at a time.
 pub const MAX_PASSED: usize = 4096;
+/// Those of one address or /64: others find room, too.
+pub const MAX_PASSED_PER_ADDRESS: usize = 1024;
 /// Most that is handed over of what a visitor has said before it is taken: a first flight, and what came with it.
 pub const MAX_FIRST: usize = 256 * 1024;
 /// Silence after which a member that was offered a visitor is given up.
@@ -68,8 +75,9 @@ enum NotTaken {
 pub struct Taken {
     conn: MemberConn,
     member: MemberId,
+    host: KiteName,
     _one: Visitor,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Taken {
@@ -78,9 +86,14 @@ impl Taken {
         &self.member
     }
 
-    /// Joins the visitor with the member, until both have ended.
-    pub async fn carry(self, visitor: impl Local) -> Piped {
-        pipe(visitor, self.conn, Bytes::new()).await
+    /// What it has come for.
+    pub fn host(&self) -> &KiteName {
+        &self.host
+    }
+
+    /// Joins the visitor with the member, until both have ended, or `stop` is over.
+    pub async fn carry(self, visitor: impl Local, stop: impl Future<Output = ()>) -> Piped {
+        pipe(visitor, self.conn, Bytes::new(), stop).await
     }
 }
 
@@ -93,6 +106,71 @@ pub fn opening(passed: &Passed, first: &[u8]) -> Vec<u8> {
     whole
 }
 
+/// Places for visitors that are with other members.
+#[derive(Clone)]
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    /// Of each address that has some.
+    of: Arc<Mutex<HashMap<Address, usize>>>,
+}
+
+/// One visitor's. Given back when it is dropped.
+struct Place {
+    places: Places,
+    of: Address,
+    _one: OwnedSemaphorePermit,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(MAX_PASSED)),
+            of: Arc::default(),
+        }
+    }
+}
+
+impl Places {
+    /// A place for a visitor from there, if there is one.
+    fn take(&self, from: IpAddr) -> Option<Place> {
+        let one = self.all.clone().try_acquire_owned().ok()?;
+        let of = visitor(from);
+        let mut taken = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = taken.entry(of).or_default();
+        if *own == MAX_PASSED_PER_ADDRESS {
+            return None;
+        }
+        *own += 1;
+        drop(taken);
+        Some(Place {
+            places: self.clone(),
+            of,
+            _one: one,
+        })
+    }
+
+    #[cfg(test)]
+    fn free(&self) -> usize {
+        self.all.available_permits()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self
+            .places
+            .of
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.of) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.of);
+            }
+        }
+    }
+}
+
 impl Fleet {
     /// Offers a visitor, with what it has said, to the members of a hit. None if nobody takes it: then nothing has been said
     /// to it, and these bytes are still all that it has said.
@@ -103,12 +181,12 @@ impl Fleet {
         passed: &Passed,
         first: &[u8],
     ) -> Option<Taken> {
-        let taken = match self.places.clone().try_acquire_owned() {
-            Ok(place) => self.offer_in_turn(place, hit, host, passed, first).await,
-            Err(_) => {
+        let taken = match self.places.take(passed.from.ip()) {
+            Some(place) => self.offer_in_turn(place, hit, host, passed, first).await,
+            None => {
                 if let Some(before) = self.full.due(Instant::now()) {
                     tracing::warn!(
-                        "[{}] fleet: {MAX_PASSED} visitors are with other members: one more was told that nobody is there{before}",
+                        "[{}] fleet: {MAX_PASSED} visitors, or {MAX_PASSED_PER_ADDRESS} of one address, are with other members: one more was told that nobody is there{before}",
                         Code::FleetFull
                     );
                 }
@@ -123,7 +201,7 @@ impl Fleet {
 
     async fn offer_in_turn(
         &self,
-        place: OwnedSemaphorePermit,
+        place: Place,
         hit: &Hit,
         host: &KiteName,
         passed: &Passed,
@@ -139,6 +217,7 @@ impl Fleet {
                     return Some(Taken {
                         conn,
                         member: id.clone(),
+                        host: host.clone(),
                         _one: Visitor::enter(&self.counts, Way::Out),
                         _place: place,
                     });
@@ -201,6 +280,7 @@ mod tests {
     use crate::fleet::map::Flight;
     use crate::fleet::member::{Member, Members};
     use crate::tls::MemberTls;
+    use std::net::Ipv4Addr;
 
     #[tokio::test]
     async fn offers_under_way_have_their_places() {
@@ -235,13 +315,41 @@ mod tests {
             storage_only: false,
             hops: 1,
         };
-        let places = u32::try_from(MAX_PASSED - 1).expect("not so many");
-        let _others = fleet.places.try_acquire_many(places).expect("places");
+        let _others: Vec<_> = (1..MAX_PASSED)
+            .map(|n| {
+                fleet
+                    .places
+                    .take(Ipv4Addr::from_bits(n as u32).into())
+                    .expect("a place")
+            })
+            .collect();
         let mut first = Box::pin(fleet.offer(&hit, &host, &passed, b""));
         assert!(futures::poll!(&mut first).is_pending());
         assert!(futures::poll!(Box::pin(fleet.offer(&hit, &host, &passed, b""))).is_ready());
         assert_eq!(fleet.passing().in_vain, 1);
         drop(first);
-        assert_eq!(fleet.places.available_permits(), 1);
+        assert_eq!(fleet.places.free(), 1);
+    }
+
+    #[test]
+    fn one_address_keeps_nobody_else_from_other_members() {
+        let places = Places::default();
+        let (one, other) = (
+            Ipv4Addr::new(192, 0, 2, 1).into(),
+            Ipv4Addr::new(192, 0, 2, 2).into(),
+        );
+        let mut all: Vec<_> = (0..MAX_PASSED_PER_ADDRESS)
+            .map(|_| places.take(one).expect("a place"))
+            .collect();
+        assert!(places.take(one).is_none());
+        assert!(places.take(other).is_some());
+        all.pop();
+        assert!(places.take(one).is_some());
+        drop(all);
+        assert_eq!(places.free(), MAX_PASSED);
+        assert!(
+            places.of.lock().expect("no panic").is_empty(),
+            "nobody is remembered"
+        );
     }
 }

@@ -432,6 +432,9 @@ impl<C: AsyncRead + tokio::io::AsyncWrite + Unpin> Lines<C> {
 
 // ------------------------------------------------------------------ telling
 
+/// What is wrong with a member that hangs up before it has heard anything.
+const TURNED_AWAY: &str = "turned-away";
+
 /// Keeps a link to one other member, for as long as it is one.
 async fn keep_telling(fleet: Arc<Fleet>, host: Arc<dyn Host>, id: MemberId) {
     let mut wait = RETRY.0;
@@ -440,13 +443,30 @@ async fn keep_telling(fleet: Arc<Fleet>, host: Arc<dyn Host>, id: MemberId) {
         let (address, pin) = (member.address, member.pin);
         match fleet.dialer.dial(address, pin, Purpose::Link).await {
             Ok(conn) => {
-                tracing::info!("fleet: {id} at {address} hears what flies here");
-                (wait, said) = (RETRY.0, None);
-                fleet.answered(&id, true);
-                fleet.tie(&id, |tie| tie.tells = true);
-                let ended = tell(&fleet, &*host, conn).await;
+                let mut listens = false;
+                let heeded = || {
+                    tracing::info!("fleet: {id} at {address} hears what flies here");
+                    listens = true;
+                    fleet.answered(&id, true);
+                    fleet.tie(&id, |tie| tie.tells = true);
+                };
+                let ended = tell(&fleet, &*host, conn, heeded).await;
                 fleet.tie(&id, |tie| tie.tells = false);
                 tracing::debug!("fleet: the link to {id} has ended: {ended:?}");
+                // Whom it does not know it turns away only after the handshake.
+                if listens {
+                    (wait, said) = (RETRY.0, None);
+                } else {
+                    fleet.answered(&id, false);
+                    if said.replace(TURNED_AWAY) != Some(TURNED_AWAY) {
+                        tracing::warn!(
+                            "[{}] fleet: {id} at {address} turns this member away; see that it knows {} by the key {}; trying again",
+                            Code::MemberUnreachable,
+                            fleet.me,
+                            fleet.pin()
+                        );
+                    }
+                }
             }
             Err(e) => {
                 fleet.answered(&id, false);
@@ -465,8 +485,14 @@ async fn keep_telling(fleet: Arc<Fleet>, host: Arc<dyn Host>, id: MemberId) {
     }
 }
 
-/// Tells all that flies here, and then what changes, to the end of the link.
-async fn tell(fleet: &Fleet, host: &dyn Host, conn: MemberConn) -> std::io::Result<()> {
+/// Tells all that flies here, and then what changes, to the end of the link. `heeded` is called once the other listens.
+async fn tell(
+    fleet: &Fleet,
+    host: &dyn Host,
+    conn: MemberConn,
+    heeded: impl FnOnce() + Send,
+) -> std::io::Result<()> {
+    let mut heeded = Some(heeded);
     let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);
     let mut changes = host.changes();
     changes.mark_changed();
@@ -492,7 +518,12 @@ async fn tell(fleet: &Fleet, host: &dyn Host, conn: MemberConn) -> std::io::Resu
                 }
             }
             line = lines.next() => match line {
-                Some(_) => heard = Instant::now(),
+                Some(_) => {
+                    heard = Instant::now();
+                    if let Some(heeded) = heeded.take() {
+                        heeded();
+                    }
+                }
                 None => return Ok(()),
             },
             _ = beat.tick() => {
@@ -742,7 +773,7 @@ mod tests {
             let (_dirs, fleets, port) = two();
             let (_guest, conn) = sent(&fleets, &port, Purpose::Link, b"kite-fleet 1 b x\n").await;
             let host = Nobody(tokio::sync::watch::Sender::new(0));
-            let (end, took) = timed(tell(&fleets[1], &host, conn)).await;
+            let (end, took) = timed(tell(&fleets[1], &host, conn, || {})).await;
             assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
             assert!((8..12).contains(&took), "{took} s");
         };

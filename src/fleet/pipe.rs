@@ -1,7 +1,7 @@
 //! Two connections, joined: bytes pass both ways as they are, each half ends on its own, and a break on one side breaks the
 //! other. An idle pipe holds no buffer.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -24,11 +24,20 @@ pub struct Piped {
 }
 
 /// Joins them until both halves have ended, or either side breaks. Then the other is reset. `first` is what has been taken
-/// from `b` already, and goes to `a` before all else.
-pub async fn pipe<A: Local, B: Local>(mut a: A, mut b: B, first: Bytes) -> Piped {
+/// from `b` already, and goes to `a` before all else. Both are reset, too, once `stop` is over.
+pub async fn pipe<A: Local, B: Local>(
+    mut a: A,
+    mut b: B,
+    first: Bytes,
+    stop: impl Future<Output = ()>,
+) -> Piped {
+    let mut stop = pin!(stop);
     let mut there = Half::new(Bytes::new());
     let mut back = Half::new(first);
     let end = std::future::poll_fn(|cx| {
+        if stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(std::io::ErrorKind::ConnectionAborted.into()));
+        }
         let one = there.poll(cx, &mut a, &mut b);
         let other = back.poll(cx, &mut b, &mut a);
         match (one, other) {
@@ -161,7 +170,8 @@ mod tests {
         let (visitor, near) = duplex(1000);
         let (far, kite) = duplex(700);
         let first = Bytes::from_static(b"answer: ");
-        let joined = tokio::spawn(async move { pipe(near, far, first).await });
+        let joined =
+            tokio::spawn(async move { pipe(near, far, first, std::future::pending()).await });
         let up: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
         let down: Vec<u8> = (0..200_000u32).map(|i| (i / 3) as u8).collect();
         let (mut v_read, mut v_write) = split(visitor);
@@ -193,7 +203,7 @@ mod tests {
         let (mut visitor, near) = duplex(most);
         let (far, _kite) = duplex(1);
         visitor.write_all(&vec![b'x'; most]).await.unwrap();
-        let mut joined = Box::pin(pipe(near, far, Bytes::new()));
+        let mut joined = Box::pin(pipe(near, far, Bytes::new(), std::future::pending()));
         for _ in 0..3 {
             assert!(futures::poll!(&mut joined).is_pending());
         }

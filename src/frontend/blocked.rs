@@ -1,10 +1,10 @@
 //! Names that the operator has blocked: nobody flies them, whoever may, and no visitor comes to them. They are in the book.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
 
 use redb::ReadableTable;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::account::last_day;
 use super::book::{Book, BookError};
@@ -16,7 +16,7 @@ pub const MAX_BLOCKED: u64 = 10_000;
 
 /// Those in force.
 #[derive(Default)]
-pub struct Blocked(RwLock<BTreeMap<KiteName, Since>>);
+pub struct Blocked(watch::Sender<BTreeMap<KiteName, Since>>);
 
 /// What the book has of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Listed {
 impl Blocked {
     /// Is this name one of them, or below one?
     pub fn covers(&self, name: &KiteName) -> bool {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.borrow();
         // Most frontends block nobody.
         !all.is_empty()
             && (all.contains_key(name)
@@ -47,27 +47,31 @@ impl Blocked {
 
     /// The same for a name that a peer wrote.
     pub(super) fn covers_text(&self, name: &str) -> bool {
-        let is_empty = self
-            .0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty();
+        let is_empty = self.0.borrow().is_empty();
         !is_empty && name.parse().is_ok_and(|name| self.covers(&name))
+    }
+
+    /// Waits until this name is one of them, or below one.
+    pub(super) async fn comes_to(&self, name: &KiteName) {
+        let mut news = self.0.subscribe();
+        while !self.covers(name) && news.changed().await.is_ok() {}
     }
 
     /// These and no others.
     pub(super) fn set(&self, names: BTreeMap<KiteName, Since>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
+        self.0.send_replace(names);
     }
 
     pub(super) fn put(&self, name: &KiteName, since: Since) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(name.clone(), since);
+        self.0.send_modify(|all| {
+            all.insert(name.clone(), since);
+        });
     }
 
     pub(super) fn take(&self, name: &KiteName) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        all.remove(name);
+        self.0.send_modify(|all| {
+            all.remove(name);
+        });
     }
 }
 

@@ -437,6 +437,12 @@ impl Registry {
         sky.blocked = blocked;
     }
 
+    /// The names that are for nobody.
+    pub fn blocked(&self) -> Arc<Blocked> {
+        let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        sky.blocked.clone()
+    }
+
     /// Is this name for nobody?
     pub fn is_blocked(&self, name: &KiteName) -> bool {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);

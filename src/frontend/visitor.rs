@@ -116,7 +116,7 @@ async fn settle<C: Coming>(
         }
         Some(Comer::Passed(conn, taken)) => {
             drop(place);
-            Box::pin(carry(conn, taken, peer))
+            Box::pin(carry(shared, conn, taken, peer))
         }
         // A tunnel ends where its backend has come to.
         Some(Comer::Backend(_)) if door.brought.is_some() => return,
@@ -133,8 +133,10 @@ async fn settle<C: Coming>(
 }
 
 /// Joins a visitor with the member that has taken it.
-async fn carry<C: Coming>(conn: C, taken: Box<Taken>, peer: &str) {
-    let piped = taken.carry(conn).await;
+async fn carry<C: Coming>(shared: &Shared, conn: C, taken: Box<Taken>, peer: &str) {
+    let (blocked, host) = (shared.registry.blocked(), taken.host().clone());
+    // Whom this frontend's operator does not want carried, it does not carry to others either.
+    let piped = taken.carry(conn, blocked.comes_to(&host)).await;
     tracing::debug!(%peer, up = piped.there, down = piped.back, "visitor left another member: {:?}", piped.end);
 }
 

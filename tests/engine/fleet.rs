@@ -483,6 +483,24 @@ async fn a_name_that_is_blocked_at_one_member_takes_nothing_else_from_it() {
     let bad = "GET / HTTP/1.1\r\nHost: bad.alice.example\r\n\r\n";
     assert!(ask_half(public, bad).await.starts_with(b"HTTP/1.1 503"));
     assert_eq!(ask_half(public, GET).await, GET.as_bytes());
+    // Nor does a member carry visitors of what it blocks to others: those that are with them already are broken off.
+    let visit = |host: &'static str| async move {
+        let mut conn = TcpStream::connect(public).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        conn.write_all(request.as_bytes()).await.unwrap();
+        let mut echo = vec![0; request.len()];
+        within(conn.read_exact(&mut echo)).await.unwrap();
+        conn
+    };
+    let (mut worse, mut good) = (visit("worse.alice.example").await, visit(NAME).await);
+    let name = "worse.alice.example".to_owned();
+    together.sides[0].handle.kites(Order::Block { name }).await;
+    let end = within(worse.read(&mut [0])).await;
+    assert!(end.is_err(), "{end:?}: it is a break");
+    good.write_all(b"!").await.unwrap();
+    let mut echo = [0];
+    within(good.read_exact(&mut echo)).await.unwrap();
+    assert_eq!(&echo, b"!");
 }
 
 /// As [`ask`], and ends its half.

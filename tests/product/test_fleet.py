@@ -114,6 +114,31 @@ def test_an_older_backend_is_found_wherever_it_lands(kite, sup, machine):
             member.stop()
 
 
+def test_a_member_that_is_not_known_is_told_so_once(kite, sup, machine):
+    """By its key: it is turned away only after the handshake. What it says of itself in the list is compared, too."""
+    a, b = members = [Member(sup, name, machine(), [Kite("http", WEB, None)]) for name in "ab"]
+    entries = [member.entry() for member in members]
+    a.file.write_text(a.file.read_text() + "".join(entries))
+    pin_of = [entry.split("pin = ")[1].split()[0] for entry in entries]
+    b.file.write_text(b.file.read_text() + entries[1].replace(pin_of[1], pin_of[0]))
+    b.start()
+    b.proc.wait_log(r"KITE-F53.*another key for b", READY_S)
+    a.start()
+    a.proc.wait_log(r"KITE-F50.*b at \S+ turns this member away; see that it knows a by the key sha256:", READY_S)
+    time.sleep(5)
+    said = a.proc.text()
+    assert said.count("turns this member away") == 1 and "b at" in said
+    assert "hears what flies here" not in said
+    assert a.status()["fleet"]["members"][0]["told"] is False
+    # Known, it is told everything.
+    b.stop()
+    b.file.write_text(b.file.read_text().split("[[fleet.members]]")[0] + "".join(entries))
+    b.start()
+    a.proc.wait_log("b at \\S+ hears what flies here", READY_S)
+    for member in members:
+        member.stop()
+
+
 def test_a_member_that_dies_and_one_that_is_cut_off_are_left(kite, sup, machine):
     """The kite is at two members. One is killed, then started anew; then its cable is cut, and mended."""
     with HttpOrigin(Island()) as web:
