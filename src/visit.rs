@@ -63,8 +63,9 @@ impl Coded for VisitError {
     }
 }
 
-/// Asks for the tub, byte for byte as foolscap's client does, and reads the answer.
-pub async fn ask<C>(conn: &mut C, kite: &KiteName, tub: TubId) -> Result<(), VisitError>
+/// Asks for the tub, byte for byte as foolscap's client does, and reads the answer: that there is TLS behind it. Every byte
+/// of it is given back.
+pub async fn ask<C>(conn: &mut C, kite: &KiteName, tub: TubId) -> Result<Vec<u8>, VisitError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
@@ -89,7 +90,7 @@ where
         return Err(VisitError::Closed);
     }
     if answer.starts_with(b"HTTP/1.1 101 ") && answer.ends_with(b"\r\n\r\n") {
-        return Ok(());
+        return Ok(answer);
     }
     let text = String::from_utf8_lossy(&answer);
     let line = plain(text.lines().next().unwrap_or_default(), MAX_LINE);
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
 
     /// Fed by what a peer wrote: `ask` gives what it makes of it.
-    async fn answered(answer: &[u8]) -> Result<(), VisitError> {
+    async fn answered(answer: &[u8]) -> Result<Vec<u8>, VisitError> {
         let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
         theirs.write_all(answer).await.expect("room");
         theirs.shutdown().await.expect("an end");
@@ -252,7 +253,7 @@ mod tests {
     #[tokio::test]
     async fn answers_are_told_apart() {
         let yes = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: TLS/1.0, PB/1.0\r\n\r\n";
-        assert_eq!(answered(yes).await, Ok(()));
+        assert_eq!(answered(yes).await, Ok(yes.to_vec()));
         assert_eq!(answered(b"").await, Err(VisitError::Closed));
         let status = |answer: &'static [u8]| async move {
             match answered(answer).await {

@@ -20,12 +20,12 @@ use crate::code::Code;
 use crate::config::Service;
 use crate::dial::{DialError, Dialer, FrontendAddr, Goal};
 use crate::kite::Protocol;
-use crate::observe::arrivals::{Expected, Mark};
+use crate::observe::arrivals::{Arrival, Imprint};
 use crate::observe::board::{Board, Probed, Score, kite_of};
 use crate::observe::status::{Outcome, Way};
 use crate::random::jitter;
 use crate::sniff::TubId;
-use crate::sniff::foolscap::TUB_ID_LEN;
+use crate::sniff::foolscap::{TUB_ID_LEN, probe_request};
 use crate::visit::{self, VisitError};
 
 /// After a kite came up, before its first visitor of ours comes.
@@ -328,14 +328,21 @@ impl Witness {
             let tub = TubId::from_random(random);
             let asked = visit::ask(&mut conn, &service.name, tub).await;
             let mark = tub.as_str().as_bytes().try_into().ok();
-            return Found::nameless(asked).seen(&expected, mark);
+            let arrival = mark.and_then(|mark| expected.arrival(&mark));
+            let opening = probe_request(tub, &service.name);
+            return Found::nameless(asked.map(drop)).seen(arrival, &opening, None);
         };
         let asked = visit::ask(&mut conn, &service.name, tub).await;
-        if let Err(e) = asked {
-            return Found::failed(&e);
-        }
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(e) => return Found::failed(&e),
+        };
         match visit::secure(conn, tub).await {
-            Ok(met) => Found::own_node(tub).seen(&expected, Some(met.random)),
+            Ok(met) => {
+                let opening = probe_request(tub, &service.name);
+                let arrival = expected.arrival(&met.random);
+                Found::own_node(tub).seen(arrival, &opening, Some(&answer))
+            }
             Err(e) => Found::failed(&e),
         }
     }
@@ -381,10 +388,35 @@ impl Found {
         Self::new(Outcome::NotProbed, finding, why)
     }
 
-    /// The visitor came to the end of its way. Whether we have seen it come in is said by its mark.
-    fn seen(mut self, expected: &Expected, mark: Option<Mark>) -> Self {
-        self.through = mark.and_then(|mark| expected.came_by(&mark));
-        self
+    /// The visitor came to the end of its way, and this is what it said and was answered. How we have seen it come in, if we
+    /// have, must be the same, byte for byte: nobody else vouches for what is said before TLS.
+    fn seen(self, arrival: Option<Arrival>, opening: &[u8], answer: Option<&[u8]>) -> Self {
+        let Some(arrival) = arrival else {
+            return self;
+        };
+        let sent = Imprint::of(opening);
+        let got = answer.map(Imprint::of);
+        let by = &arrival.frontend;
+        let found = match got {
+            _ if arrival.opening != sent => Self::altered(format!(
+                "what the visitor opened with, {} bytes, came in by {by} as {} other bytes",
+                sent.length, arrival.opening.length
+            )),
+            Some(got) if arrival.answer != got => Self::altered(format!(
+                "what the node answered to the opening, {} bytes, went out by {by} and came to the visitor as {} other bytes",
+                arrival.answer.length, got.length
+            )),
+            _ => self,
+        };
+        Self {
+            through: Some(arrival.frontend),
+            ..found
+        }
+    }
+
+    fn altered(what: String) -> Self {
+        let remedy = "something on the way rewrites what passes: the frontend, or a proxy before it; have its operator pass on TCP as it is";
+        Self::new(Outcome::Failed, "altered", format!("{what}; {remedy}"))
     }
 
     /// What came by another frontend than it went to, or by none of ours, has proven nothing of where it went.

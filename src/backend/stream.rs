@@ -173,7 +173,7 @@ async fn admit(
     mut stream: TunnelStream,
     open: &Open,
     service: &Service,
-    look: Option<Look>,
+    mut look: Option<Look>,
     watch: &Watch,
     noise: &Noise,
 ) -> Result<Admitted, Option<Reason>> {
@@ -196,7 +196,7 @@ async fn admit(
         Ok(Err(Turned::Left)) => return Err(None),
         Err(_) => return turn_away(stream, Voice::Close, Reason::Slow),
     };
-    if let Some(look) = &look {
+    if let Some(look) = &mut look {
         look.opening(&held);
     }
     let offline = refusal::offline(service.protocol.on_wire());
@@ -370,6 +370,9 @@ impl Inspect for Guard {
     }
 
     fn origin_said(&mut self, bytes: &[u8]) -> Result<(), Objection> {
+        if let Some(look) = &mut self.look {
+            look.answered(bytes);
+        }
         Self::answer(self.gate.from_origin(bytes))
     }
 

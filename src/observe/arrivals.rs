@@ -2,11 +2,15 @@
 //!
 //! The backend knows it again by what only the two of them know: the random of its TLS hello; or, where there is no TLS, the
 //! TubID it asked for, which is nobody's. To everyone else it is a visitor like any other.
+//!
+//! What is said before TLS begins nothing protects. The backend takes an [`Imprint`] of each byte of it, as it came in by the
+//! tunnel and as the origin answered; the visitor compares both with its own.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 /// What a visitor is known by.
 pub type Mark = [u8; 32];
@@ -19,6 +23,55 @@ const TUB: usize = 8;
 /// Where the random stands in a TLS hello, in its record (RFC 8446 §4.1.2, §5.1).
 const RANDOM: usize = 11;
 
+/// So many bytes, and no others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imprint {
+    /// How many.
+    pub length: u64,
+    hash: [u8; 32],
+}
+
+impl Imprint {
+    /// Of these.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut press = Press::default();
+        press.take(bytes);
+        press.imprint()
+    }
+}
+
+/// Makes an [`Imprint`] of bytes that come in pieces.
+#[derive(Debug, Clone, Default)]
+struct Press {
+    length: u64,
+    hash: Sha256,
+}
+
+impl Press {
+    fn take(&mut self, bytes: &[u8]) {
+        self.length = self.length.saturating_add(bytes.len() as u64);
+        self.hash.update(bytes);
+    }
+
+    fn imprint(&self) -> Imprint {
+        Imprint {
+            length: self.length,
+            hash: self.hash.clone().finalize().into(),
+        }
+    }
+}
+
+/// How a visitor came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// The frontend that brought it.
+    pub frontend: String,
+    /// What it opened with, as it came out of the tunnel.
+    pub opening: Imprint,
+    /// What the origin had answered when the visitor went on to TLS; of one without TLS this is nothing.
+    pub answer: Imprint,
+}
+
 /// Who came in by which frontend, for as long as a visitor of ours is on its way.
 #[derive(Debug, Clone, Default)]
 pub struct Arrivals(Arc<Mutex<Seen>>);
@@ -27,7 +80,7 @@ pub struct Arrivals(Arc<Mutex<Seen>>);
 struct Seen {
     /// Visitors of ours on their way.
     expected: usize,
-    marks: VecDeque<(Mark, String)>,
+    marks: VecDeque<(Mark, Arrival)>,
 }
 
 impl Arrivals {
@@ -42,12 +95,14 @@ impl Arrivals {
         (self.lock().expected > 0).then(|| Look {
             arrivals: self.clone(),
             frontend: frontend.to_owned(),
+            opening: Press::default(),
+            answer: Press::default(),
             hello: Vec::new(),
             is_done: false,
         })
     }
 
-    fn note(&self, mark: &[u8], frontend: &str) {
+    fn note(&self, mark: &[u8], arrival: Arrival) {
         let Ok(mark) = Mark::try_from(mark) else {
             return;
         };
@@ -55,7 +110,7 @@ impl Arrivals {
         if marks.len() >= MAX_SEEN {
             marks.pop_front();
         }
-        marks.push_back((mark, frontend.to_owned()));
+        marks.push_back((mark, arrival));
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -68,11 +123,11 @@ impl Arrivals {
 pub struct Expected(Arrivals);
 
 impl Expected {
-    /// The frontend by which one with this mark has come in.
-    pub fn came_by(&self, mark: &Mark) -> Option<String> {
+    /// How one with this mark has come in.
+    pub fn arrival(&self, mark: &Mark) -> Option<Arrival> {
         let seen = self.0.lock();
         let mut ours = seen.marks.iter().filter(|(known, _)| known == mark);
-        ours.next().map(|(_, frontend)| frontend.clone())
+        ours.next().map(|(_, arrival)| arrival.clone())
     }
 }
 
@@ -91,16 +146,21 @@ impl Drop for Expected {
 pub struct Look {
     arrivals: Arrivals,
     frontend: String,
+    opening: Press,
+    answer: Press,
     hello: Vec<u8>,
     is_done: bool,
 }
 
 impl Look {
     /// Foolscap's opening, in pieces.
-    pub fn opening(&self, pieces: &VecDeque<Bytes>) {
+    pub fn opening(&mut self, pieces: &VecDeque<Bytes>) {
+        for piece in pieces {
+            self.opening.take(piece);
+        }
         let bytes = pieces.iter().flat_map(|piece| piece.iter().copied());
         let tub: Vec<u8> = bytes.skip(TUB).take(size_of::<Mark>()).collect();
-        self.arrivals.note(&tub, &self.frontend);
+        self.arrivals.note(&tub, self.arrival());
     }
 
     /// What the visitor says behind it.
@@ -114,8 +174,23 @@ impl Look {
             .extend_from_slice(bytes.get(..missing).unwrap_or(bytes));
         if self.hello.len() == end {
             let random = self.hello.get(RANDOM..).unwrap_or_default();
-            self.arrivals.note(random, &self.frontend);
+            self.arrivals.note(random, self.arrival());
             self.is_done = true;
+        }
+    }
+
+    /// What the origin says. A visitor goes on to TLS once it has the whole answer.
+    pub fn answered(&mut self, bytes: &[u8]) {
+        if !self.is_done {
+            self.answer.take(bytes);
+        }
+    }
+
+    fn arrival(&self) -> Arrival {
+        Arrival {
+            frontend: self.frontend.clone(),
+            opening: self.opening.imprint(),
+            answer: self.answer.imprint(),
         }
     }
 
@@ -145,18 +220,22 @@ mod tests {
             }
             assert!(look.is_done());
             let mark = Mark::try_from(&hello[RANDOM..RANDOM + 32]).expect("32 bytes");
-            assert_eq!(expected.came_by(&mark), Some(frontend));
+            let arrival = expected.arrival(&mark).expect("it came");
+            assert_eq!(arrival.frontend, frontend);
         }
         let opening = [
             &b"GET /i"[..],
             b"d/abcdefghijklmnopqrstuvwxyz234567 HTTP/1.1\r\n",
         ];
-        let look = arrivals.look("carol").expect("one is");
+        let mut look = arrivals.look("carol").expect("one is");
         look.opening(&opening.map(Bytes::from_static).into());
         let tub = b"abcdefghijklmnopqrstuvwxyz234567";
-        assert_eq!(expected.came_by(tub), Some("carol".into()));
+        let arrival = expected.arrival(tub).expect("it came");
+        assert_eq!(arrival.frontend, "carol");
+        assert_eq!(arrival.opening, Imprint::of(&opening.concat()));
+        assert_ne!(arrival.opening, Imprint::of(opening[0]));
         drop(expected);
-        assert_eq!(arrivals.expect().came_by(tub), None, "it is forgotten");
+        assert_eq!(arrivals.expect().arrival(tub), None, "it is forgotten");
     }
 
     #[test]

@@ -110,7 +110,7 @@ async fn reached(front: &Side, tub: TubId) -> bool {
     let mut conn = TcpStream::connect(front.public).await.unwrap();
     let host = name(tub).parse().unwrap();
     match visit::ask(&mut conn, &host, tub).await {
-        Ok(()) => visit::secure(conn, tub).await.is_ok(),
+        Ok(_) => visit::secure(conn, tub).await.is_ok(),
         Err(_) => false,
     }
 }

@@ -81,6 +81,15 @@ pub async fn node_with_key() -> (SocketAddr, TubId, String) {
 
 /// Passes everything on to `to`; the first piece that comes in is put through `change`.
 async fn middlebox(to: SocketAddr, change: fn(String) -> String) -> SocketAddr {
+    middlebox_both(to, change, |text| text).await
+}
+
+/// The same, and the first piece that comes back is put through `back`.
+async fn middlebox_both(
+    to: SocketAddr,
+    change: fn(String) -> String,
+    back: fn(String) -> String,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -91,6 +100,9 @@ async fn middlebox(to: SocketAddr, change: fn(String) -> String) -> SocketAddr {
                 let text = String::from_utf8_lossy(&first[..n]).into_owned();
                 let mut on = TcpStream::connect(to).await.unwrap();
                 let _ = on.write_all(change(text).as_bytes()).await;
+                let n = on.read(&mut first).await.unwrap_or(0);
+                let text = String::from_utf8_lossy(&first[..n]).into_owned();
+                let _ = conn.write_all(back(text).as_bytes()).await;
                 let _ = tokio::io::copy_bidirectional(&mut conn, &mut on).await;
             });
         }
@@ -277,6 +289,42 @@ async fn an_opening_that_is_rewritten_is_told() {
     }
     let untouched = middlebox(scene.front.public, |text| text).await;
     assert_eq!(scene.visit(untouched.port()).await.outcome, Outcome::Proven);
+}
+
+/// What does foolscap no harm, and so is seen by nobody who does not compare.
+#[tokio::test]
+async fn a_header_more_is_told_in_both_directions() {
+    let added: fn(String) -> String =
+        |text| text.replacen("\r\n\r\n", "\r\nVia: 1.1 proxy.example\r\n\r\n", 1);
+    let same: fn(String) -> String = |text| text;
+    let respaced: fn(String) -> String = |text| text.replacen("Connection: ", "Connection:  ", 1);
+    let scene = foolscap().await;
+    let public = scene.front.public;
+    for (there, back, word) in [
+        (added, same, "opened with"),
+        (respaced, same, "opened with"),
+        (same, added, "answered"),
+    ] {
+        let on_the_way = middlebox_both(public, there, back).await;
+        let found = scene.visit(on_the_way.port()).await;
+        assert_eq!(
+            (found.outcome, found.finding),
+            (Outcome::Failed, "altered"),
+            "{}",
+            found.text
+        );
+        assert!(found.text.contains(word), "{}", found.text);
+        assert!(scene.status().proven_hints().is_empty());
+    }
+    let untouched = middlebox_both(public, same, same).await;
+    assert_eq!(scene.visit(untouched.port()).await.outcome, Outcome::Proven);
+
+    // Without a tub the opening is compared all the same.
+    let (address, _) = node().await;
+    let scene = Scene::with(vec![service(Protocol::Foolscap, NAME, address, "right")]).await;
+    let on_the_way = middlebox(scene.front.public, added).await;
+    let found = scene.visit(on_the_way.port()).await;
+    assert_eq!(found.finding, "altered", "{}", found.text);
 }
 
 #[tokio::test]
