@@ -6,6 +6,7 @@ pub mod hush;
 pub mod log;
 pub mod metrics;
 pub mod progress;
+pub mod score;
 pub mod status;
 pub mod stderr;
 pub mod traffic;

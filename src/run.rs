@@ -33,6 +33,7 @@ use crate::kite::Protocol;
 use crate::listen::Port;
 use crate::observe::board::Board;
 use crate::observe::progress::{self, Event};
+use crate::observe::score::Scores;
 use crate::observe::status::{self, Role, Status};
 use crate::observe::traffic::Speed;
 use crate::privilege::PrivilegeError;
@@ -245,7 +246,7 @@ impl Backend {
         let shutdown = shutdown.within(self.config.drain);
         // From here on: while Tor starts they would end this process else, and what they ask for comes after.
         let signals = shutdown::hangups().and_then(|hangups| Ok((hangups, shutdown::upgrades()?)));
-        let board = Board::default();
+        let board = Board::with_scores(Scores::open(&self.config.state_dir));
         board.turn_to(&self.config.services);
         tokio::select! {
             seen = check_origins(&self.config.services, &board) => seen?,

@@ -21,7 +21,7 @@ use crate::config::Service;
 use crate::dial::{DialError, Dialer, FrontendAddr, Goal};
 use crate::kite::Protocol;
 use crate::observe::arrivals::{Arrival, Imprint};
-use crate::observe::board::{Board, Probed, Score, kite_of};
+use crate::observe::board::{Board, Probed, Record, kite_of};
 use crate::observe::status::{Outcome, Way};
 use crate::random::jitter;
 use crate::sniff::TubId;
@@ -291,9 +291,10 @@ impl Witness {
             text: found.text,
             at: Instant::now(),
             took: began.elapsed(),
-            score: Score::default(),
+            record: Record::default(),
         };
         self.board.probed(visit.clone());
+        self.board.scores().keep().await;
         Some(visit)
     }
 

@@ -644,6 +644,22 @@ catalogue! {
         then: TriesAgain,
         example: "kite refused: http:bob.alice.example via plain://alice.example:80: the frontend gave no answer for it beside others that fly; an older program drops the tunnel if it refuses all of a question: compare name and secret with its operator",
     }
+    FrontendPoor = "KITE-F56" {
+        title: "a frontend does poorly",
+        cause: "Of the visits that the backend paid to its own kites through it, over half came nowhere; the later ones weigh more.",
+        subject: "the frontend, and its score",
+        remedy: "Look at the lines of the single visits before this one (KITE-F45), and ask the frontend's operator. `kite status` shows the score; visits go on, and it is said when it does well again.",
+        then: TriesAgain,
+        example: "alice.example:443 does poorly: its score is 33 of 100",
+    }
+    FrontendAstray = "KITE-F57" {
+        title: "a frontend leads visitors astray",
+        cause: "A visit that the backend paid to its own kite through it came to another key (KITE-F44), or what was said before TLS was changed on the way: the address was taken over, or a proxy there rewrites what passes.",
+        subject: "the frontend, the kites, and its score",
+        remedy: "Compare tub_id with the node's my_nodeid; ask the frontend's operator over another channel, or leave the frontend. `kite tahoe` shows no proven address meanwhile; a good visit of the same kite in the same way takes the mark away.",
+        then: TriesAgain,
+        example: "alice.example:443 leads visitors astray: to another key, or with changed bytes (foolscap:bob.alice.example); its score is 80 of 100",
+    }
 
     // ----------------------------------------------------------------- origin
     OriginDown = "KITE-B01" {
@@ -1159,5 +1175,13 @@ catalogue! {
         remedy: "Make a user (`useradd --system kite`), give it the state directory (`chown -R kite: DIR`), and add --user kite, or user = \"kite\"; or write user = \"root\" if it must be.",
         then: GoesOn,
         example: "this frontend goes on as root, without root's capabilities; add --user NAME, and give NAME the state directory /var/lib/kite",
+    }
+    ScoresLost = "KITE-C58" {
+        title: "the scores of frontends cannot be kept",
+        cause: "The file that they are kept in is damaged, or cannot be read or written: a full disk, wrong permissions, a crash of the machine.",
+        subject: "`backend-scores` in the state directory",
+        remedy: "Nothing, if it was damaged: it begins anew. Else check the disk's free space and the directory's permissions.",
+        then: GoesOn,
+        example: "/var/lib/kite/backend-scores: it is torn, damaged, or of another version; the frontends' scores begin anew",
     }
 }

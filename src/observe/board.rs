@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::arrivals::{Arrivals, Look};
+use super::score::{Scores, Verdict};
 use super::status::{Outcome, Way};
 use super::traffic::{Count, Ledger, Of};
 use crate::config::Service;
@@ -23,6 +24,7 @@ pub struct Board {
     pinned: Arc<Mutex<Pinned>>,
     ledger: Ledger,
     arrivals: Arrivals,
+    scores: Scores,
     news: Arc<Notify>,
 }
 
@@ -74,12 +76,25 @@ pub struct Probed {
     /// How long it took.
     pub took: Duration,
     /// What came of this one and those before.
-    pub score: Score,
+    pub record: Record,
+}
+
+impl Probed {
+    /// What it says of its frontend: nothing, if it was not paid, or if what is behind the kite is to blame.
+    fn verdict(&self, is_unfit: bool) -> Option<Verdict> {
+        match (self.outcome, self.finding) {
+            (Outcome::Proven, _) => Some(Verdict::Good),
+            (Outcome::Reached | Outcome::NotProbed, _) => None,
+            (Outcome::Failed, "other-node" | "altered") => Some(Verdict::Astray),
+            (Outcome::Failed, "not-up") if is_unfit => None,
+            (Outcome::Failed, _) => Some(Verdict::NoWay),
+        }
+    }
 }
 
 /// What came of the visits to one kite through one frontend, since the start. Those that could not be paid do not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Score {
+pub struct Record {
     /// How many were paid.
     pub visits: u64,
     /// How many proved the way.
@@ -88,7 +103,7 @@ pub struct Score {
     pub last_proven: Option<Instant>,
 }
 
-impl Score {
+impl Record {
     fn with(mut self, visit: &Probed) -> Self {
         match visit.outcome {
             Outcome::NotProbed => return self,
@@ -172,6 +187,19 @@ pub struct View {
 }
 
 impl Board {
+    /// A board whose frontends' scores are these.
+    pub fn with_scores(scores: Scores) -> Self {
+        Self {
+            scores,
+            ..Self::default()
+        }
+    }
+
+    /// How the frontends do.
+    pub fn scores(&self) -> &Scores {
+        &self.scores
+    }
+
     /// A place for one tunnel.
     pub fn slot(&self, frontend: &str, lane: Lane) -> Slot {
         let entries = &mut self.lock().entries;
@@ -266,6 +294,12 @@ impl Board {
     /// A visit is over. It takes the place of the one before.
     pub fn probed(&self, visit: Probed) {
         let pinned = &mut *self.lock();
+        let fit = ["speaks foolscap", "unknown"];
+        let is_unfit = |o: &Origin| o.kite == visit.kite && !fit.contains(&o.state);
+        let is_unfit = pinned.origins.iter().any(is_unfit);
+        if let (Some(at), Some(verdict)) = (&visit.frontend, visit.verdict(is_unfit)) {
+            self.scores.take(at, &visit.kite, visit.way, verdict);
+        }
         if visit.way == Way::Name {
             let before = |p: &Probed| (&p.kite, &p.to) == (&visit.kite, &visit.to);
             put(&mut pinned.names, before, visit.clone());
@@ -411,12 +445,12 @@ impl Tally {
 fn put(visits: &mut Vec<Probed>, before: impl Fn(&Probed) -> bool, visit: Probed) {
     match visits.iter_mut().find(|p| before(p)) {
         Some(old) => {
-            let score = old.score.with(&visit);
-            *old = Probed { score, ..visit };
+            let record = old.record.with(&visit);
+            *old = Probed { record, ..visit };
         }
         None => {
-            let score = Score::default().with(&visit);
-            visits.push(Probed { score, ..visit });
+            let record = Record::default().with(&visit);
+            visits.push(Probed { record, ..visit });
         }
     }
 }

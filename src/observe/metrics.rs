@@ -416,6 +416,27 @@ impl Book {
             }),
         );
         self.probes(status);
+        self.scores(status);
+    }
+
+    fn scores(&mut self, status: &Status) {
+        let scored = || {
+            let frontends = status.frontends.iter();
+            frontends
+                .filter_map(|f| Some((vec![("frontend", f.address.clone())], f.score.as_ref()?)))
+        };
+        self.gauge(
+            "frontend_score",
+            None,
+            "The part of a backend's visits through a frontend that were good, of 1, the later ones weighing more",
+            scored().map(|(labels, score)| (labels, f64::from(score.points) / 100.0)),
+        );
+        self.gauge(
+            "frontend_astray",
+            None,
+            "Kites whose visitors a frontend leads to another key, or with changed bytes",
+            scored().map(|(labels, score)| (labels, score.astray.len() as f64)),
+        );
     }
 
     fn probes(&mut self, status: &Status) {

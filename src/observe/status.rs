@@ -14,6 +14,7 @@ mod text;
 
 pub use self::text::{Age, Size};
 use super::board::{self, Board, View};
+use super::score::{self, Standing};
 use super::traffic::{Ledger, Of, Speed, Sum};
 use crate::backend::Plan;
 use crate::fleet;
@@ -228,6 +229,23 @@ pub struct Frontend {
     pub last_error: Option<String>,
     /// Its visitors.
     pub traffic: Traffic,
+    /// How well it has done its part, as this backend's own visitors saw it in the last 30 days, those before the start
+    /// included; nothing if there were none.
+    #[serde(default)]
+    pub score: Option<Score>,
+}
+
+/// How well a frontend does its part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Score {
+    /// In a word: `good`, `poor`, or `astray`, if a way through it led to another key, or bytes were changed there.
+    pub standing: Standing,
+    /// The part of the visits that were good, of 100; each weighs half after 3 days.
+    pub points: u8,
+    /// Since the last one.
+    pub ago: u64,
+    /// The kites that go astray.
+    pub astray: Vec<String>,
 }
 
 /// A kite.
@@ -477,11 +495,16 @@ impl Status {
                 }
             })
             .collect();
-        let frontends = Frontend::all(&tunnels, |address| {
+        let mut frontends = Frontend::all(&tunnels, |address| {
             sum(&sums, |of| {
                 of.tunnel.as_ref().is_some_and(|(at, _)| at == address)
             })
         });
+        for frontend in &mut frontends {
+            let at = &frontend.address;
+            let flown = |kite: &str| plan.places_of(kite).contains(at);
+            frontend.score = board.scores().of(at, flown).map(Into::into);
+        }
         Self {
             traffic: sum(&sums, |_| true),
             speed: speed.now(),
@@ -557,6 +580,14 @@ impl Kite {
     }
 }
 
+impl Frontend {
+    /// A way through it led to another key, or bytes were changed there, and nothing has shown since that this is over.
+    pub fn is_astray(&self) -> bool {
+        let standing = self.score.as_ref().map(|score| score.standing);
+        standing == Some(Standing::Astray)
+    }
+}
+
 impl Probe {
     /// What it found, in a word or two.
     pub fn word(&self) -> &'static str {
@@ -606,6 +637,7 @@ impl Frontend {
                     retry_in: tunnel.retry_in,
                     last_error: tunnel.last_error.clone(),
                     traffic: traffic(&tunnel.frontend),
+                    score: None,
                 });
                 continue;
             };
@@ -649,6 +681,17 @@ impl From<board::Origin> for Origin {
     }
 }
 
+impl From<score::Score> for Score {
+    fn from(score: score::Score) -> Self {
+        Self {
+            standing: score.standing,
+            points: score.points,
+            ago: score.ago.as_secs(),
+            astray: score.astray,
+        }
+    }
+}
+
 impl From<&board::Probed> for Probe {
     fn from(probed: &board::Probed) -> Self {
         Self {
@@ -660,9 +703,9 @@ impl From<&board::Probed> for Probe {
             text: probed.text.clone(),
             ago: ago(probed.at),
             took_ms: Some(milliseconds(probed.took)),
-            visits: probed.score.visits,
-            proven: probed.score.proven,
-            proven_ago: probed.score.last_proven.map(ago),
+            visits: probed.record.visits,
+            proven: probed.record.proven,
+            proven_ago: probed.record.last_proven.map(ago),
         }
     }
 }

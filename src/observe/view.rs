@@ -296,6 +296,16 @@ impl View {
                 Cell::from(f.traffic.open.to_string()),
                 Cell::from(Size(f.traffic.from_visitors).to_string()),
                 Cell::from(Size(f.traffic.to_visitors).to_string()),
+                Cell::from(
+                    f.score
+                        .as_ref()
+                        .map_or_else(String::new, |s| s.points.to_string()),
+                )
+                .style(if f.is_astray() {
+                    self.bad()
+                } else {
+                    Style::new()
+                }),
                 Cell::from(next),
             ])
         };
@@ -306,10 +316,13 @@ impl View {
             Constraint::Length(5),
             Constraint::Length(9),
             Constraint::Length(9),
+            Constraint::Length(5),
             Constraint::Fill(1),
         ];
-        let head =
-            Row::new(["frontend", "state", "tunnels", "here", "from", "to", ""]).style(self.bold());
+        let head = [
+            "frontend", "state", "tunnels", "here", "from", "to", "score", "",
+        ];
+        let head = Row::new(head).style(self.bold());
         let table = Table::new(status.frontends.iter().map(row), widths)
             .header(head)
             .block(Block::bordered().title("through whom"));
@@ -461,6 +474,7 @@ mod tests {
                 retry_in: Some(7),
                 last_error: Some("it refused the connection".to_owned()),
                 traffic: traffic.clone(),
+                score: None,
             }],
             kites: vec![Kite {
                 kite: "foolscap:bob.alice.example".to_owned(),

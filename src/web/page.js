@@ -193,17 +193,25 @@ function peers(status) {
     return;
   }
   table(node, "Each frontend, and how this backend is connected to it",
-    ["Frontend", "State", "Tunnels", "Round trip", "Next try", "Last trouble"],
+    ["Frontend", "State", "Tunnels", "Score", "Round trip", "Next try", "Last trouble"],
     status.frontends.map((f) => {
       const [kind, words] = STATES[f.state] || ["warn", f.state];
       const trips = status.tunnels.filter((t) => t.frontend === f.address && t.round_trip_ms !== null)
         .map((t) => t.round_trip_ms);
       return [
-        short(f.address), mark(kind, words), f.up + " of " + f.tunnels,
+        short(f.address), mark(kind, words), f.up + " of " + f.tunnels, score(f),
         trips.length ? Math.min(...trips) + " ms" : "not measured",
         f.retry_in === null ? "—" : "in " + time(f.retry_in), f.last_error || "none",
       ];
     }));
+}
+
+// How a frontend did of late, as the backend's own visits saw it.
+function score(frontend) {
+  if (!frontend.score) return "not visited";
+  const { standing, points } = frontend.score;
+  if (standing === "astray") return mark("bad", "leads astray, " + points);
+  return standing === "poor" ? mark("warn", "poor, " + points) : mark("good", String(points));
 }
 
 // What became of the visits that a backend pays to its own kite, from outside.

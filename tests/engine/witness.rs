@@ -10,6 +10,7 @@ use kite::config::{Frontend as To, Service};
 use kite::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane};
 use kite::kite::Protocol;
 use kite::observe::board::{Board, Probed};
+use kite::observe::score::{Scores, Standing};
 use kite::observe::status::{Outcome, Status, Way};
 use kite::observe::traffic::Speed;
 use kite::shutdown::{self, Trigger};
@@ -119,9 +120,13 @@ struct Scene {
 
 impl Scene {
     async fn with(services: Vec<Service>) -> Self {
+        Self::on(Board::default(), services).await
+    }
+
+    async fn on(board: Board, services: Vec<Service>) -> Self {
         let protocols: Vec<_> = services.iter().map(|s| s.protocol).collect();
         let front = frontend(&protocols);
-        let (board, number) = (Board::default(), services.len());
+        let number = services.len();
         let plan = Plan {
             frontends: vec![To {
                 address: front.address.parse().unwrap(),
@@ -325,6 +330,74 @@ async fn a_header_more_is_told_in_both_directions() {
     let on_the_way = middlebox(scene.front.public, added).await;
     let found = scene.visit(on_the_way.port()).await;
     assert_eq!(found.finding, "altered", "{}", found.text);
+}
+
+#[tokio::test]
+async fn who_leads_astray_is_marked_over_a_restart_and_until_a_good_visit() {
+    let dir = tempfile::tempdir().unwrap();
+    let scores = || Scores::open(dir.path());
+    let (address, tub) = node().await;
+    let own = Service {
+        tub: Some(tub),
+        ..service(Protocol::Foolscap, NAME, address, "right")
+    };
+    let scene = Scene::on(Board::with_scores(scores()), vec![own]).await;
+    let public = scene.front.public;
+    let score = || scene.status().frontends[0].score.clone();
+    assert_eq!(score(), None);
+    scene.visit(public.port()).await;
+    assert_eq!(score().unwrap().standing, Standing::Good);
+    assert!(scene.status().to_string().contains("scores 100 of 100"));
+
+    let rewriting = middlebox(public, |text| {
+        text.replacen("\r\n\r\n", "\r\nForwarded: for=192.0.2.1\r\n\r\n", 1)
+    });
+    let rewriting = rewriting.await.port();
+    let (thief, _) = node().await;
+    // Let go at once: nobody listens there.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr();
+    let closed = closed.unwrap().port();
+    let kite = format!("foolscap:{NAME}");
+    for astray in [rewriting, thief.port()] {
+        // What comes nowhere after it does not say that it is over.
+        for port in [astray, closed] {
+            scene.visit(port).await;
+            let now = score().unwrap();
+            assert_eq!(
+                (now.standing, &now.astray[..]),
+                (Standing::Astray, &[kite.clone()][..])
+            );
+        }
+        let kept = scores().of(&scene.front.address, |_| true).unwrap();
+        assert_eq!(kept.standing, Standing::Astray, "after a restart");
+        let screen = scene.status().screen();
+        assert!(screen.contains("ASTRAY"), "{screen}");
+        scene.visit(public.port()).await;
+        assert_ne!(score().unwrap().standing, Standing::Astray);
+        assert_eq!(scene.status().proven_hints().len(), 1);
+    }
+    let kept = scores().of(&scene.front.address, |_| true).unwrap();
+    assert_eq!((kept.standing, kept.points), (Standing::Poor, 43), "3 of 7");
+    for _ in 0..9 {
+        scene.visit(public.port()).await;
+    }
+    assert_eq!(score().unwrap().standing, Standing::Good);
+}
+
+/// Its own tunnel's node is down: that is not the frontend's fault.
+#[tokio::test]
+async fn an_origin_that_is_down_spoils_no_frontends_score() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr();
+    let closed = closed.unwrap();
+    let (_, tub) = node().await;
+    let own = Service {
+        tub: Some(tub),
+        ..service(Protocol::Foolscap, NAME, closed, "right")
+    };
+    let scene = Scene::with(vec![own]).await;
+    let found = scene.visit(scene.front.public.port()).await;
+    assert_eq!(found.finding, "not-up", "{}", found.text);
+    assert_eq!(scene.status().frontends[0].score, None);
 }
 
 #[tokio::test]
@@ -547,7 +620,7 @@ async fn what_cannot_be_visited_is_said_not_to_be() {
         "{}",
         visit.text
     );
-    assert_eq!(visit.score.visits, 0);
+    assert_eq!(visit.record.visits, 0);
     assert!(two.visits().is_empty());
 }
 

@@ -157,6 +157,27 @@ def test_status(scene, sup):
     assert "# tub.location is not proven" in other, other
 
 
+def test_scores_outlive_a_restart(scene):
+    """What the visits of one run found is known in the next, before its own; and a damaged file stops nobody."""
+    scene.start().wait_proven()
+    kept = pathlib.Path(scene.backend.state) / "backend-scores"
+    wait_until(kept.exists, 10, lambda: scene.backend.proc.tail())
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert f"{scene.frontend.pinned()} scores 100 of 100" in run("status", "--state-dir", scene.backend.state, status=0)
+    scene.backend.proc.stop()
+    scene.backend.probe = {"enabled": False}
+    scene.backend.write()
+    scene.start()
+    score = scene.backend.status()["frontends"][0]["score"]
+    assert (score["standing"], score["points"]) == ("good", 100)
+    assert scene.backend.status()["kites"][0]["probes"] == []
+    scene.backend.proc.stop()
+    kept.write_text(kept.read_text()[:-9])
+    scene.start()
+    scene.backend.proc.wait_log("KITE-C58", 10)
+    assert scene.backend.status()["frontends"][0]["score"] is None
+
+
 def test_watch(scene):
     scene.start().wait_proven()
     argv = [binary(), "status", "--watch", "--state-dir", str(scene.backend.state)]

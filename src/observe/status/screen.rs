@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Kite, Outcome, Status};
+use super::{Frontend, Kite, Outcome, Status};
 
 /// How a frontend proves itself, by its address.
 fn identity(address: &str) -> &'static str {
@@ -86,14 +86,20 @@ impl Visits {
 
 impl Status {
     /// The hints of `tub.location` that visits through every frontend have proven; empty unless each kite's have. Through Tor
-    /// a visit by the name must have, too; in direct mode nobody has looked where the name leads.
+    /// a visit by the name must have, too; in direct mode nobody has looked where the name leads. A frontend that leads
+    /// visitors astray proves nothing. Those of the frontend with the best score come first.
     pub fn proven_hints(&self) -> Vec<String> {
         let mut hints = Vec::new();
         for kite in self.kites.iter().filter(|k| k.is_foolscap()) {
             let everywhere = self.frontends.iter().all(|f| {
                 kite.flies_at.contains(&f.address) || !kite.wanted_at.contains(&f.address)
             });
-            let proven = kite.flies_at.iter().all(|at| kite.is_proven(at));
+            let astray = |at: &String| {
+                let mut here = self.frontends.iter().filter(|f| f.address == *at);
+                here.any(Frontend::is_astray)
+            };
+            let is_good = |at: &String| kite.is_proven(at) && !astray(at);
+            let proven = kite.flies_at.iter().all(is_good);
             let named = kite.by_name.iter().all(|p| p.outcome == Outcome::Proven);
             if kite.flies_at.is_empty() || !everywhere || !proven || !named {
                 return Vec::new();
@@ -103,6 +109,9 @@ impl Status {
                 true => &kite.probes,
                 false => &kite.by_name,
             };
+            let mut at: Vec<_> = at.iter().collect();
+            // The best first.
+            at.sort_by_key(|p| std::cmp::Reverse(p.frontend.as_ref().map(|at| self.points(at))));
             for (_, port) in at.iter().filter_map(|p| p.to.rsplit_once(':')) {
                 let hint = format!("tcp:{name}:{port}");
                 if !hints.contains(&hint) {
@@ -111,6 +120,12 @@ impl Status {
             }
         }
         hints
+    }
+
+    fn points(&self, frontend: &str) -> u8 {
+        let mut here = self.frontends.iter().filter(|f| f.address == frontend);
+        let score = here.next().and_then(|f| f.score.as_ref());
+        score.map_or(0, |score| score.points)
     }
 
     /// One screen that says whether the backend is hidden, reachable, by which name, through whom, and whether it is
@@ -177,6 +192,9 @@ impl Status {
                 frontend.state,
                 identity(&frontend.address)
             )?;
+            if let Some(score) = &frontend.score {
+                write!(out, ", scores {score}")?;
+            }
             match (frontend.up, &frontend.last_error) {
                 (0, Some(error)) => writeln!(out, "; {error}")?,
                 _ => writeln!(out)?,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Kite, Outcome, Probe, Role, Status, Traffic, Tunnel};
+use super::{Kite, Outcome, Probe, Role, Score, Status, Traffic, Tunnel};
+use crate::observe::score::Standing;
 
 /// Troubles that are shown. `--json` has all that are remembered.
 const SHOWN_TROUBLES: usize = 5;
@@ -68,6 +69,17 @@ impl Kite {
     }
 }
 
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of 100", self.points)?;
+        match self.standing {
+            Standing::Good => Ok(()),
+            Standing::Poor => write!(f, ", POOR"),
+            Standing::Astray => write!(f, ", leads ASTRAY: {}", self.astray.join(", ")),
+        }
+    }
+}
+
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (word, to, text) = (self.word(), &self.to, &self.text);
@@ -121,6 +133,12 @@ impl fmt::Display for Status {
         }
         for tunnel in &self.tunnels {
             write!(f, "{tunnel}")?;
+        }
+        for frontend in &self.frontends {
+            if let Some(score) = &frontend.score {
+                let (at, ago) = (&frontend.address, Age(score.ago));
+                writeln!(f, "{at} scores {score}; last visit {ago} ago")?;
+            }
         }
         for kite in &self.kites {
             write!(f, "{kite}")?;
