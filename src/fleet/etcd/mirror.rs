@@ -53,7 +53,12 @@ pub struct Mirror {
     until: Option<Instant>,
     /// Keys and values that could not be read.
     strange: u64,
+    /// What has changed, of a revision of which more follows. The end of a lease is only seen as a whole.
+    pending: Vec<Event>,
 }
+
+/// Changes that wait for the rest of their revision; more are taken as they come.
+pub const MAX_PENDING: usize = 256 * 1024;
 
 impl Mirror {
     /// Nothing is known yet.
@@ -67,6 +72,7 @@ impl Mirror {
             here: BTreeSet::new(),
             until: None,
             strange: 0,
+            pending: Vec::new(),
         }
     }
 
@@ -78,6 +84,8 @@ impl Mirror {
 
     /// It goes on from there. Whoever is awaited has the whole time again.
     pub fn resume(&mut self, now: Instant) {
+        // It comes again.
+        self.pending = Vec::new();
         self.until = self.until.map(|_| now + GATHER);
     }
 
@@ -88,6 +96,7 @@ impl Mirror {
 
     /// All is going to be read.
     pub fn begin(&mut self) -> Vec<Step> {
+        self.pending = Vec::new();
         self.place = None;
         self.here.clear();
         self.present.clear();
@@ -117,7 +126,11 @@ impl Mirror {
     pub fn events(&mut self, events: Vec<Event>, whole: Whole, now: Instant) -> Vec<Step> {
         let seen = self.place.as_ref().map_or(0, |(_, seen)| *seen);
         let new = |event: &Event| revision(event) > seen;
-        let events: Vec<Event> = events.into_iter().filter(new).collect();
+        self.pending.extend(events.into_iter().filter(new));
+        if whole == Whole::No && self.pending.len() <= MAX_PENDING {
+            return Vec::new();
+        }
+        let events = std::mem::take(&mut self.pending);
         if let (Whole::Yes, Some(last), Some((_, seen))) = (whole, events.last(), &mut self.place) {
             *seen = revision(last);
         }

@@ -392,3 +392,40 @@ proptest! {
         prop_assert_eq!(map, store.flies());
     }
 }
+
+#[test]
+fn a_lease_that_ends_in_pieces_ends_as_one() {
+    let (mut store, mut scene) = fleet_of_two();
+    let before = store.revision;
+    store.end("b");
+    let mut pieces: Vec<Vec<Event>> = store.since(before).into_iter().map(|e| vec![e]).collect();
+    // The kites first: whose they were is known by the last piece alone.
+    let is_member = |event: &Event| matches!(event, Event::Gone { key, .. } if matches!(KEYS().read(key), Some(Place::Member(_))));
+    pieces.sort_by_key(|piece| piece.iter().any(is_member));
+    let last = pieces.pop().expect("events");
+    assert!(!pieces.is_empty() && last.iter().any(is_member));
+    for piece in pieces {
+        let steps = scene.mirror.events(piece, Whole::No, scene.now);
+        scene.take(steps);
+    }
+    assert_eq!(scene.who("two.example"), ["b"], "more may follow");
+    scene.hear(last);
+    assert_eq!(scene.who("two.example"), ["b"], "it may be back soon");
+    scene.pass(GATHER * 2);
+    assert_eq!(scene.who("two.example"), [""; 0]);
+}
+
+#[test]
+fn so_many_changes_wait_for_the_rest() {
+    let (_, mut scene) = fleet_of_two();
+    let gone = |n: usize| Event::Gone {
+        key: format!("elsewhere/{n}").into(),
+        revision: 1_000_000,
+    };
+    scene
+        .mirror
+        .events((0..MAX_PENDING).map(gone).collect(), Whole::No, scene.now);
+    assert_eq!(scene.mirror.pending.len(), MAX_PENDING);
+    scene.mirror.events(vec![gone(0)], Whole::No, scene.now);
+    assert_eq!(scene.mirror.pending.len(), 0);
+}
