@@ -35,6 +35,9 @@ pub const MIN_SHARE: usize = 256 * 1024;
 /// From so many bytes on, streams are given small pieces to read into: little waits in each then.
 pub const TIGHT: usize = MAX_HELD / 2;
 
+/// Bytes of the blocks that all tunnels of a process read into. Beyond it each reads little at a time, and keeps no block.
+pub const MAX_READ_INTO: usize = 128 * 1024 * 1024;
+
 /// What all tunnels of a process hold.
 #[derive(Clone, Default)]
 pub struct Budget(Arc<Together>);
@@ -43,6 +46,7 @@ pub struct Budget(Arc<Together>);
 struct Together {
     held: AtomicUsize,
     tunnels: AtomicUsize,
+    read_into: AtomicUsize,
 }
 
 impl Budget {
@@ -55,6 +59,19 @@ impl Budget {
     pub fn share(&self) -> Share {
         self.0.tunnels.fetch_add(1, Ordering::Relaxed);
         Share {
+            budget: self.clone(),
+            own: 0,
+        }
+    }
+
+    /// Bytes of all blocks that are read into.
+    pub fn read_into(&self) -> usize {
+        self.0.read_into.load(Ordering::Relaxed)
+    }
+
+    /// One more tunnel reads.
+    pub fn reading(&self) -> Reading {
+        Reading {
             budget: self.clone(),
             own: 0,
         }
@@ -105,6 +122,33 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.change(self.own, 0);
         self.budget.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The blocks that one tunnel reads into, of [`MAX_READ_INTO`].
+pub struct Reading {
+    budget: Budget,
+    own: usize,
+}
+
+impl Reading {
+    /// So many bytes are this tunnel's blocks now.
+    pub fn is(&mut self, bytes: usize) {
+        let all = &self.budget.0.read_into;
+        all.fetch_add(bytes, Ordering::Relaxed);
+        all.fetch_sub(self.own, Ordering::Relaxed);
+        self.own = bytes;
+    }
+
+    /// There is no room for larger blocks.
+    pub fn is_full(&self) -> bool {
+        self.budget.read_into() >= MAX_READ_INTO
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.is(0);
     }
 }
 

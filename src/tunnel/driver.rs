@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::Sleep;
 
-use super::buffer::{MAX_SLICES, Outgoing};
+use super::buffer::{MAX_SLICES, Outgoing, Reading};
 use super::{Ended, Shared};
 
 /// Bytes asked of the socket at first; doubled up to [`READ_MAX`] while reads come full.
@@ -46,8 +46,12 @@ struct Driver<Io> {
     io: Io,
     /// Read, and not yet taken by the mux.
     inbound: BytesMut,
-    /// What was read into before.
-    blocks: Vec<BytesMut>,
+    /// What was read into before, and how long each is in all.
+    blocks: Vec<(BytesMut, usize)>,
+    /// How long is what is read into now.
+    block: usize,
+    /// Both, of what all tunnels may have.
+    reading: Reading,
     /// `inbound` may hold whole frames: the mux stopped early, or has not looked yet.
     backlog: bool,
     read_size: usize,
@@ -68,8 +72,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
         Self {
             io,
             backlog: !read_ahead.is_empty(),
+            block: read_ahead.capacity(),
             inbound: read_ahead,
             blocks: Vec::new(),
+            reading: shared.pool.budget().reading(),
             read_size: READ_MIN,
             small_reads: 0,
             out: Outgoing::default(),
@@ -178,6 +184,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
                 if self.inbound.is_empty() && self.read_size == READ_MIN {
                     self.inbound = BytesMut::new();
                     self.blocks = Vec::new();
+                    self.block = 0;
+                    self.reading.is(0);
                 }
                 Poll::Pending
             }
@@ -223,19 +231,31 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
             }
             return;
         }
+        if self.reading.is_full() {
+            self.read_size = READ_MIN;
+            self.blocks.clear();
+        }
         let room = self.read_size + held;
-        let free = self.blocks.iter_mut().position(|b| b.try_reclaim(room));
-        let mut block = match free {
+        let free = self
+            .blocks
+            .iter_mut()
+            .position(|(b, _)| b.try_reclaim(room));
+        let (mut block, length) = match free {
             Some(at) => self.blocks.swap_remove(at),
-            None => BytesMut::with_capacity(room),
+            None => (BytesMut::with_capacity(room), room),
         };
         block.extend_from_slice(&self.inbound);
         let mut last = std::mem::replace(&mut self.inbound, block);
         last.clear();
-        if self.blocks.len() == MAX_BLOCKS {
-            self.blocks.remove(0);
+        let last = (last, std::mem::replace(&mut self.block, length));
+        if !self.reading.is_full() {
+            if self.blocks.len() == MAX_BLOCKS {
+                self.blocks.remove(0);
+            }
+            self.blocks.push(last);
         }
-        self.blocks.push(last);
+        let kept: usize = self.blocks.iter().map(|(_, length)| length).sum();
+        self.reading.is(kept + self.block);
     }
 
     fn receive(&mut self) -> Poll<Result<(), Ended>> {
@@ -300,7 +320,7 @@ fn broke(error: std::io::Error) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::buffer::Pool;
+    use crate::tunnel::buffer::{MAX_READ_INTO, Pool};
     use crate::tunnel::mux::{Liveness, Settings, Side};
 
     #[tokio::test]
@@ -324,6 +344,40 @@ mod tests {
             (driver.blocks.len(), driver.read_size),
             (MAX_BLOCKS, READ_MAX)
         );
+    }
+
+    /// However many there are, and all of them busy.
+    #[tokio::test]
+    async fn what_all_tunnels_read_into_is_bounded() {
+        let pool = Pool::new();
+        let settings = Settings::agreed(Side::Frontend, None, Liveness::DEFAULT);
+        let mut hostile: Vec<_> = (0..200)
+            .map(|_| {
+                let shared = Arc::new(Shared::new(settings.clone(), pool.clone()));
+                // Nobody reads what it would be told.
+                let (io, peer) = tokio::io::duplex(1);
+                (Driver::new(io, BytesMut::new(), shared), peer)
+            })
+            .collect();
+        // One byte of each block waits in some stream for a while.
+        let (mut waiting, mut all) = (Vec::new(), 0);
+        for round in 0..3 * MAX_BLOCKS {
+            for (driver, _) in &mut hostile {
+                driver.make_room();
+                driver.fit_reads(driver.inbound.capacity());
+                driver.inbound.resize(1, 0);
+                waiting.push(driver.inbound.split().freeze());
+                all = all.max(pool.budget().read_into());
+            }
+            if round > MAX_BLOCKS {
+                waiting.drain(..hostile.len());
+            }
+        }
+        assert!(all >= MAX_READ_INTO, "it was not reached: {all}");
+        let most = MAX_READ_INTO + READ_MAX + READ_MIN + hostile.len() * 2 * READ_MIN;
+        assert!(all <= most, "{all} of {most}");
+        drop(hostile);
+        assert_eq!(pool.budget().read_into(), 0);
     }
 
     /// A peer that has always something to say, and takes everything.
