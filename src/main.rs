@@ -89,6 +89,7 @@ fn main() -> ExitCode {
     // What is still running in the background is not waited for.
     runtime.shutdown_background();
     stderr::finish();
+    progress::finish();
     code
 }
 

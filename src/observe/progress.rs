@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::board::View;
+use super::stderr::{LAST_LINES, Lines};
 use crate::code::Code;
 use crate::tor::Progress;
 
@@ -78,6 +79,8 @@ enum Line<'a> {
         code: Option<Code>,
         error: Option<&'a str>,
     },
+    /// Nobody read for a while.
+    Missing { lines: u64 },
     /// The last one of a kite that ends otherwise than as asked.
     Error { code: Code, text: String },
 }
@@ -176,9 +179,26 @@ impl Default for Display {
     }
 }
 
-/// A program that reads no more is no reason to end.
+/// Objects on their way: a program may read only until all is well, and a pipe that is full must not stop the kite.
+static OBJECTS: OnceLock<Option<Lines>> = OnceLock::new();
+
+/// A program that reads no more is no reason to end, or to wait.
 fn put(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    let line = format!("{text}\n");
+    let missing = |lines| serde_json::to_string(&Line::Missing { lines }).unwrap_or_default();
+    // The first is said by a role that runs, within its walls, or by one that ends.
+    let begin = || Lines::begin(Box::new(io::stdout()), missing).ok();
+    match OBJECTS.get_or_init(begin) {
+        Some(lines) => lines.say(line.as_bytes()),
+        None => drop(io::stdout().lock().write_all(line.as_bytes())),
+    }
+}
+
+/// Waits until all objects are written, for a while at most.
+pub fn finish() {
+    if let Some(Some(lines)) = OBJECTS.get() {
+        lines.finish(LAST_LINES);
+    }
 }
 
 /// Tells programs the last word of a kite that ends otherwise than as asked.
@@ -187,6 +207,7 @@ pub fn end(code: Code, text: String) {
         && let Ok(text) = serde_json::to_string(&Line::Error { code, text })
     {
         put(&text);
+        finish();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Standard error, for log lines that nobody may have to wait for: whoever reads it may have stopped, and a pipe or a terminal that is
 //! full would stop every thread that has something to say, and with them the kite. So one thread writes, and what it has no
-//! room for is counted and left out.
+//! room for is counted and left out. The objects of `--progress json` on standard output go the same way ([`super::progress`]).
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,9 @@ static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// From now on a thread writes. To be called when no more threads are needed outside of walls; until then who speaks writes.
 pub fn begin() {
-    if let Ok(lines) = Lines::begin(Box::new(Plain)) {
+    let missing =
+        |n| format!("kite: {n} log lines are not here: standard error was not read for a while");
+    if let Ok(lines) = Lines::begin(Box::new(Plain), missing) {
         let _ = LINES.set(lines);
     }
 }
@@ -67,23 +69,28 @@ enum Said {
 }
 
 /// Lines on their way.
-struct Lines {
+pub(super) struct Lines {
     queue: SyncSender<Said>,
     left_out: Arc<AtomicU64>,
 }
 
 impl Lines {
-    fn begin(mut to: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// A thread that writes there; `missing` is what it says of so many lines that were left out.
+    pub(super) fn begin(
+        mut to: Box<dyn Write + Send>,
+        missing: fn(u64) -> String,
+    ) -> io::Result<Self> {
         let (queue, said) = sync_channel(MAX_LINES);
         let left_out = Arc::new(AtomicU64::new(0));
         let counted = left_out.clone();
         std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_all(&said, &counted, &mut *to))?;
+            .spawn(move || write_all(&said, &counted, missing, &mut *to))?;
         Ok(Self { queue, left_out })
     }
 
-    fn say(&self, line: &[u8]) {
+    /// Has a line written, if there is room for it.
+    pub(super) fn say(&self, line: &[u8]) {
         let mut kept = line.get(..MAX_LINE).unwrap_or(line).to_vec();
         if kept.len() < line.len() {
             kept.extend_from_slice("…\n".as_bytes());
@@ -93,7 +100,8 @@ impl Lines {
         }
     }
 
-    fn finish(&self, patience: Duration) -> bool {
+    /// Waits until all is written that was said until now, or for so long; false if it is not.
+    pub(super) fn finish(&self, patience: Duration) -> bool {
         let (done, end) = sync_channel(1);
         let begun = std::time::Instant::now();
         let mut word = Said::End(done);
@@ -118,7 +126,12 @@ impl Lines {
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Writes what is said for as long as somebody can say something. Nothing can be done about what cannot be written.
-fn write_all(said: &Receiver<Said>, left_out: &AtomicU64, to: &mut dyn Write) {
+fn write_all(
+    said: &Receiver<Said>,
+    left_out: &AtomicU64,
+    missing: fn(u64) -> String,
+    to: &mut dyn Write,
+) {
     while let Ok(said) = said.recv() {
         match said {
             Said::Line(line) => {
@@ -131,10 +144,7 @@ fn write_all(said: &Receiver<Said>, left_out: &AtomicU64, to: &mut dyn Write) {
         match left_out.swap(0, Ordering::Relaxed) {
             0 => {}
             n => {
-                let _ = writeln!(
-                    to,
-                    "kite: {n} log lines are not here: standard error was not read for a while"
-                );
+                let _ = writeln!(to, "{}", missing(n));
             }
         }
     }
@@ -146,7 +156,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn lines(to: UnixStream) -> Lines {
-        Lines::begin(Box::new(to)).expect("a thread")
+        Lines::begin(Box::new(to), |n| format!("kite: {n} lines")).expect("a thread")
     }
 
     #[test]

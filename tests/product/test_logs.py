@@ -184,6 +184,33 @@ def test_a_log_that_nobody_reads_stops_nothing(kite, sup):
             proc.wait()
 
 
+def test_progress_that_nobody_reads_stops_nothing(kite, sup):
+    """A program wants to know only that all is well.  Its pipe is full, and yet the kite flies, and ends in order."""
+    ip = new_address()
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", "web.bob.example", web.address)
+        frontend = Frontend(sup, "frontend", ip, [service]).start()
+        backend = Backend(sup, "backend", [frontend.pinned()], [service]).start()
+        backend.wait_up(service, ip)
+        backend.stop()
+        end, say = os.pipe()
+        room = fcntl.fcntl(say, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(say, b"x" * (room - 1) + b"\n")
+        since = frontend.proc.mark()
+        proc = subprocess.Popen([binary(), "--progress", "json", "backend", *map(str, backend.flags())], stdout=say, env={**os.environ})
+        os.close(say)
+        try:
+            frontend.wait_up(service, since)
+            Visitor(frontend.visitors, service.name).download(1, 1_000_000)
+            # It stops, though nobody reads.
+            proc.send_signal(signal.SIGTERM)
+            assert proc.wait(20) == 0
+        finally:
+            proc.kill()
+            proc.wait()
+            os.close(end)
+
+
 def full(pipe, room):
     """A pipe has all that it can hold, or as good as."""
     waiting = array.array("i", [0])
