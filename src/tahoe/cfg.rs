@@ -258,7 +258,8 @@ fn apply_one(text: &str, change: &Change) -> Result<String, CfgError> {
         return Ok(lines.concat());
     }
     if let Some(last) = lines.last_mut().filter(|l| !l.ends_with('\n')) {
-        last.push_str(end);
+        // Half of a line's end may be there.
+        last.push_str(if last.ends_with('\r') { "\n" } else { end });
     }
     match cfg.end(section) {
         Some((at, like)) => {

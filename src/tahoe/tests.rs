@@ -723,3 +723,13 @@ fn the_tub_that_a_kite_names_is_the_nodes() {
     assert!(at_home(tub("a"), &named) && at_home(None, &named) && at_home(tub("b"), &kite()));
     assert!(!at_home(tub("b"), &named));
 }
+
+#[test]
+fn a_file_may_end_with_half_of_a_lines_end() {
+    let change = [Change::set("node", "nickname", "bob")];
+    for text in ["[node]\r\n\r", "\r\n\r", "[node]\nx = 1\r"] {
+        let changed = apply(text, &change).unwrap();
+        let read = Cfg::parse(&changed).unwrap();
+        assert_eq!(read.value("node", "nickname"), Some("bob"), "{changed:?}");
+    }
+}
