@@ -1,5 +1,6 @@
 """From nothing to a working kite: the questions of a first run on a real terminal, and invitations."""
 
+import base64
 import configparser
 import functools
 import http.server
@@ -274,6 +275,19 @@ def test_invitations(kite, sup, tmp_path):
         for name in "web.bob.example", "rest.bob.example":
             backend.wait_log(f"kite up: http:{name}", 15)
             Visitor(frontend.visitors, name).download(1, 1000)
+
+        # Each kite has a secret of its own, which stands in the backend's file and in the frontend's book, and nowhere else.
+        texts = [path.read_text().strip() for path in conf.glob("*.secret")]
+        assert len(set(texts)) == 2
+        said = [json.dumps(frontend.status()), *frontend.manage("list", "--json"), backend.text(), frontend.proc.text()]
+        for text in texts:
+            forms = text.encode(), text.encode().hex().encode(), base64.b64encode(text.encode()), base64.urlsafe_b64encode(text.encode())
+            holders = {path.name for path in tmp_path.rglob("*")
+                       if path.is_file() and any(form.rstrip(b"=") in path.read_bytes() for form in forms)}
+            assert {name.split("-")[0] for name in holders} <= {"kites.redb", "web.bob.example", "rest.bob.example"}, holders
+            assert "kites.redb" in holders and not any(text in words for words in said)
+            for proc in backend, frontend.proc:
+                assert text.encode() not in pathlib.Path(f"/proc/{proc.popen.pid}/cmdline").read_bytes()
 
         # The same again is answered as before; with another secret it is refused, and changes nothing.
         again = tmp_path / "again"
