@@ -369,6 +369,7 @@ fn carries(protocol: Protocol, wire: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::Grant;
+    use crate::frontend::authority::{Authority, Source};
     use crate::frontend::limits::Limits;
     use crate::kite::Secret;
     use crate::wire::KiteId;
@@ -488,16 +489,24 @@ mod tests {
     async fn guesses_that_an_authority_is_asked_about_all_at_once_are_no_more_than_others() {
         let dir = tempfile::tempdir().expect("a directory");
         // It waits with its word on bob until carol's have all been answered.
-        let authorities = Authorities::told_by(
-            &dir,
-            r#"cd "$(dirname "$0")"
-               case "$*" in
-               *carol*) echo >>answered ;;
-               *) until [ "$(wc -l <answered)" = 10 ]; do sleep 0.05; done; sleep 0.3 ;;
-               esac
-               echo '{"secret": "right"}'"#,
-            11,
-        );
+        let program = dir.path().join("program");
+        let script = r#"#!/bin/sh
+            cd "$(dirname "$0")"
+            case "$*" in
+            *carol*) echo >>answered ;;
+            *) until [ "$(wc -l <answered)" = 10 ]; do sleep 0.05; done; sleep 0.3 ;;
+            esac
+            echo '{"secret": "right"}'"#;
+        std::fs::write(&program, script).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&program, mode).expect("chmod");
+        let authorities = Authorities::new(vec![Authority {
+            domain: "alice.example".parse().ok(),
+            source: Source::Program(program),
+            protocols: [Protocol::Http].into(),
+            parallel: 11,
+            limits: Limits::default(),
+        }]);
         let accounts = Arc::new(Accounts::of(Vec::new()));
         let judge = Judge::new(accounts, authorities, vec![80], Policy::Any);
         let lines = |guess: &'static [u8]| {

@@ -398,30 +398,23 @@ impl Word {
 }
 
 #[cfg(test)]
-impl Authorities {
-    /// Those of one program, which is this script.
-    pub(super) fn told_by(dir: &tempfile::TempDir, script: &str, parallel: usize) -> Self {
-        use std::os::unix::fs::PermissionsExt;
+mod tests {
+    use super::*;
+    use crate::frontend::account::now_unix;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Authorities with one program, which is this script.
+    fn program(dir: &tempfile::TempDir, script: &str, parallel: usize) -> Authorities {
         let path = dir.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
-        Self::new(vec![Authority {
-            domain: "alice.example".parse().ok(),
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("chmod");
+        Authorities::new(vec![Authority {
+            domain: Some("alice.example".parse().expect("a name")),
             source: Source::Program(path),
             protocols: [Protocol::Http].into(),
             parallel,
             limits: Limits::default(),
         }])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frontend::account::now_unix;
-
-    fn program(dir: &tempfile::TempDir, script: &str, parallel: usize) -> Authorities {
-        Authorities::told_by(dir, script, parallel)
     }
 
     fn line() -> ServiceLine {
