@@ -513,21 +513,28 @@ impl Handle {
                 kites::Order::Block { name } => name.parse::<KiteName>().ok(),
                 _ => None,
             };
-            let covers =
-                |name: &KiteName, host: &str| host.parse().is_ok_and(|host| name.covers(&host));
-            let flew = blocked.as_ref().map_or(0, |name| {
-                let flying = shared.registry.flying();
-                flying.iter().filter(|(_, host)| covers(name, host)).count()
-            });
+            let flying = shared.registry.flying();
+            let hosts = || {
+                flying
+                    .iter()
+                    .filter_map(|(_, host)| host.parse::<KiteName>().ok())
+            };
+            let flew = |name: &KiteName| kites::Answer::Grounded {
+                down: hosts().filter(|host| name.covers(host)).count(),
+                above: hosts()
+                    .filter(|host| host != name && host.covers(name))
+                    .count(),
+            };
+            let flew = blocked.as_ref().map(flew);
             let mut answer = order.carry_out(&shared.accounts);
             if let kites::Answer::All(all) = &mut answer {
                 let (now, seen) = shared.registry.names();
                 Listed::fly(all, &now, &seen);
             }
             shared.revoke();
-            if let (kites::Answer::Done, Some(name)) = (&answer, blocked) {
+            if let (kites::Answer::Done, Some(name), Some(flew)) = (&answer, blocked, flew) {
                 shared.registry.cut_above(&name);
-                answer = kites::Answer::Grounded(flew);
+                answer = flew;
             }
             answer
         });

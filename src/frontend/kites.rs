@@ -74,8 +74,13 @@ pub enum Order {
 pub enum Answer {
     /// It is done, and written down.
     Done,
-    /// It is done, and so many kites came down by it.
-    Grounded(usize),
+    /// A name is blocked.
+    Grounded {
+        /// So many kites came down.
+        down: usize,
+        /// So many fly on without it, of which it was one of many names.
+        above: usize,
+    },
     /// All kites.
     All(Vec<Listed>),
     /// All names that are blocked.
@@ -288,15 +293,15 @@ pub async fn run(
         KitesCommand::List { .. } => (Order::List, None),
     };
     let (answer, by) = order.place(&state_dir).await?;
-    let mut flew = 0;
+    let mut flew = (0, 0);
     let all = match answer {
         Answer::All(all) => all,
         Answer::Blocked(all) => {
             say_blocked(&args.command, &all, out, aside)?;
             Vec::new()
         }
-        Answer::Grounded(kites) => {
-            flew = kites;
+        Answer::Grounded { down, above } => {
+            flew = (down, above);
             Vec::new()
         }
         Answer::Done | Answer::Invitations(_) | Answer::Refused(_) => Vec::new(),
@@ -337,12 +342,16 @@ pub async fn run(
             )?;
             match (by, flew) {
                 (By::Book, _) => {}
-                (By::Frontend, 0) => writeln!(
+                (By::Frontend, (0, 0)) => writeln!(
                     aside,
                     "nothing of that name flew here; if something should have, compare with `kite status`"
                 )?,
-                (By::Frontend, 1) => writeln!(aside, "one kite came down")?,
-                (By::Frontend, flew) => writeln!(aside, "{flew} kites came down")?,
+                (By::Frontend, (0, _)) => writeln!(
+                    aside,
+                    "the kite of many names that flew it flies on without it"
+                )?,
+                (By::Frontend, (1, _)) => writeln!(aside, "one kite came down")?,
+                (By::Frontend, (down, _)) => writeln!(aside, "{down} kites came down")?,
             }
         }
         (_, Order::Unblock { name }) => {
