@@ -6,6 +6,7 @@ docs/limits.md.
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import time
@@ -112,8 +113,8 @@ def test_origins_that_misbehave(kite, sup):
         assert backend.tunnels() == ["up"] and "lost after" not in backend.proc.text()
 
 
-class SmallDisk(Frontend):
-    """Its state is on a disk of its own, of a megabyte or so."""
+class OnSmallDisk:
+    """A role whose state is on a disk of its own, of a megabyte or so."""
 
     MOUNT = 'mount -t tmpfs -o size=3m,mode=700 small "$1" && cp -a "$2"/. "$1" && shift 2 && exec "$@"'
 
@@ -134,6 +135,8 @@ class SmallDisk(Frontend):
             while f.write(bytes(4096)):
                 pass
 
+
+class SmallDisk(OnSmallDisk, Frontend):
     def manage_inside(self, *args):
         asked = self.sup.spawn("manage", ["nsenter", "--target", self.proc.pid, "--mount", binary(), "frontend", "kites", *args,
                                           "--config", self.file], log=self.dir / "manage-log")
@@ -165,6 +168,34 @@ def test_a_full_disk(kite, sup):
         assert all(f"{name}.b.example" in kites for name in ("early", "late", *(f"k{n}" for n in range(added))))
         Visitor(frontend.visitors, mine.name).download(2, 100_000)
         frontend.stop()
+
+
+class SmallBackend(OnSmallDisk, Backend):
+    pass
+
+
+def test_a_full_disk_at_the_backend(kite, sup):
+    """From the start on: kites fly, visitors are served, it answers, takes another configuration and ends in order. (In
+    direct mode: what Arti does without room for its state is Arti's.)"""
+    ip = new_address()
+    with HttpOrigin(Island()) as web:
+        mine, more = Kite("http", "web.b.example", web.address), Kite("http", "more.b.example", web.address)
+        frontend = Frontend(sup, "frontend", ip, [mine, more]).start()
+        backend = SmallBackend(sup, "backend", [frontend.pinned()], [mine])
+        page = '[web]\nlisten = "127.0.0.1:0"\n'
+        backend.file.write_text(backend.file.read_text() + page)
+        backend.start()
+        backend.proc.wait_log("Tor is off", READY_S)
+        backend.fill()
+        backend.wait_up(mine, ip)
+        Visitor(frontend.visitors, mine.name).download(1, 300_000)
+        backend.kites = [mine, more]
+        backend.write()
+        backend.file.write_text(backend.file.read_text() + page)
+        os.kill(backend.proc.pid, signal.SIGHUP)
+        backend.wait_up(more, ip)
+        Visitor(frontend.visitors, more.name).download(2, 300_000)
+        backend.stop()
 
 
 def damage(path, how):
