@@ -77,10 +77,20 @@ def test_a_fleet_and_its_etcd(kite, sup, machine):
             c.wait_book("frozen")
             Backend(sup, "three", [c.pinned()], [late]).start().wait_up(late, c.ip)
             assert reached(c, late) and not reached(a, late)
+            # Who starts meanwhile serves what flies there, knows of nobody else, and is one of them when etcd is back.
+            d = Member(sup, "fe-d", machine(), kites, etcd, more=login).start()
+            d.proc.wait_log("KITE-F48", SOON_S)
+            own = Backend(sup, "four", [d.pinned()], [late]).start()
+            own.wait_up(late, d.ip)
+            assert reached(d, late) and not reached(d, solo)
+            own.stop()
             more()
             etcd.start()
             wait_reached(fleet, late)
             c.wait_book("fresh")
+            wait_reached([d], solo)
+            d.wait_book("fresh")
+            d.stop()
 
         # etcd is wiped: nobody is forgotten meanwhile.
         with visited(fleet, kites) as more:
