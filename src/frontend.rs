@@ -513,28 +513,22 @@ impl Handle {
                 kites::Order::Block { name } => name.parse::<KiteName>().ok(),
                 _ => None,
             };
-            let flying = shared.registry.flying();
-            let hosts = || {
+            let down = |name: &KiteName| {
+                let flying = shared.registry.flying().into_iter();
                 flying
-                    .iter()
-                    .filter_map(|(_, host)| host.parse::<KiteName>().ok())
+                    .filter(|(_, host)| host.parse().is_ok_and(|host| name.covers(&host)))
+                    .count()
             };
-            let flew = |name: &KiteName| kites::Answer::Grounded {
-                down: hosts().filter(|host| name.covers(host)).count(),
-                above: hosts()
-                    .filter(|host| host != name && host.covers(name))
-                    .count(),
-            };
-            let flew = blocked.as_ref().map(flew);
+            let down = blocked.as_ref().map(down);
             let mut answer = order.carry_out(&shared.accounts);
             if let kites::Answer::All(all) = &mut answer {
                 let (now, seen) = shared.registry.names();
                 Listed::fly(all, &now, &seen);
             }
             shared.revoke();
-            if let (kites::Answer::Done, Some(name), Some(flew)) = (&answer, blocked, flew) {
-                shared.registry.cut_above(&name);
-                answer = flew;
+            if let (kites::Answer::Done, Some(name), Some(down)) = (&answer, blocked, down) {
+                let above = shared.registry.cut_above(&name);
+                answer = kites::Answer::Grounded { down, above };
             }
             answer
         });

@@ -14,7 +14,7 @@ use super::probe::{self, Seen, WEB_REMEDY};
 use crate::cli::{BackendArgs, JoinArgs};
 use crate::code::{Code, Coded};
 use crate::config::draft::{BackendDraft, Way};
-use crate::config::{self, BackendConfig, ConfigError, places};
+use crate::config::{self, BackendConfig, ConfigError, Service, places};
 use crate::dial::{DialError, Dialer, EgressArgs, FrontendAddr, Lane, OriginAddr};
 use crate::invitation::{Invitation, InvitationError, MAX_LINE, new_secret};
 use crate::kite::{KiteName, Protocol, Secret};
@@ -502,9 +502,9 @@ impl Begun {
             config,
             way_out,
         } = self;
-        if let Some(origin) = web_interface(&config).await {
+        if join.leads_to_web(&config).await {
             secret.forget();
-            return Err(JoinError::IsWeb(origin));
+            return Err(JoinError::IsWeb(join.origin));
         }
         let exchange = join.exchange(way_out, &secret.secret, progress);
         let exchanged = tokio::select! {
@@ -540,6 +540,18 @@ impl Begun {
 }
 
 impl Join {
+    /// Is the new kite's origin Tahoe's web interface? What is not there yet, or says nothing, is told by the backend; so are
+    /// the origins of kites that were there before.
+    async fn leads_to_web(&self, config: &BackendConfig) -> bool {
+        let is_new = |kite: &&Service| kite.name == self.invitation.kite;
+        match config.services.iter().find(is_new) {
+            Some(kite) if kite.protocol == Protocol::Foolscap => {
+                probe::look(kite).await == Seen::Web
+            }
+            _ => false,
+        }
+    }
+
     /// Dials as the backend will, and asks.
     async fn exchange(
         &self,
@@ -559,16 +571,6 @@ impl Join {
             }),
         }
     }
-}
-
-/// A foolscap kite's origin that is Tahoe's web interface. What is not there yet, or says nothing, is told by the backend.
-async fn web_interface(config: &BackendConfig) -> Option<OriginAddr> {
-    for kite in &config.services {
-        if kite.protocol == Protocol::Foolscap && probe::look(kite).await == Seen::Web {
-            return Some(kite.origin.clone());
-        }
-    }
-    None
 }
 
 /// One request and one answer.

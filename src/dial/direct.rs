@@ -86,22 +86,22 @@ pub(super) async fn connect(
 /// to it keeps nobody from the next.
 async fn try_all(addresses: &[SocketAddr], until: Instant) -> Result<TcpStream, DialError> {
     let mut last = DialError::NameNotFound;
-    for (after, addr) in addresses.iter().rev().enumerate().rev() {
+    for (before, addr) in addresses.iter().enumerate() {
         let left = until.saturating_duration_since(Instant::now());
-        let shares = u32::try_from(after + 1).unwrap_or(u32::MAX);
+        let shares = u32::try_from(addresses.len() - before).unwrap_or(u32::MAX);
         #[expect(
             clippy::disallowed_methods,
             reason = "its caller has a Permission: Tor was not chosen, or this is a frontend"
         )]
-        let attempt = timeout(left / shares, TcpStream::connect(addr));
-        match attempt.await {
-            Ok(Ok(conn)) => match tune(&conn) {
-                Ok(()) => return Ok(conn),
-                Err(error) => last = sort(&error),
-            },
-            Ok(Err(error)) => last = sort(&error),
-            Err(_) => last = DialError::TimedOut,
-        }
+        let attempt = async {
+            let conn = TcpStream::connect(addr).await?;
+            tune(&conn).map(|()| conn)
+        };
+        last = match timeout(left / shares, attempt).await {
+            Ok(Ok(conn)) => return Ok(conn),
+            Ok(Err(error)) => sort(&error),
+            Err(_) => DialError::TimedOut,
+        };
     }
     Err(last)
 }

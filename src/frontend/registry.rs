@@ -673,15 +673,18 @@ impl Registry {
     }
 
     /// A name has been blocked. Visitors may have come to it by a kite of more names than that, a wildcard's or the catch-all:
-    /// all of that one's are sent away, for it is not known who came to which name.
-    pub fn cut_above(&self, name: &KiteName) {
+    /// all of that one's are sent away, for it is not known who came to which name. How many kites these are.
+    pub fn cut_above(&self, name: &KiteName) -> usize {
         let sky = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let above: Vec<_> = name.wildcards().collect();
+        let mut cut = 0;
         for (key, entry) in &sky.kites {
             if key.1 == KiteName::CATCH_ALL || above.contains(&key.1) {
                 entry.account.cut();
+                cut += 1;
             }
         }
+        cut
     }
 
     /// The accounts of all kites that fly, each once.

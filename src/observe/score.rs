@@ -10,13 +10,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::status::Way;
 use crate::code::Code;
+use crate::frontend::account::now_unix;
 
 /// In the state directory.
 const FILE: &str = "backend-scores";
@@ -202,9 +203,19 @@ impl Book {
         self.poor.retain(|f| ways.iter().any(|g| g.frontend == *f));
     }
 
+    fn ways_of(
+        &self,
+        frontend: &str,
+        now: u64,
+        counts: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = &Gone> {
+        let of = move |g: &&Gone| g.frontend == frontend && counts(&g.kite) && g.age(now) < MEMORY;
+        self.ways.iter().filter(of)
+    }
+
     fn weigh(&self, frontend: &str, now: u64, counts: impl Fn(&str) -> bool) -> Option<Weighed> {
-        let of = |g: &&Gone| g.frontend == frontend && counts(&g.kite) && g.age(now) < MEMORY;
-        let weights = self.ways.iter().filter(of).map(|gone| gone.weights(now));
+        let ways = self.ways_of(frontend, now, counts);
+        let weights = ways.map(|gone| gone.weights(now));
         let (good, bad) = weights.fold((0.0, 0.0), |(good, bad), (g, b)| (good + g, bad + b));
         let all: f64 = good + bad;
         (all > 0.0).then(|| Weighed {
@@ -216,8 +227,7 @@ impl Book {
     fn score(&self, frontend: &str, now: u64, counts: impl Fn(&str) -> bool) -> Option<Score> {
         let weighed = self.weigh(frontend, now, &counts)?;
         let points = weighed.points;
-        let of = |g: &&Gone| g.frontend == frontend && counts(&g.kite) && g.age(now) < MEMORY;
-        let ways = || self.ways.iter().filter(of);
+        let ways = || self.ways_of(frontend, now, &counts);
         let mut astray: Vec<_> = ways()
             .filter(|g| g.astray)
             .map(|g| g.kite.clone())
@@ -284,7 +294,7 @@ impl Scores {
             Book::default()
         };
         let book = match read(&file) {
-            Ok(Some(bytes)) => Book::from_bytes(&bytes, now()).unwrap_or_else(|e| anew(&e)),
+            Ok(Some(bytes)) => Book::from_bytes(&bytes, now_unix()).unwrap_or_else(|e| anew(&e)),
             Ok(None) => Book::default(),
             Err(e) => anew(&e),
         };
@@ -296,7 +306,7 @@ impl Scores {
 
     /// A visit is over. The log hears of it if the frontend does otherwise than before.
     pub fn take(&self, frontend: &str, kite: &str, way: Way, verdict: Verdict) {
-        let now = now();
+        let now = now_unix();
         let (before, after) = {
             let mut book = self.book();
             let before = book.score(frontend, now, |_| true);
@@ -309,7 +319,7 @@ impl Scores {
 
     /// How this frontend does with the kites that count; nothing if no visit of the last time says so.
     pub fn of(&self, frontend: &str, counts: impl Fn(&str) -> bool) -> Option<Score> {
-        self.book().score(frontend, now(), counts)
+        self.book().score(frontend, now_unix(), counts)
     }
 
     /// Writes the file, if there is one, and waits until the disk has it.
@@ -391,11 +401,6 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(dir) => fs::File::open(dir)?.sync_all(),
         None => Ok(()),
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

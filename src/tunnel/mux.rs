@@ -398,6 +398,10 @@ impl Mux {
     /// So many bytes of a frame wait for its end. Counted with what streams hold; where that is too much, streams do not
     /// suffer for a frame that is most of it.
     pub fn hold_unfinished(&mut self, bytes: usize) -> Result<(), MuxError> {
+        // Most reads end with a frame.
+        if bytes == self.unfinished && bytes == 0 {
+            return Ok(());
+        }
         self.share.change(self.unfinished, bytes);
         self.unfinished = bytes;
         match self.share.is_over() && bytes > self.share.own() / 2 {

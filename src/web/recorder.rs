@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::ring::{Counters, FILE, Plot, Ring};
 use crate::code::Code;
 use crate::control::Desk;
+use crate::frontend::account::now_unix;
 use crate::observe::status::{Role, Status};
 
 /// Between two looks.
@@ -65,7 +66,7 @@ impl Recorder {
 
     /// What is to be plotted now.
     pub fn plots(&self) -> Plots {
-        let (ring, now) = (self.lock(), now());
+        let (ring, now) = (self.lock(), now_unix());
         Plots {
             hour: ring.hour(now),
             day: ring.day(now),
@@ -82,7 +83,7 @@ impl Recorder {
             to_visitors: traffic.to_visitors,
             streams: traffic.open.max(passing).try_into().unwrap_or(u32::MAX),
         };
-        self.lock().take(now(), counters);
+        self.lock().take(now_unix(), counters);
     }
 
     /// The new file replaces the old one whole.
@@ -107,11 +108,6 @@ fn read(file: &Path) -> std::io::Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// Records until it is dropped.
