@@ -280,6 +280,14 @@ impl DialError {
         }
     }
 
+    /// True if an exit said that it cannot find or reach the host: another may.
+    pub(crate) fn is_this_exits(&self) -> bool {
+        matches!(
+            self,
+            Self::NameNotFound | Self::Unreachable | Self::ExitPolicy
+        )
+    }
+
     /// True if another exit or circuit could do better. A frontend that refuses is
     /// down whatever the path, and what is wrong on this machine stays wrong.
     pub(crate) fn blames_path(&self) -> bool {

@@ -15,7 +15,7 @@ use super::{
     BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane, TOR_DIAL_TIMEOUT, prove,
 };
 use crate::tls::TlsClient;
-use crate::tor::{Client, ErrorKind, IsolationToken};
+use crate::tor::{Client, DataStream, ErrorKind, IsolationToken};
 
 /// Dials through the embedded Tor client.
 #[derive(Debug)]
@@ -25,6 +25,9 @@ pub struct TorDialer {
     /// One entry for each tunnel ever dialled, of which the configuration has a handful.
     isolation: Mutex<HashMap<Place, IsolationToken>>,
 }
+
+/// Exits asked in one dial, one after the other, while each says that it cannot find or reach the host.
+const MAX_EXITS_A_DIAL: usize = 3;
 
 /// Whom a circuit belongs to.
 type Place = (Box<str>, u16, Lane);
@@ -52,15 +55,56 @@ impl TorDialer {
 
     async fn attempt(&self, to: &FrontendAddr, lane: Lane) -> Result<Dialled, DialError> {
         let isolation = self.isolation_of(to, lane);
-        let stream = timeout(
-            TOR_DIAL_TIMEOUT,
-            self.client.connect(to.host(), to.port(), isolation),
-        )
-        .await
-        .map_err(|_| DialError::TimedOut)?
-        .map_err(sort)?;
+        let stream = self
+            .connect(to.host(), to.port(), isolation, || self.renew(to, lane))
+            .await?;
         prove(stream, to, &self.tls).await
     }
+
+    async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        isolation: IsolationToken,
+        another: impl Fn() -> IsolationToken,
+    ) -> Result<DataStream, DialError> {
+        let dialling = ask_exits(isolation, another, |isolation| async move {
+            let answer = self.client.connect(host, port, isolation).await;
+            answer.map_err(sort)
+        });
+        timeout(TOR_DIAL_TIMEOUT, dialling)
+            .await
+            .map_err(|_| DialError::TimedOut)?
+    }
+
+    /// Leaves the tunnel's circuits behind for others.
+    fn renew(&self, to: &FrontendAddr, lane: Lane) -> IsolationToken {
+        let new = IsolationToken::new();
+        self.isolation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(place(to, lane), new);
+        new
+    }
+}
+
+/// Asks for a stream on a circuit of this isolation. What its exit cannot find or reach, the next may: so
+/// [`MAX_EXITS_A_DIAL`] are asked, each on a circuit of another isolation.
+async fn ask_exits<T, F>(
+    mut isolation: IsolationToken,
+    another: impl Fn() -> IsolationToken,
+    ask: impl Fn(IsolationToken) -> F,
+) -> Result<T, DialError>
+where
+    F: Future<Output = Result<T, DialError>>,
+{
+    for _ in 1..MAX_EXITS_A_DIAL {
+        match ask(isolation).await {
+            Err(error) if error.is_this_exits() => isolation = another(),
+            result => return result,
+        }
+    }
+    ask(isolation).await
 }
 
 fn place(to: &FrontendAddr, lane: Lane) -> Place {
@@ -78,17 +122,14 @@ impl Dialer for TorDialer {
     }
 
     async fn visit(&self, goal: Goal<'_>, port: u16) -> Result<BoxConn, DialError> {
-        let own = IsolationToken::new();
         // Names are found at the exit.
         let host = match goal {
             Goal::Name(kite) => kite.as_str(),
             Goal::Frontend(frontend) => frontend.host(),
         };
-        let dialling = self.client.connect(host, port, own);
-        let stream = timeout(TOR_DIAL_TIMEOUT, dialling)
-            .await
-            .map_err(|_| DialError::TimedOut)?
-            .map_err(sort)?;
+        let stream = self
+            .connect(host, port, IsolationToken::new(), IsolationToken::new)
+            .await?;
         Ok(Box::new(stream))
     }
 
@@ -99,11 +140,7 @@ impl Dialer for TorDialer {
     /// Leaves the tunnel's circuits behind: the next attempt goes another way, and not
     /// through the exit that could not, or would not, get through.
     fn leave(&self, to: &FrontendAddr, lane: Lane) {
-        let mut map = self
-            .isolation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        map.insert(place(to, lane), IsolationToken::new());
+        self.renew(to, lane);
     }
 
     fn describe(&self) -> &'static str {
@@ -178,7 +215,66 @@ pub(crate) fn sort(kind: ErrorKind) -> DialError {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
+
+    #[tokio::test]
+    async fn some_exits_are_asked_each_on_a_circuit_of_its_own() {
+        let asked = &Mutex::new(Vec::new());
+        let ask = |answer: fn(usize) -> Result<(), DialError>| {
+            asked.lock().unwrap().clear();
+            ask_exits(IsolationToken::new(), IsolationToken::new, move |on| {
+                let mut asked = asked.lock().unwrap();
+                asked.push(on);
+                ready(answer(asked.len()))
+            })
+        };
+        let all_deaf = ask(|_| Err(DialError::Unreachable)).await;
+        assert!(matches!(all_deaf, Err(DialError::Unreachable)));
+        let circuits = asked.lock().unwrap().clone();
+        assert_eq!(circuits.len(), MAX_EXITS_A_DIAL);
+        for (n, one) in circuits.iter().enumerate() {
+            assert!(!circuits[..n].contains(one), "an exit may be asked again");
+        }
+
+        let second = ask(|nth| {
+            if nth < 2 {
+                Err(DialError::NameNotFound)
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+        assert!(second.is_ok());
+        assert_eq!(asked.lock().unwrap().len(), 2);
+
+        let down = ask(|_| Err(DialError::Refused)).await;
+        assert!(matches!(down, Err(DialError::Refused)));
+        assert_eq!(asked.lock().unwrap().len(), 1, "it is down whoever asks");
+    }
+
+    #[test]
+    fn only_what_an_exit_cannot_do_is_asked_of_the_next_at_once() {
+        for kind in [
+            ErrorKind::RemoteNetworkFailed,
+            ErrorKind::RemoteHostNotFound,
+            ErrorKind::ExitPolicyRejected,
+        ] {
+            assert!(sort(kind).is_this_exits(), "{kind:?}");
+        }
+        // Whoever is asked: a closed port (as most exits say it), a time that is over, a circuit that Arti itself builds anew.
+        for kind in [
+            ErrorKind::RemoteConnectionRefused,
+            ErrorKind::RemoteStreamError,
+            ErrorKind::RemoteNetworkTimeout,
+            ErrorKind::CircuitCollapse,
+            ErrorKind::OnionServiceNotFound,
+            ErrorKind::TorAccessFailed,
+        ] {
+            assert!(!sort(kind).is_this_exits(), "{kind:?}");
+        }
+    }
 
     #[test]
     fn an_exit_that_fails_is_left_behind_and_a_frontend_that_is_down_is_not() {

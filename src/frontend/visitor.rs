@@ -992,7 +992,19 @@ async fn join<L: Local + Speaks>(
                 }
             };
             let done = splice(stream, conn, answer, inspect, inside.flow()).await;
-            tracing::debug!(%peer, ?sid, up = done.to_tunnel, down = done.from_tunnel, "visitor left: {:?}", done.end);
+            tracing::debug!(
+                %peer,
+                ?sid,
+                up = done.to_tunnel,
+                down = done.from_tunnel,
+                "visitor of {} left: {:?}{}",
+                route.host,
+                done.end,
+                match done.declined {
+                    true => "; the backend took no more of what the visitor said",
+                    false => "",
+                }
+            );
         }
         Err(e) => {
             if let Some(before) = shared.no_stream.due(Instant::now()) {

@@ -16,6 +16,7 @@ Whatever is moved is compared by hash where it arrived.
 
 import concurrent.futures
 import contextlib
+import itertools
 import queue
 import re
 import socket
@@ -40,12 +41,21 @@ CROWD = 50
 EACH = 100_000            # bytes of one in a crowd
 BLOCK = MIB               # a WebSocket message
 
+turns = itertools.count(1000)       # what is played again must not take the word of the time before
+
 
 def together(number, work):
     """work(0), work(1) … at the same time; the first error is ours."""
     with concurrent.futures.ThreadPoolExecutor(number) as pool:
         for job in [pool.submit(work, i) for i in range(number)]:
             job.result()
+
+
+def word_of(turn, words):
+    """What the origin said of this turn, in `words`."""
+    while (said := words.get(timeout=PATIENCE))[0] != turn:
+        pass
+    return said[1:]
 
 
 def same(got, seed, size):
@@ -75,11 +85,12 @@ class Http:
             same(self._body(stream.read_to_end()), 3, MIDDLE)
 
     def origin_first(self, at):
-        with self._ask(at, "POST /early/4/%d" % MIDDLE) as stream:
-            same(self._body(stream.read_to_end()), 4, MIDDLE)
+        turn = next(turns)
+        with self._ask(at, f"POST /early/{turn}/{MIDDLE}") as stream:
+            same(self._body(stream.read_to_end()), turn, MIDDLE)
             stream.send(random_bytes(5, LATE))
             stream.finish()
-            assert self.origin.early.get(timeout=PATIENCE) == (LATE, sha256(random_bytes(5, LATE)))
+            assert word_of(turn, self.origin.early) == (LATE, sha256(random_bytes(5, LATE)))
 
     def bulk(self, at):
         self.visitor(at).upload(seed=6, size=HALF)
@@ -262,7 +273,7 @@ class Raw:
 
     def __init__(self, sup, directory):
         self.gate = threading.Barrier(CROWD)
-        self.late = queue.Queue()                # what came after the origin's own end: size and hash
+        self.late = queue.Queue()                # the turn; what came after the origin's own end: size and hash
         self.origin = Origin(Island(), self._serve)
         self.kite = Kite("raw", "raw.bob.example", self.origin.address)
 
@@ -276,11 +287,11 @@ class Raw:
                 case ["all"]:
                     start = len(stream.got)
                     stream.send(sha256(stream.read_to_end()[start:]).encode())
-                case ["leave"]:
+                case ["leave", turn]:
                     stream.finish()
                     start = len(stream.got)
                     late = stream.read_to_end()[start:]
-                    self.late.put((len(late), sha256(late)))
+                    self.late.put((int(turn), len(late), sha256(late)))
                     return
                 case ["meet"]:
                     self.gate.wait(PATIENCE)
@@ -329,12 +340,13 @@ class Raw:
             assert got[-64:] == sha256(random_bytes(4, MIDDLE)).encode()
 
     def origin_first(self, at):
+        turn = next(turns)
         with self._open(at) as stream:
-            stream.send(b"give 5 %d\nleave\n" % MIDDLE)
+            stream.send(b"give 5 %d\nleave %d\n" % (MIDDLE, turn))
             same(stream.read_to_end()[-MIDDLE:], 5, MIDDLE)
             stream.send(random_bytes(6, LATE))
             stream.finish()
-            assert self.late.get(timeout=PATIENCE) == (LATE, sha256(random_bytes(6, LATE)))
+            assert word_of(turn, self.late) == (LATE, sha256(random_bytes(6, LATE)))
 
     def bulk(self, at):
         with self._open(at) as stream:

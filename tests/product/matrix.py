@@ -41,7 +41,11 @@ COMES_BACK_S = 170       # pagekite.py took up to 120 s
 ENDS_S = 15              # a visitor's connection, after the backend was killed
 DEAD_S = 10              # for what is not expected to be answered at all
 
-GIVEN_UP = "the frontend took no more of what the origin said"      # src/backend/stream.rs
+# What pagekite.py may give up by itself, and the words in which the kite at its other end says so.
+GIVEN_UP = {
+    ("pagekite-kite", "visitor_first"): "stream ended: .*; the frontend took no more of what the origin said",    # src/backend/stream.rs
+    ("kite-pagekite", "origin_first"): "left: .*; the backend took no more of what the visitor said",             # src/frontend/visitor.rs
+}
 
 HELLO = "Debian's frontend dies of any TLS ClientHello, whoever its backend is."
 
@@ -51,8 +55,8 @@ WebSocket its closing handshake, a Tub stops; both ends must have seen it. 50 MB
 backend is killed, visitors' connections end, it is started again; then the frontend is killed, started again, and found by the
 backend. The last column is the control, as one run saw it: under load Debian's pagekite.py crashes, so it varies. After an
 origin's own end 100 KB are sent to it: when it was 2 MB, pagekite.py's backend dropped some of it in some of the runs, whoever its frontend was.
-Debian's frontend may read a visitor's end twice, and then takes no more of the origin's (protocol page §7.3): a visitor's half-close there is
-played again, twice at most, if kite's backend has logged just that.
+Debian's pagekite.py may read the end of its own socket twice, and then takes no more of what the other side says (protocol page §7.3). A visitor's
+half-close at its frontend, and an origin's at its backend, are played again, twice at most, if the kite at the other end has logged just that.
 """
 
 
@@ -74,9 +78,9 @@ class Cell:
         return None
 
     @property
-    def may_be_given_up(self):
-        """Debian's frontend may do that: what follows a visitor's half-close is lost, and no backend can help it."""
-        return self.column == "pagekite-kite" and self.scene == "visitor_first" and self.protocol not in FAREWELL
+    def given_up(self):
+        """Debian's pagekite.py may lose what follows a half-close on its own side, and no peer can help it.  How kite says so."""
+        return None if self.protocol in FAREWELL else GIVEN_UP.get((self.column, self.scene))
 
     @property
     def expected(self):
@@ -192,7 +196,7 @@ class Matrix:
 
             def play():
                 return getattr(end, scene)(pair.visitors)
-            self._try(cell, sup, (lambda: again(play, pair, end)) if cell.may_be_given_up else play, limit)
+            self._try(cell, sup, (lambda: again(play, pair, end, cell.given_up)) if cell.given_up else play, limit)
 
     def _try(self, cell, sup, work, limit=None):
         """The outcome of a cell is how `work` ends, or that it does not within `limit` seconds."""
@@ -278,16 +282,23 @@ class Matrix:
                       Outcome("no" if why[end] else "yes", time.monotonic() - began, why[end]))
 
 
-def again(play, pair, end):
-    """Plays, and again where the frontend took no more of what the origin said: twice more at most."""
+def again(play, pair, end, given_up):
+    """Plays, and again where pagekite.py gave up by itself, as kite's log says: twice more at most."""
+    ours = pair.backend.proc if pair.kind.endswith("-kite") else pair.frontend.proc
     for left in (2, 1, 0):
-        since = pair.backend.proc.mark()
+        since = ours.mark()
         try:
             return play()
         except (AssertionError, OSError):
-            ended = pair.backend.proc.wait_log(re.escape(end.kite.name) + ": stream ended: .*", ENDS_S, since)
-            if not left or GIVEN_UP not in ended[0]:
+            if not left or not said(ours, f"{re.escape(end.kite.name)}.* {given_up}", since):
                 raise
+
+
+def said(proc, pattern, since):
+    """True if that is in the log, or soon will be."""
+    with contextlib.suppress(AssertionError):
+        return bool(proc.wait_log(pattern, ENDS_S, since))
+    return False
 
 
 def start(column, sup, troupe):

@@ -250,7 +250,7 @@ class HttpOrigin:
     GET  /meet/N/SEED/SIZE     the same as /bytes, once N such requests are there at the same time
     POST /early/SEED/SIZE      the same as /bytes, and no more after it; only then the body is read, to its end
 
-    `early` has the size and SHA-256 of such bodies; `farewells` has True for each TLS connection on which both ends
+    `early` has the SEED, the size and the SHA-256 of such bodies; `farewells` has True for each TLS connection on which both ends
     said close_notify.
     """
 
@@ -296,7 +296,7 @@ class HttpOrigin:
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_WR)
                 body = self.rfile.read()
-                origin.early.put((len(body), sha256(body)))
+                origin.early.put((int(seed), len(body), sha256(body)))
                 self.close_connection = True
 
             def answer(self, body):
