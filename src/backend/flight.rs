@@ -72,6 +72,8 @@ pub(super) enum Fate {
     },
     /// The frontend does not answer, and another tunnel may take its place.
     Suspect,
+    /// It stands, but a visitor of our own did not come through, and another tunnel may take its place.
+    Silent,
     /// Its kites are not those of the configuration any more, and another tunnel may take its place.
     Outdated,
 }
@@ -178,6 +180,10 @@ impl Flight {
                 () = sleep(LOOK) => {
                     if self.verdict.peer.beside && self.tunnel.is_suspect() {
                         return Fate::Suspect;
+                    }
+                    // An older frontend would have to lose this one first, which may be sound.
+                    if slot.is_to_be_renewed() && self.verdict.peer.beside {
+                        return Fate::Silent;
                     }
                 }
             }

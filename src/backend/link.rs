@@ -181,6 +181,7 @@ impl Link {
         let mut wait = RETRY_FIRST;
         let mut lost: Option<Instant> = None;
         let mut current: Option<Flight> = None;
+        // Nothing is wrong with the one that another is made for, as far as its streams can tell.
         let mut outdated = false;
         let siblings = self.siblings.clone();
         loop {
@@ -250,6 +251,14 @@ impl Link {
                         self.shown
                     );
                     self.dialer.leave(&self.address, self.lane);
+                }
+                Fate::Silent => {
+                    tracing::info!(
+                        "frontend {}: a visitor of our own did not come through; making another tunnel on another way",
+                        self.shown
+                    );
+                    self.dialer.leave(&self.address, self.lane);
+                    outdated = true;
                 }
                 Fate::Outdated => {
                     tracing::info!(

@@ -17,6 +17,11 @@ use crate::tunnel::Tunnel;
 /// Troubles that are remembered. One that comes again is counted, and takes no other place.
 pub const MAX_TROUBLES: usize = 32;
 
+/// Before a tunnel whose frontend still brings no visitor of ours is made anew a second time; twice as long each time that it was in vain.
+pub const RENEW_AGAIN: Duration = Duration::from_secs(600);
+/// The longest of these waits.
+pub const RENEW_RARELY: Duration = Duration::from_secs(6 * 3600);
+
 /// One entry for each tunnel that a backend keeps, in the order of the configuration; what its origins were last seen
 /// to be; what went wrong of late; and what passes.
 #[derive(Clone, Default)]
@@ -90,6 +95,12 @@ impl Probed {
             (Outcome::Failed, _) => Some(Verdict::NoWay),
         }
     }
+
+    /// It came to the frontend, and there no tunnel took it to us.
+    fn met_silence(&self, is_unfit: bool) -> bool {
+        let silence = ["not-up", "closed", "timed-out"];
+        self.way == Way::Frontend && silence.contains(&self.finding) && !is_unfit
+    }
 }
 
 /// What came of the visits to one kite through one frontend, since the start. Those that could not be paid do not count.
@@ -141,6 +152,27 @@ struct Entry {
     last_error: Option<String>,
     kites: Vec<String>,
     connects: u64,
+    renewal: Renewal,
+}
+
+/// When a tunnel that stands and brings no visitors is made anew: rarely, since the tunnel may not be to blame.
+#[derive(Debug, Default)]
+struct Renewal {
+    is_due: bool,
+    last: Option<Instant>,
+    in_vain: u32,
+}
+
+impl Renewal {
+    fn ask(&mut self, now: Instant) {
+        let longer = 1 << self.in_vain.saturating_sub(1).min(16);
+        let wait = RENEW_AGAIN.saturating_mul(longer).min(RENEW_RARELY);
+        if self.last.is_none_or(|last| now >= last + wait) {
+            self.is_due = true;
+            self.last = Some(now);
+            self.in_vain = self.in_vain.saturating_add(1);
+        }
+    }
 }
 
 /// What a tunnel's keeper is at.
@@ -213,6 +245,7 @@ impl Board {
             last_error: None,
             kites: Vec::new(),
             connects: 0,
+            renewal: Renewal::default(),
         });
         Slot {
             board: self.clone(),
@@ -299,6 +332,20 @@ impl Board {
         let is_unfit = pinned.origins.iter().any(is_unfit);
         if let (Some(at), Some(verdict)) = (&visit.frontend, visit.verdict(is_unfit)) {
             self.scores.take(at, &visit.kite, visit.way, verdict);
+        }
+        let began = visit.at.checked_sub(visit.took);
+        for entry in &mut pinned.entries {
+            if Some(&entry.frontend) != visit.frontend.as_ref()
+                || !entry.kites.contains(&visit.kite)
+            {
+                continue;
+            }
+            if visit.outcome == Outcome::Proven {
+                entry.renewal = Renewal::default();
+            } else if visit.met_silence(is_unfit) && began.is_some_and(|began| entry.since <= began)
+            {
+                entry.renewal.ask(visit.at);
+            }
         }
         if visit.way == Way::Name {
             let before = |p: &Probed| (&p.kite, &p.to) == (&visit.kite, &visit.to);
@@ -394,6 +441,13 @@ impl Slot {
         if let Some(frontend) = with {
             self.board.trouble(&frontend, what);
         }
+    }
+
+    /// Whether its tunnel stands, and is to be made anew all the same, since a visitor of ours did not come through. Says so once.
+    pub fn is_to_be_renewed(&self) -> bool {
+        let mut pinned = self.board.lock();
+        let own = pinned.entries.iter_mut().find(|e| e.id == self.id);
+        own.is_some_and(|entry| std::mem::take(&mut entry.renewal.is_due))
     }
 
     /// Where its visitors are counted.
@@ -500,6 +554,26 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tunnel_is_made_anew_ever_more_rarely() {
+        let start = Instant::now();
+        let mut renewal = Renewal::default();
+        // A visit every ten seconds for two days, and none of them comes through.
+        let due: Vec<u64> = (0..2 * 8640)
+            .map(|n| 10 * n)
+            .filter(|at| {
+                renewal.ask(start + Duration::from_secs(*at));
+                std::mem::take(&mut renewal.is_due)
+            })
+            .collect();
+        let (again, rarely) = (RENEW_AGAIN.as_secs(), RENEW_RARELY.as_secs());
+        let waits: Vec<u64> = due.windows(2).map(|two| two[1] - two[0]).collect();
+        assert_eq!(due[0], 0);
+        assert_eq!(waits[..3], [again, 2 * again, 4 * again]);
+        assert_eq!(waits.iter().max(), Some(&rarely));
+        assert_eq!(due.len(), 13, "in two days: {due:?}");
+    }
 
     #[test]
     fn the_oldest_trouble_is_forgotten() {

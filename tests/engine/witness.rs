@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kite::backend::{self, Plan};
-use kite::config::{Frontend as To, Service};
+use kite::config::{Frontend as To, ProofRule, Service};
 use kite::dial::{BoxConn, DialError, Dialer, Dialled, FrontendAddr, Goal, Lane};
 use kite::kite::Protocol;
 use kite::observe::board::{Board, Probed};
@@ -24,8 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::roles::{
-    NAME, SWITCHING, Side, UNKNOWN_TUB, ask, dialer, foolscap_request, frontend, kites, negotiate,
-    origin, service, until,
+    NAME, SWITCHING, Side, UNKNOWN_TUB, any, ask, dialer, foolscap_request, frontend, frontend_in,
+    kites, negotiate, origin, service, until,
 };
 
 /// A node with a key of its own, on loopback. It takes foolscap's opening as it is, and no other.
@@ -174,6 +174,86 @@ impl Scene {
         self.witness(port).visit_all().await;
         self.board.probes().pop().expect("a visit")
     }
+}
+
+/// Passes everybody on to where it points just then.
+async fn signpost(to: SocketAddr) -> (SocketAddr, Arc<Mutex<SocketAddr>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let points_to = Arc::new(Mutex::new(to));
+    let here = Arc::clone(&points_to);
+    tokio::spawn(async move {
+        while let Ok((mut conn, _)) = listener.accept().await {
+            let to = *here.lock().unwrap();
+            tokio::spawn(async move {
+                let mut on = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut conn, &mut on).await;
+            });
+        }
+    });
+    (address, points_to)
+}
+
+#[tokio::test]
+async fn a_tunnel_that_stands_and_brings_no_visitors_is_made_anew() {
+    let (node, tub) = node().await;
+    let state = tempfile::tempdir().unwrap();
+    let one = || {
+        frontend_in(
+            state.path(),
+            any(),
+            &[Protocol::Foolscap],
+            ProofRule::Optional,
+        )
+    };
+    // Two of one key, and visitors do not come to where the tunnel is.
+    let (was, is) = (one(), one());
+    let (address, points_to) = signpost(was.public).await;
+    let (_, pin) = was.address.split_once('#').unwrap();
+    let to = To {
+        address: format!("{address}#{pin}").parse().unwrap(),
+        kites: None,
+        tunnels: 2,
+        homes: false,
+    };
+    let service = Service {
+        tub: Some(tub),
+        ..service(Protocol::Foolscap, NAME, node, "right")
+    };
+    let plans = Plan::fixed(vec![to], vec![service]);
+    let board = Board::default();
+    let (_back, order) = shutdown::channel();
+    tokio::spawn(backend::run(plans.clone(), dialer(), board.clone(), order));
+    let up = || board.view().iter().filter(|v| !v.kites.is_empty()).count();
+    until("both tunnels stand", || up() == 2).await;
+
+    let how = Witnessing {
+        enabled: true,
+        public_port: Some(address.port()),
+    };
+    let witness = Witness::new(plans, dialer(), board.clone(), how);
+    let visit = async || {
+        witness.visit_all().await;
+        board.probes().pop().expect("a visit")
+    };
+    assert_eq!(visit().await.outcome, Outcome::Proven);
+    *points_to.lock().unwrap() = is.public;
+    let lost = visit().await;
+    assert_eq!(
+        (lost.outcome, lost.finding),
+        (Outcome::Failed, "not-up"),
+        "{}",
+        lost.text
+    );
+    until("it flies where visitors come", || {
+        kites(&is.handle).len() == 2
+    })
+    .await;
+    let connects = || board.view().iter().map(|v| v.connects).sum::<u64>();
+    until("by both tunnels", || connects() == 4 && up() == 2).await;
+    let found = visit().await;
+    assert_eq!(found.outcome, Outcome::Proven, "{}", found.text);
+    assert_eq!(connects(), 4, "what brings visitors is let be");
 }
 
 async fn foolscap() -> Scene {
