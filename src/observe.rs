@@ -3,6 +3,7 @@
 pub mod arrivals;
 pub mod board;
 pub mod hush;
+mod journal;
 pub mod log;
 pub mod metrics;
 pub mod progress;

@@ -1,11 +1,12 @@
-//! Words to the supervisor that has started this process, if it wants to hear them: systemd, of a unit with `Type=notify`.
+//! Words to the supervisor that has started this process, if it wants to hear them: systemd, of a unit with `Type=notify`; and to its journal.
 //!
-//! A socket of this machine, opened before the sandbox closes. Nothing comes back through it, and no word of it is a secret.
+//! Sockets of this machine, opened before the sandbox closes. Nothing comes back through them, and no word of it is a secret.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -85,15 +86,53 @@ impl Supervisor {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a socket of the machine's own supervisor, which named it when it started this process"
-)]
 fn reach(address: &OsStr) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    socket.connect_addr(&parse(address)?)?;
+    lead(&socket, &parse(address)?)?;
     Ok(socket)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sockets of the machine's own supervisor, which named one when it started this process, and of its journal"
+)]
+fn lead(socket: &UnixDatagram, to: &SocketAddr) -> io::Result<()> {
+    socket.connect_addr(to)
+}
+
+/// Where the journal hears, a datagram for each entry.
+#[derive(Debug)]
+pub struct JournalSocket {
+    socket: UnixDatagram,
+    address: SocketAddr,
+}
+
+impl JournalSocket {
+    /// The one at this path. An error if nobody hears there.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        let address = SocketAddr::from_pathname(path)?;
+        lead(&socket, &address)?;
+        Ok(Self { socket, address })
+    }
+
+    /// One entry, whole. Waits while the journal's queue is full.
+    pub fn send(&self, entry: &[u8]) -> io::Result<usize> {
+        match self.socket.send(entry) {
+            // It was started anew, and took another socket.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::NotConnected
+                ) =>
+            {
+                lead(&self.socket, &self.address)?;
+                self.socket.send(entry)
+            }
+            result => result,
+        }
+    }
 }
 
 /// The time by which systemd tells whether a reload came after its wish.

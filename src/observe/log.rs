@@ -8,12 +8,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::ValueEnum;
-use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-use super::stderr::Stderr;
+use super::journal::Journal;
+use super::stderr::{self, Stderr};
+use crate::dial::supervisor::JournalSocket;
 
 /// Levels that apply to kite's own lines; from the libraries only warnings are of use.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -21,9 +22,6 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
 /// systemd says in this variable which file the journal is, as `device:inode`.
 const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
-/// What is put before the names of a line's own fields in the journal: `KITE_PEER`.
-const PREFIX: &str = "KITE";
-
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -94,15 +92,8 @@ fn json() -> BoxLayer {
 }
 
 fn journald() -> std::io::Result<BoxLayer> {
-    let layer = tracing_journald::layer()?
-        .with_syslog_identifier("kite".to_owned())
-        .with_field_prefix(Some(PREFIX.to_owned()))
-        .with_priority_mappings(PriorityMappings {
-            info: Priority::Informational,
-            debug: Priority::Debug,
-            ..PriorityMappings::new()
-        });
-    Ok(layer.boxed())
+    stderr::to_journal(JournalSocket::open(Path::new(JOURNAL))?);
+    Ok(Journal.boxed())
 }
 
 /// Is standard error this file, `device:inode`?

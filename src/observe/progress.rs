@@ -185,7 +185,10 @@ static OBJECTS: OnceLock<Option<Lines>> = OnceLock::new();
 /// A program that reads no more is no reason to end, or to wait.
 fn put(text: &str) {
     let line = format!("{text}\n");
-    let missing = |lines| serde_json::to_string(&Line::Missing { lines }).unwrap_or_default();
+    let missing = |lines| {
+        let text = serde_json::to_string(&Line::Missing { lines }).unwrap_or_default();
+        format!("{text}\n").into()
+    };
     // The first is said by a role that runs, within its walls, or by one that ends.
     let begin = || Lines::begin(Box::new(io::stdout()), missing).ok();
     match OBJECTS.get_or_init(begin) {

@@ -1,12 +1,16 @@
-//! Standard error, for log lines that nobody may have to wait for: whoever reads it may have stopped, and a pipe or a terminal that is
-//! full would stop every thread that has something to say, and with them the kite. So one thread writes, and what it has no
-//! room for is counted and left out. The objects of `--progress json` on standard output go the same way ([`super::progress`]).
+//! Standard error, or the journal in its place, for log lines that nobody may have to wait for: whoever reads it may have stopped, and a
+//! pipe, a terminal or a queue that is full would stop every thread that has something to say, and with them the kite. So one thread
+//! writes, and what it has no room for is counted and left out. The objects of `--progress json` on standard output go the
+//! same way ([`super::progress`]).
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use super::journal;
+use crate::dial::supervisor::JournalSocket;
 
 /// Lines that wait to be written; more are left out.
 pub const MAX_LINES: usize = 1024;
@@ -16,11 +20,23 @@ pub const MAX_LINE: usize = 16 * 1024;
 pub const LAST_LINES: Duration = Duration::from_secs(2);
 
 static LINES: OnceLock<Lines> = OnceLock::new();
+/// Where lines go instead.
+static JOURNAL: OnceLock<JournalSocket> = OnceLock::new();
+
+/// From now on each line is an entry for the journal. Once.
+pub(super) fn to_journal(socket: JournalSocket) {
+    let _ = JOURNAL.set(socket);
+}
 
 /// From now on a thread writes. To be called when no more threads are needed outside of walls; until then who speaks writes.
 pub fn begin() {
-    let missing =
-        |n| format!("kite: {n} log lines are not here: standard error was not read for a while");
+    let missing = |n| match JOURNAL.get() {
+        Some(_) => journal::missing(n),
+        None => {
+            format!("kite: {n} log lines are not here: standard error was not read for a while\n")
+                .into()
+        }
+    };
     if let Ok(lines) = Lines::begin(Box::new(Plain), missing) {
         let _ = LINES.set(lines);
     }
@@ -49,12 +65,15 @@ impl Write for Stderr {
     }
 }
 
-/// Where bars make room for what is written.
+/// The journal; else where bars make room for what is written.
 struct Plain;
 
 impl Write for Plain {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        super::progress::beside(|| io::stderr().write(bytes))
+        match JOURNAL.get() {
+            Some(journal) => journal.send(bytes),
+            None => super::progress::beside(|| io::stderr().write(bytes)),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -78,7 +97,7 @@ impl Lines {
     /// A thread that writes there; `missing` is what it says of so many lines that were left out.
     pub(super) fn begin(
         mut to: Box<dyn Write + Send>,
-        missing: fn(u64) -> String,
+        missing: fn(u64) -> Vec<u8>,
     ) -> io::Result<Self> {
         let (queue, said) = sync_channel(MAX_LINES);
         let left_out = Arc::new(AtomicU64::new(0));
@@ -129,7 +148,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 fn write_all(
     said: &Receiver<Said>,
     left_out: &AtomicU64,
-    missing: fn(u64) -> String,
+    missing: fn(u64) -> Vec<u8>,
     to: &mut dyn Write,
 ) {
     while let Ok(said) = said.recv() {
@@ -144,7 +163,7 @@ fn write_all(
         match left_out.swap(0, Ordering::Relaxed) {
             0 => {}
             n => {
-                let _ = writeln!(to, "{}", missing(n));
+                let _ = to.write_all(&missing(n));
             }
         }
     }
@@ -156,7 +175,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn lines(to: UnixStream) -> Lines {
-        Lines::begin(Box::new(to), |n| format!("kite: {n} lines")).expect("a thread")
+        Lines::begin(Box::new(to), |n| format!("kite: {n} lines\n").into()).expect("a thread")
     }
 
     #[test]

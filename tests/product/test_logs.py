@@ -17,7 +17,7 @@ import pytest
 from conftest import new_address
 from island import Island
 from kite import Backend, Frontend, Kite, binary
-from proc import wait_until
+from proc import reachable, wait_until
 from traffic import HttpOrigin, Visitor
 
 SERVICE = Kite("http", "web.bob.example", "127.0.0.1:1")
@@ -182,6 +182,30 @@ def test_a_log_that_nobody_reads_stops_nothing(kite, sup):
         finally:
             proc.kill()
             proc.wait()
+
+
+def test_a_journal_that_has_stopped_stops_nothing(kite, sup, journal):
+    """Its queue is full: visitors are served, the frontend answers and ends; and what is missing is counted."""
+    ip = new_address()
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", "web.bob.example", web.address)
+        frontend = Frontend(sup, "frontend", ip, [service]).start()
+        frontend.stop()
+        frontend.spawn(journal, level="trace", env={"KITE_LOG_FORMAT": "journald"})
+        wait_until(lambda: reachable(frontend.visitors), 15, "the frontend listens")
+        backend = Backend(sup, "backend", [frontend.pinned()], [service]).start()
+        backend.wait_up(service, ip)
+        # More than the lines that may wait, and the queue in the kernel.
+        for n in range(2000):
+            Visitor(frontend.visitors, service.name).download(n, 10)
+        Visitor(frontend.visitors, service.name).download(1, 1_000_000)
+        assert frontend.status()["kites"]
+        missing = journal.wait("log lines are not here")
+        assert missing["PRIORITY"] == "4" and missing["SYSLOG_IDENTIFIER"] == "kite"
+        backend.stop()
+        # It ends, though nobody reads again.
+        frontend.stop()
+        assert frontend.proc.text() == ""
 
 
 def test_progress_that_nobody_reads_stops_nothing(kite, sup):
