@@ -5,6 +5,7 @@ each must get what it came for.
 """
 
 import contextlib
+import http.client
 import os
 import re
 import signal
@@ -42,7 +43,7 @@ class Crowd(Busy):
             try:
                 Visitor(address, kite.name, patience=self.patience).download(seed, 2000)
                 failed = None
-            except (OSError, AssertionError) as e:
+            except (OSError, AssertionError, http.client.HTTPException) as e:
                 failed = f"{kite.name}: {e!r}"
             with self._lock:
                 self.served += failed is None

@@ -384,11 +384,18 @@ class Visitor:
 
 
 class Busy:
-    """Threads that go on for as long as the block lasts: until `_stop` is set."""
+    """Threads that go on for as long as the block lasts: until `_stop` is set.  What they do not expect is an error of the block."""
 
     def __init__(self, work, arguments):
         self._stop, self._lock = threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=work, args=each) for each in arguments]
+        self._unexpected = []
+
+        def guarded(*args):
+            try:
+                work(*args)
+            except BaseException as e:             # noqa: BLE001 - it is raised where the block ends
+                self._unexpected.append(e)
+        self._threads = [threading.Thread(target=guarded, args=each) for each in arguments]
 
     def __enter__(self):
         for thread in self._threads:
@@ -399,6 +406,8 @@ class Busy:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        if self._unexpected and exc[0] is None:
+            raise self._unexpected[0]
 
 
 class Tap(Origin):
