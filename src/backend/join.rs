@@ -386,6 +386,7 @@ impl Join {
             origin: self.origin.clone(),
             tub: self.tub.filter(|_| protocol == Protocol::Foolscap),
             secret_file: self.secret_file(),
+            by_tub: false,
         }
     }
 

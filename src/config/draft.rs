@@ -23,8 +23,10 @@ pub struct BackendDraft {
     pub origin: OriginAddr,
     /// The node that is meant.
     pub tub: Option<TubId>,
-    /// The secret's file, beside this one.
+    /// The secret's file, beside this one; or the node's key, if that proves the kite.
     pub secret_file: String,
+    /// The node proves the kite, which is called by its tub.
+    pub by_tub: bool,
 }
 
 /// How to go out, and where state is kept.
@@ -99,7 +101,9 @@ impl BackendDraft {
             let _ = writeln!(text, "protocol = {}", quoted(self.protocol.as_str()));
         }
         let _ = writeln!(text, "origin = {}", quoted(&self.origin.to_string()));
-        if let Some(tub) = &self.tub {
+        if self.by_tub {
+            text += "# The node's key signs, and never leaves this machine.\nproof = \"tub\"\n";
+        } else if let Some(tub) = &self.tub {
             let _ = writeln!(text, "tub_id = {}", quoted(tub.as_str()));
         }
         let _ = writeln!(text, "secret_file = {}", quoted(&self.secret_file));

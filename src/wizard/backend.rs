@@ -15,6 +15,7 @@ use crate::dial::{FrontendAddr, OriginAddr, Trust};
 use crate::invitation::{Invitation, new_secret};
 use crate::kite::{KiteName, Protocol, Secret};
 use crate::sniff::TubId;
+use crate::sniff::foolscap::TUB_ID_LEN;
 use crate::tahoe::dir::NodeDir;
 use crate::tls::put_secret;
 
@@ -22,6 +23,8 @@ use crate::tls::put_secret;
 const NODES: &str = "/var/lib/tahoe-lafs";
 /// Most nodes that are offered.
 const MAX_NODES: usize = 9;
+/// A node's certificate with its key, in its directory.
+const NODE_KEY: &str = "private/node.pem";
 /// Where a SOCKS port is looked for, beginning with the usual one.
 const SOCKS_PORTS: std::ops::Range<u16> = 9150..9170;
 
@@ -53,17 +56,26 @@ pub struct Answers {
 pub enum Door {
     /// By an invitation.
     Invitation(Box<Join>),
-    /// The operators have agreed on one, or will.
-    Secret(Box<Agreed>),
+    /// The operators have agreed on one, or will; or there is no need to.
+    Known(Box<Known>),
 }
 
-/// A kite whose secret is agreed on by hand.
+/// A kite that is known to the frontend without an invitation.
 #[derive(Debug)]
-pub struct Agreed {
+pub struct Known {
     draft: BackendDraft,
-    secret: Secret,
-    /// It was made here, and the frontend's operator does not know it.
-    is_new: bool,
+    by: By,
+}
+
+/// What a frontend knows a kite by.
+#[derive(Debug)]
+enum By {
+    /// A secret that the operators have agreed on.
+    Agreed(Secret),
+    /// A secret that was made here, and that the frontend's operator does not know.
+    New(Secret),
+    /// The node's own key: the kite is called by its tub, in this domain.
+    Tub(KiteName),
 }
 
 /// What was pasted first.
@@ -91,16 +103,19 @@ pub fn ask(asker: &mut dyn Asker, world: &mut World<'_>) -> Result<Answers, NoAn
     let file = world.dir.join(places::BACKEND);
     ask::opening(asker, &file)?;
     let pasted = frontend(asker)?;
-    let (address, kite, invitation) = match pasted {
-        Pasted::Invitation(i) => (i.frontend.clone(), i.kite.clone(), Some(i)),
-        Pasted::Address(address) => (address, kite_name(asker)?, None),
-    };
-    let agreed = match &invitation {
-        Some(_) => None,
-        None => Some(secret(asker)?),
+    let (address, kite, by, invitation) = match pasted {
+        Pasted::Invitation(i) => (i.frontend.clone(), i.kite.clone(), None, Some(i)),
+        Pasted::Address(address) => match domain(asker)? {
+            Some(domain) => (address, domain.clone(), Some(By::Tub(domain)), None),
+            None => {
+                let kite = kite_name(asker)?;
+                (address, kite, Some(secret(asker)?), None)
+            }
+        },
     };
     let via_tor = tor(asker, &address)?;
-    let (origin, tub, node) = node(asker, world, &kite)?;
+    let is_open = matches!(by, Some(By::Tub(_)));
+    let (origin, tub, node) = node(asker, world, &kite, is_open)?;
     // What the node's own connections need to go through the same Tor.
     let socks = SOCKS_PORTS
         .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
@@ -111,34 +126,42 @@ pub fn ask(asker: &mut dyn Asker, world: &mut World<'_>) -> Result<Answers, NoAn
         ..Way::default()
     };
     let dir = world.dir.clone();
-    let door = match (invitation, agreed) {
+    let door = match (invitation, by) {
         (Some(invitation), _) => {
             let join = Join::new(invitation, dir, way, origin, tub);
             asker.say(&shown(&file, &join.text(Protocol::Foolscap)))?;
             Door::Invitation(Box::new(join))
         }
-        (None, agreed) => {
-            let (secret, is_new) = agreed.ok_or(NoAnswer::Ended)?;
+        (None, by) => {
+            let by = by.ok_or(NoAnswer::Ended)?;
+            let (kite, secret_file) = match (&by, tub, &node) {
+                (By::Tub(domain), Some(tub), Some(node)) => (
+                    called_by(tub, domain).ok_or(NoAnswer::Ended)?,
+                    node.join(NODE_KEY).to_string_lossy().into_owned(),
+                ),
+                _ => {
+                    let file = format!("{}.secret", kite.as_str().replace('*', "any"));
+                    (kite, file)
+                }
+            };
             let draft = BackendDraft {
                 way,
                 frontend: address,
-                secret_file: format!("{}.secret", kite.as_str().replace('*', "any")),
+                secret_file,
                 kite,
                 protocol: Protocol::Foolscap,
                 origin,
                 tub,
+                by_tub: is_open,
             };
             asker.say(&shown(&file, &draft.whole()))?;
-            Door::Secret(Box::new(Agreed {
-                draft,
-                secret,
-                is_new,
-            }))
+            Door::Known(Box::new(Known { draft, by }))
         }
     };
     let end = match &door {
         Door::Invitation(_) => "Write it, with a new secret beside it, and take up the invitation?",
-        Door::Secret(_) => "Write it, with the secret beside it?",
+        Door::Known(_) if is_open => "Write it?",
+        Door::Known(_) => "Write it, with the secret beside it?",
     };
     match yes(asker, end, true)? {
         true => Ok(Answers { door, file, node }),
@@ -186,6 +209,33 @@ fn frontend(asker: &mut dyn Asker) -> Result<Pasted, NoAnswer> {
     Ok(pasted)
 }
 
+/// The domain of an open frontend, if it is one.
+fn domain(asker: &mut dyn Asker) -> Result<Option<KiteName>, NoAnswer> {
+    let question =
+        "Is it an open frontend, which takes any node that proves itself by its own key?";
+    if !yes(asker, question, false)? {
+        return Ok(None);
+    }
+    let mut check = |text: &str| match text.parse::<KiteName>() {
+        // As long as the name will be.
+        Ok(domain) if called_by(TubId::from_random([0; TUB_ID_LEN]), &domain).is_some() => {
+            Ok(domain)
+        }
+        Ok(_) => {
+            Err("Write the domain itself, without '*'; a node's TubID is put before it.".to_owned())
+        }
+        Err(e) => Err(format!("This is no domain: {e}.")),
+    };
+    let question =
+        "The domain in which it takes nodes, as its operator says (such as alice.example):";
+    ask::ask(asker, question, None, &mut check).map(Some)
+}
+
+/// The kite of a node that proves itself in this domain.
+fn called_by(tub: TubId, domain: &KiteName) -> Option<KiteName> {
+    format!("{}.{domain}", tub.as_str()).parse().ok()
+}
+
 fn kite_name(asker: &mut dyn Asker) -> Result<KiteName, NoAnswer> {
     let mut check = |text: &str| match text.parse::<KiteName>() {
         Ok(name) if name.is_wildcard() => {
@@ -198,19 +248,19 @@ fn kite_name(asker: &mut dyn Asker) -> Result<KiteName, NoAnswer> {
     ask::ask(asker, question, None, &mut check)
 }
 
-/// The secret, and whether it is new.
-fn secret(asker: &mut dyn Asker) -> Result<(Secret, bool), NoAnswer> {
+/// The secret, which may be new.
+fn secret(asker: &mut dyn Asker) -> Result<By, NoAnswer> {
     if !yes(
         asker,
         "Has the frontend's operator given you a secret for it?",
         true,
     )? {
         let new = new_secret().ok_or(NoAnswer::Ended)?;
-        return Ok((new, true));
+        return Ok(By::New(new));
     }
     let mut check = |text: &str| {
         Secret::new(text.as_bytes())
-            .map(|secret| (secret, false))
+            .map(By::Agreed)
             .ok_or_else(|| "It is empty, or longer than a secret can be.".to_owned())
     };
     ask::ask_hidden(asker, "Then paste it (it is not shown):", &mut check)
@@ -229,12 +279,15 @@ fn node(
     asker: &mut dyn Asker,
     world: &mut World<'_>,
     kite: &KiteName,
+    is_open: bool,
 ) -> Result<(OriginAddr, Option<TubId>, Option<PathBuf>), NoAnswer> {
     let World { nodes, look, .. } = world;
     for (i, dir) in nodes.iter().enumerate() {
         asker.say(&format!("  {}: the node in {}", i + 1, dir.display()))?;
     }
     let (question, usual) = match nodes.is_empty() {
+        true if is_open => ("The node's directory, where its key is:", None),
+        false if is_open => ("Which node? A number, or another directory:", Some("1")),
         true => (
             "The node's directory, or the address of its foolscap port (such as 127.0.0.1:49293):",
             None,
@@ -245,7 +298,20 @@ fn node(
         ),
     };
     loop {
-        let mut check = |text: &str| chosen(text, nodes);
+        let mut check = |text: &str| {
+            let chosen = chosen(text, nodes)?;
+            match (&chosen, is_open) {
+                ((_, Some(_), Some(_)), _) | (_, false) => Ok(chosen),
+                ((_, None, Some(dir)), true) => Err(format!(
+                    "{}: it has no my_nodeid, by which the kite would be called. Start the node once, and answer again.",
+                    dir.display()
+                )),
+                ((_, _, None), true) => Err(
+                    "An open frontend takes the node by its key: name the node's directory."
+                        .to_owned(),
+                ),
+            }
+        };
         let (origin, tub, dir) = ask::ask(asker, question, usual, &mut check)?;
         match look(&origin, kite) {
             Seen::Foolscap => asker.say(&format!("  {origin} answers as a foolscap port."))?,
@@ -301,7 +367,7 @@ fn chosen(text: &str, nodes: &[PathBuf]) -> Result<Chosen, String> {
     Ok((OriginAddr::Tcp(at), node.node.tub, Some(dir)))
 }
 
-impl Agreed {
+impl Known {
     /// Writes the secret and the file. All of it, or nothing.
     pub fn write(&self, dir: &Path) -> Result<String, ConfigError> {
         let problem = |e: &dyn std::fmt::Display| {
@@ -316,24 +382,37 @@ impl Agreed {
             secret_file, kite, ..
         } = &self.draft;
         let (secret, file) = (dir.join(secret_file), dir.join(places::BACKEND));
-        if let Some(there) = [&secret, &file].into_iter().find(|path| path.exists()) {
+        let text = match &self.by {
+            By::Agreed(text) | By::New(text) => Some(text),
+            By::Tub(_) => None,
+        };
+        let new = text.map(|_| &secret).into_iter().chain([&file]);
+        if let Some(there) = new.into_iter().find(|path| path.exists()) {
             return Err(problem(&format!(
                 "{} is there already, and stays as it is",
                 there.display()
             )));
         }
-        let text = Zeroizing::new([self.secret.expose(), b"\n"].concat());
-        put_secret(dir, secret_file, &text).map_err(|e| problem(&e))?;
+        if let Some(text) = text {
+            let text = Zeroizing::new([text.expose(), b"\n"].concat());
+            put_secret(dir, secret_file, &text).map_err(|e| problem(&e))?;
+        }
         if let Err(e) = put_secret(dir, places::BACKEND, self.draft.whole().as_bytes()) {
-            let _ = std::fs::remove_file(&secret);
+            if text.is_some() {
+                let _ = std::fs::remove_file(&secret);
+            }
             return Err(problem(&e));
         }
-        Ok(match self.is_new {
-            true => format!(
+        Ok(match self.by {
+            By::New(_) => format!(
                 "A new secret is in {}. The frontend's operator needs it: kite frontend kites add {kite} --secret-file FILE",
                 secret.display()
             ),
-            false => format!("The secret is in {}.", secret.display()),
+            By::Agreed(_) => format!("The secret is in {}.", secret.display()),
+            By::Tub(_) => format!(
+                "The kite is {kite}. Nobody needs to be told: the node's key, in {}, proves it.",
+                secret.display()
+            ),
         })
     }
 }
@@ -406,6 +485,7 @@ mod tests {
             "kite-invite1:xyz",
             "alice.example",
             good.as_str(),
+            "n",
             "*.alice.example",
             "a..b",
             "bob.alice.example",
@@ -450,25 +530,25 @@ mod tests {
         ] {
             assert!(script.heard.contains(why), "{why}\n{}", script.heard);
         }
-        let Door::Secret(agreed) = got.door else {
+        let Door::Known(known) = got.door else {
             panic!("a secret")
         };
-        assert!(!agreed.is_new && !agreed.draft.way.via_tor && agreed.draft.way.socks.is_none());
-        assert_eq!(agreed.secret.expose(), b"hunter2");
+        assert!(!known.draft.way.via_tor && known.draft.way.socks.is_none());
+        assert!(matches!(&known.by, By::Agreed(secret) if secret.expose() == b"hunter2"));
         assert!(!script.heard.contains("hunter2"));
     }
 
     #[test]
     fn onion_means_tor_and_no_means_nothing() {
         let (script, got) = run(
-            &[ONION, "bob.alice.example", "n", "127.0.0.1:1", "n"],
+            &[ONION, "", "bob.alice.example", "n", "127.0.0.1:1", "n"],
             &[],
             vec![],
         );
         assert!(matches!(got, Err(NoAnswer::Declined)));
         assert!(script.heard.contains("reached through Tor"));
-        for cut in 0..4 {
-            let answers = [ONION, "bob.alice.example", "n", "127.0.0.1:1"];
+        for cut in 0..5 {
+            let answers = [ONION, "", "bob.alice.example", "n", "127.0.0.1:1"];
             let (_, got) = run(&answers[..cut], &[], vec![]);
             assert!(matches!(got, Err(NoAnswer::Ended)), "{cut}");
         }
@@ -504,25 +584,77 @@ mod tests {
     }
 
     #[test]
+    fn at_an_open_frontend_the_nodes_key_is_all() {
+        let tub = "rznjxrmn666ovyilykucaws7ap26djwf";
+        let (node, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(node.path().join("tahoe-client.tac"), "").unwrap();
+        let cfg = node.path().join("tahoe.cfg");
+        std::fs::write(&cfg, "[node]\ntub.port = tcp:49293\n").unwrap();
+        let nodes = vec![node.path().to_path_buf()];
+        let answers = [
+            ONION,
+            "y",
+            "*.alice.example",
+            "a..b",
+            "alice.example",
+            "127.0.0.1:49293",
+            "1",
+            "y",
+        ];
+        let (script, got) = run(&answers, &[], nodes.clone());
+        assert!(matches!(got, Err(NoAnswer::Ended)), "it has no tub yet");
+        for why in [
+            "without '*'",
+            "no domain",
+            "name the node's directory",
+            "Start the node once",
+        ] {
+            assert!(script.heard.contains(why), "{why}\n{}", script.heard);
+        }
+        std::fs::write(node.path().join("my_nodeid"), format!("{tub}\n")).unwrap();
+        let (script, got) = run(&[ONION, "y", "alice.example", "", ""], &[], nodes);
+        let got = got.expect("answers");
+        assert!(script.is_through());
+        let Door::Known(known) = got.door else {
+            panic!("no invitation")
+        };
+        let key = node.path().join(NODE_KEY);
+        for shown in [
+            format!("name = \"{tub}.alice.example\""),
+            "proof = \"tub\"".to_owned(),
+            format!("secret_file = \"{}\"", key.display()),
+        ] {
+            assert!(script.heard.contains(&shown), "{shown}\n{}", script.heard);
+        }
+        let said = known.write(out.path()).expect("written");
+        assert!(
+            said.contains(&format!("The kite is {tub}.alice.example.")),
+            "{said}"
+        );
+        let files = std::fs::read_dir(out.path()).unwrap().count();
+        assert_eq!(files, 1, "the key stays where it is");
+    }
+
+    #[test]
     fn what_is_there_stays() {
         let dir = tempfile::tempdir().expect("a directory");
         let (_, got) = run(
-            &[ONION, "bob.alice.example", "n", "127.0.0.1:1", "y"],
+            &[ONION, "", "bob.alice.example", "n", "127.0.0.1:1", "y"],
             &[],
             vec![],
         );
-        let Door::Secret(agreed) = got.expect("answers").door else {
+        let Door::Known(known) = got.expect("answers").door else {
             panic!("a secret")
         };
         let there = dir.path().join(places::BACKEND);
         std::fs::write(&there, "mine").expect("a file");
-        assert!(agreed.write(dir.path()).is_err());
+        assert!(known.write(dir.path()).is_err());
         assert_eq!(
             std::fs::read_dir(dir.path()).expect("a directory").count(),
             1
         );
         std::fs::remove_file(&there).expect("a file");
-        let said = agreed.write(dir.path()).expect("written");
+        let said = known.write(dir.path()).expect("written");
         assert!(said.contains("kites add bob.alice.example"));
     }
 }

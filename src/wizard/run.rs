@@ -127,7 +127,7 @@ pub fn backend(asker: &mut dyn Asker) -> Result<FirstRun, FirstRunError> {
     };
     let answers = ask_backend::ask(asker, &mut world)?;
     match answers.door {
-        Door::Secret(agreed) => asker.say(&agreed.write(&dir)?)?,
+        Door::Known(known) => asker.say(&known.write(&dir)?)?,
         Door::Invitation(join) => {
             // Without walls: what is asked next may want the node's files, and the backend builds its own.
             let begun = join.begin()?;

@@ -142,6 +142,7 @@ def test_the_offer_of_the_nodes_lines(kite, terminal, tmp_path, wanted):
     before, name = file.read_text(), "tub.bob.example"
     back = terminal("backend")
     back.answer(r"The invitation", "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:443")
+    back.answer(r"Is it an open frontend", "")
     back.answer(r"The kite's name", name)
     back.answer(r"given you a secret", "y")
     back.answer_hidden(r"paste it", "s3cret-of-bobs")

@@ -14,7 +14,9 @@ from clocks import Clock
 from conftest import new_address, supervised
 from island import Island
 from kite import Backend, Frontend, Kite, binary
+from proc import wait_until
 from tahoe import Client, Introducer, Storage, in_parallel, new_tub
+from terminal import Terminal
 from traffic import Tap, random_bytes, sha256
 
 INTRO, INTRODUCER = "intro.strangers.example", "10.77.5.9"
@@ -70,6 +72,31 @@ def test_a_node_is_registered_by_its_tub_alone(world):
     # The key signs, and is in no log.
     secret = [line for line in world.key.read_text().splitlines() if len(line) == 64]
     assert secret and not any(line in log.read_text() for line in secret for log in (frontend.proc.log, backend.proc.log))
+
+
+def test_a_few_questions_are_enough(world, tmp_path):
+    """Nobody hands anything to anybody: the node's directory and the frontend's address make a kite that flies."""
+    frontend = world.frontend("asked", new_address())
+    wait_until((world.node.dir / "my_nodeid").exists, 30, "the node has begun")
+    asked = Terminal([binary(), "backend"], cwd=tmp_path, env={
+        "HOME": str(tmp_path), "CONFIGURATION_DIRECTORY": str(tmp_path / "conf"), "XDG_STATE_HOME": str(tmp_path / "state")})
+    try:
+        asked.answer(r"The invitation", frontend.pinned())
+        asked.answer(r"Is it an open frontend", "y")
+        asked.answer(r"The domain", DOMAIN)
+        asked.answer(r"Go through Tor", "n")
+        asked.answer(r"The node's directory", str(world.node.dir))
+        asked.expect("answers as a foolscap port")
+        asked.answer(r"Write it", "y")
+        asked.expect(re.escape(f"The kite is {world.name}."))
+        asked.answer(r"Start it now", "y")
+        asked.expect(re.escape(f"kite up: foolscap:{world.name}"))
+        asked.key(b"\x03")
+        assert asked.end() == 0
+    finally:
+        asked.close()
+    assert [path.name for path in (tmp_path / "conf").iterdir()] == ["backend.toml"]
+    assert (tmp_path / "conf/backend.toml").stat().st_mode & 0o077 == 0
 
 
 def test_a_relayed_handshake_is_refused(world):
