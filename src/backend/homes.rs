@@ -75,13 +75,11 @@ impl Homes {
         let mut more: Vec<Frontend> = Vec::new();
         for asked in plan.frontends.iter().filter(|f| f.homes) {
             for (name, address) in all.get(&asked.address.to_string()).into_iter().flatten() {
-                let same = |f: &&Frontend| {
-                    (f.address.host(), f.address.port()) == (address.host(), address.port())
-                };
-                if plan.frontends.iter().any(|f| same(&f)) || address.is_onion() && !onions {
+                let same = |f: &Frontend| is_same(&f.address, address);
+                if plan.frontends.iter().any(same) || address.is_onion() && !onions {
                     continue;
                 }
-                match more.iter().position(|f| f.address == *address) {
+                match more.iter().position(same) {
                     Some(at) => {
                         if let Some(names) = more.get_mut(at).and_then(|f| f.kites.as_mut())
                             && !names.contains(name)
@@ -104,6 +102,12 @@ impl Homes {
     }
 }
 
+/// Both lead to one frontend: the address is the same, or the key, of which each member has its own.
+fn is_same(a: &FrontendAddr, b: &FrontendAddr) -> bool {
+    let same_key = matches!((a.trust(), b.trust()), (Trust::Pin(a), Trust::Pin(b)) if a == b);
+    same_key || (a.host(), a.port()) == (b.host(), b.port())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,8 +117,13 @@ mod tests {
     use crate::kite::{Protocol, Secret};
     use crate::wire::KiteId;
 
-    const PIN: &str = "#sha256:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
     const ONION: &str = "2gzyxa5ihm7nsggfxnu52rck2vv4rvmdlkiu3zzui5du4xyclen53wid.onion:80";
+
+    /// At the default port, with a key of its own.
+    fn member(host: &str, key: u8) -> String {
+        let pin = data_encoding::BASE64URL_NOPAD.encode(&[key; 32]);
+        format!("{host}:443#sha256:{pin}")
+    }
 
     fn frontend(address: &str, homes: bool) -> Frontend {
         Frontend {
@@ -165,8 +174,8 @@ mod tests {
 
     #[test]
     fn homes_are_taken_from_whom_they_may_be_taken_and_from_nobody_else() {
-        let first = format!("fe1.example:443{PIN}");
-        let home = format!("fe2.example:443{PIN}");
+        let first = member("fe1.example", 1);
+        let home = member("fe2.example", 2);
         let entry = frontend(&first, true);
         let homes = Homes::default();
         let named = [
@@ -174,9 +183,15 @@ mod tests {
             ("bob.example", first.as_str()),
             ("bob.example", "fe3.example:443"),
             ("bob.example", "plain://fe4.example:443"),
-            ("eve.example", &format!("fe5.example:443{PIN}")),
+            ("eve.example", &member("fe5.example", 5)),
             ("bob.example", ONION),
             ("bob.example", "nonsense"),
+            // By another name, and by another port.
+            ("bob.example", &member("192.0.2.1", 1)),
+            (
+                "bob.example",
+                &member("fe2.example", 2).replace(":443", ":80"),
+            ),
         ];
         homes.hear(&entry.address, &verdict("bob.example", &named));
         assert_eq!(
@@ -196,7 +211,7 @@ mod tests {
         homes.hear(&entry.address, &verdict("bob.example", &named));
         // A home's own word counts for nothing.
         let there = frontend(&home, false);
-        let elsewhere = format!("fe6.example:443{PIN}");
+        let elsewhere = member("fe6.example", 6);
         homes.hear(
             &there.address,
             &verdict("bob.example", &[("bob.example", &elsewhere)]),
@@ -219,9 +234,11 @@ mod tests {
 
     #[test]
     fn no_more_than_some_are_dialled_and_each_for_its_kites() {
-        let entry = frontend(&format!("fe.example:443{PIN}"), true);
+        let entry = frontend(&member("fe.example", 99), true);
         let homes = Homes::default();
-        let all: Vec<_> = (0..20).map(|i| format!("h{i}.example:443{PIN}")).collect();
+        let all: Vec<_> = (0..20)
+            .map(|i| member(&format!("h{i}.example"), i))
+            .collect();
         let named: Vec<_> = all.iter().map(|a| ("bob.example", a.as_str())).collect();
         homes.hear(&entry.address, &verdict("bob.example", &named));
         let plan = Plan {

@@ -1,11 +1,15 @@
 """What an operator sees of a kite: status as text, JSON and on the whole terminal, the start screen, `kite check`."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
+import threading
+import urllib.request
 
 import pytest
 
@@ -176,6 +180,89 @@ def test_scores_outlive_a_restart(scene):
     scene.start()
     scene.backend.proc.wait_log("KITE-C58", 10)
     assert scene.backend.status()["frontends"][0]["score"] is None
+
+
+class Middlebox:
+    """Stands at the frontend's port for visitors, and hangs up, writes a header of its own, or lets pass."""
+
+    def __init__(self, ip, port, on):
+        self.mode, self._on = "hang-up", on
+        self._server = socket.create_server((ip, port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            near, _ = self._server.accept()
+            if self.mode == "hang-up":
+                near.close()
+                continue
+            far = socket.create_connection(self._on)
+            opening = near.recv(65536)
+            if self.mode == "write":
+                opening = opening.replace(b"\r\n", b"\r\nX-Seen: 1\r\n", 1)
+            far.sendall(opening)
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pump(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_frontend_that_does_not_do_is_marked_wherever_it_stands(scene):
+    """First its visitors are lost, then they come with a header too much, and then all is well again."""
+    middlebox = Middlebox(scene.frontend.ip, 8081, scene.frontend.visitors)
+    scene.backend.probe = {"enabled": True, "public_port": 8081}
+    scene.backend.write()
+    web = "127.0.0.1:9488"
+    scene.backend.file.write_text(f'{scene.backend.file.read_text()}\n[metrics]\nlisten = "{web}"\n')
+    at = scene.frontend.pinned()
+
+    def visited():
+        """By another run, whose first visit it is."""
+        scene.start()
+        wait_until(scene.probes, 20, lambda: scene.backend.proc.tail())
+        whole = scene.backend.status()
+        status = whole.pop("exit status")
+        validate([whole], SCHEMA)
+        return whole["frontends"][0]["score"], run("status", "--state-dir", scene.backend.state, status=status)
+
+    def measured(name):
+        page = urllib.request.urlopen(f"http://{web}/metrics", timeout=10).read().decode()
+        return float(re.search(rf'^{name}{{frontend="{re.escape(at)}"}} (\S+)$', page, re.M)[1])
+
+    score, _ = visited()
+    assert (score["standing"], score["points"]) == ("good", 0), "one visit condemns nobody"
+    scene.backend.proc.wait_log("a visitor of our own did not come through; making another tunnel", 10)
+    scene.backend.stop()
+    score, text = visited()
+    assert (score["standing"], score["points"]) == ("poor", 0) and f"{at} scores 0 of 100, POOR" in text
+    scene.backend.proc.wait_log(rf"WARN \[KITE-F56\] {re.escape(at)} does poorly", 5)
+    assert (measured("kite_frontend_score"), measured("kite_frontend_astray")) == (0, 0)
+    scene.backend.stop()
+
+    middlebox.mode = "write"
+    score, text = visited()
+    assert score["standing"] == "astray" and score["astray"] == [f"foolscap:{scene.kite.name}"]
+    assert f"leads ASTRAY: foolscap:{scene.kite.name}" in text, text
+    scene.backend.proc.wait_log(rf"WARN \[KITE-F57\] {re.escape(at)} leads visitors astray", 5)
+    assert measured("kite_frontend_astray") == 1
+    lines = run("tahoe", "--config", scene.backend.file, "--via-tor", "--socks-listen", "127.0.0.1:9150", status=0)
+    assert "# tub.location is not proven" in lines
+    terminal = Terminal([binary(), "status", "--watch", "--state-dir", str(scene.backend.state)], {**os.environ, "TERM": "xterm-256color"})
+    try:
+        terminal.wait("score", "q leaves")
+    finally:
+        terminal.close()
+    scene.backend.stop()
+
+    middlebox.mode = "pass"
+    score, text = visited()
+    assert score["standing"] == "poor" and 0 < score["points"] < 75 and score["astray"] == [] and "ASTRAY" not in text
+    assert 0 < measured("kite_frontend_score") < 0.75 and measured("kite_frontend_astray") == 0
 
 
 def test_watch(scene):

@@ -240,3 +240,75 @@ impl Status {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::observe::score::Standing;
+    use crate::observe::status::{Probe, Role, Score, Traffic, Way};
+
+    fn frontend(address: &str, points: u8) -> Frontend {
+        Frontend {
+            address: address.to_owned(),
+            state: "up".to_owned(),
+            up: 1,
+            tunnels: 1,
+            retry_in: None,
+            last_error: None,
+            traffic: Traffic::default(),
+            score: Some(Score {
+                standing: Standing::Good,
+                points,
+                ago: 1,
+                astray: Vec::new(),
+            }),
+        }
+    }
+
+    fn proven(frontend: &str, to: &str) -> Probe {
+        Probe {
+            frontend: Some(frontend.to_owned()),
+            to: to.to_owned(),
+            way: Way::Frontend,
+            outcome: Outcome::Proven,
+            finding: "own-node".to_owned(),
+            text: String::new(),
+            ago: 1,
+            took_ms: None,
+            visits: 1,
+            proven: 1,
+            proven_ago: Some(1),
+        }
+    }
+
+    #[test]
+    fn hints_of_the_best_frontend_come_first_and_one_astray_proves_nothing() {
+        let all = ["alice.example:443", "carol.example:443", "dave.example:443"].map(str::to_owned);
+        let mut status = Status::new(Role::Backend, Instant::now());
+        let points = [60, 100, 80];
+        status.frontends = (all.iter().zip(points))
+            .map(|(f, p)| frontend(f, p))
+            .collect();
+        let ports = ["192.0.2.1:80", "192.0.2.2:8080", "192.0.2.3:8443"];
+        status.kites = vec![Kite {
+            kite: "foolscap:bob.alice.example".to_owned(),
+            flies_at: all.to_vec(),
+            wanted_at: all.to_vec(),
+            tunnels: 3,
+            origin: None,
+            probes: (all.iter().zip(ports))
+                .map(|(f, to)| proven(f, to))
+                .collect(),
+            by_name: Vec::new(),
+            traffic: Traffic::default(),
+        }];
+        let hint = |port: u16| format!("tcp:bob.alice.example:{port}");
+        assert_eq!(status.proven_hints(), [hint(8080), hint(8443), hint(80)]);
+        if let Some(score) = &mut status.frontends[1].score {
+            score.standing = Standing::Astray;
+        }
+        assert!(status.proven_hints().is_empty());
+    }
+}
