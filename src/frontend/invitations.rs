@@ -67,6 +67,7 @@ pub async fn invite(
              the other, and visitors will take them for yours."
         )?;
     }
+    kites::mind_the_blocked(kite.as_str(), &state_dir, aside).await?;
     aside.flush()?;
     writeln!(out, "{}", *invitation.line())?;
     out.flush()?;

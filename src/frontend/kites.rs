@@ -359,6 +359,9 @@ pub async fn run(
         }
         (_, _) => {}
     }
+    if let Order::Add { name, .. } = &order {
+        mind_the_blocked(name, &state_dir, aside).await?;
+    }
     if by == By::Book && !matches!(order, Order::List | Order::Blocked) {
         let dir = state_dir.display();
         writeln!(
@@ -367,6 +370,30 @@ pub async fn run(
         )?;
     }
     out.flush()?;
+    Ok(())
+}
+
+/// Says so if a kite that may fly now is blocked all the same.
+pub(super) async fn mind_the_blocked(
+    name: &str,
+    state_dir: &Path,
+    aside: &mut (dyn Write + Send),
+) -> Result<(), KitesError> {
+    let (Answer::Blocked(all), _) = Order::Blocked.place(state_dir).await? else {
+        return Ok(());
+    };
+    let names = all.iter().map(|listed| listed.name.as_str());
+    let wildcards = name
+        .parse::<KiteName>()
+        .map(|name| name.wildcards().collect::<Vec<_>>());
+    let above = wildcards.unwrap_or_default();
+    let covers = |blocked: &&str| *blocked == name || above.iter().any(|w| w == blocked);
+    if let Some(blocked) = names.clone().find(covers) {
+        writeln!(
+            aside,
+            "Mind: {blocked} is blocked at this frontend, and {name} does not fly until: kite frontend kites unblock {blocked}"
+        )?;
+    }
     Ok(())
 }
 

@@ -90,7 +90,18 @@ def test_a_day_of_a_frontend(kite, sup, web):
     _, aside = frontend.manage("block", steady.name)
     assert "one kite came down" in aside, aside
     assert "nothing of that name flew here" in frontend.manage("block", "no-such.bob.example")[1]
-    frontend.manage("unblock", "no-such.bob.example")
+    # Who lets a kite fly, or invites to it, while it is blocked is told.
+    frontend.manage("block", "*.such.bob.example")
+    for name, blocked in (("no-such.bob.example",) * 2, ("one.such.bob.example", "*.such.bob.example")):
+        mind = f"Mind: {blocked} is blocked at this frontend, and {name} does not fly until: kite frontend kites unblock {blocked}"
+        assert mind in frontend.manage("add", name)[1]
+        frontend.manage("remove", name)
+        done = subprocess.run([binary(), "frontend", "invite", name, "--config", frontend.file],
+                              capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0 and mind in done.stderr and "Mind" not in done.stdout, done.stderr
+        frontend.manage("unblock", blocked)
+    assert "Mind" not in frontend.manage("add", "one.such.bob.example")[1]
+    frontend.manage("remove", "one.such.bob.example")
     nowhere = frontend.dir / "nowhere"
     done = subprocess.run([binary(), "frontend", "kites", "block", steady.name, "--state-dir", nowhere], capture_output=True,
                           text=True, timeout=20)
