@@ -21,6 +21,7 @@ pub mod blocked;
 pub mod book;
 mod certificates;
 pub mod doorstep;
+pub mod handshakes;
 pub mod invitations;
 pub mod invited;
 mod join;
@@ -64,6 +65,7 @@ use awaited::{Awaited, Whom};
 use book::BookError;
 use certificates::Certificates;
 use doorstep::Doorstep;
+use handshakes::Handshakes;
 use motd::Motd;
 use registry::{Registry, TunnelView};
 use storage::Policy;
@@ -210,6 +212,7 @@ struct Shared {
     /// All slots.
     most: usize,
     doorstep: Arc<Doorstep>,
+    handshakes: Handshakes,
     arriving: leave::Arriving,
     /// Whether this frontend goes away.
     going: watch::Sender<bool>,
@@ -345,6 +348,7 @@ impl Prepared {
             slots: Arc::new(Semaphore::new(most)),
             most,
             doorstep: Arc::default(),
+            handshakes: Handshakes::default(),
             arriving: leave::Arriving::default(),
             going: watch::Sender::new(false),
             awaited: Awaited::new(awaited, config.grace),

@@ -340,6 +340,7 @@ async fn arrive_by_tls<C: Coming>(
         }
         Whither::Ours(ending) => ending,
     };
+    shared.handshakes.turn(door.peer.ip().into()).await;
     let conn = conn_again(conn, first);
     let accepted = match &ending {
         None => shared.tls.accept(conn).await,

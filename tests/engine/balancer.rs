@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use kite::backend::introduce::Tell;
 use kite::config::{ProofRule, Service};
+use kite::dial::{FrontendAddr, Lane};
 use kite::frontend::balancer::{Balancers, HEADER_TIMEOUT};
+use kite::frontend::handshakes::{MAX_HANDSHAKES, SPAN};
 use kite::frontend::{Frontend, Handle};
 use kite::kite::Protocol;
 use kite::proxy_header::{Version, write};
@@ -13,7 +16,7 @@ use kite::shutdown::{self, Trigger};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::roles::{NAME, any, backend, frontend_config, kites, origin, service, until};
+use crate::roles::{NAME, any, backend, dialer, frontend_config, kites, origin, service, until};
 
 /// A frontend whose one port is behind load balancers.
 struct Behind {
@@ -212,4 +215,30 @@ fn who_is_a_balancer() {
     ] {
         assert!(parse(bad).is_err(), "{bad:?}");
     }
+}
+
+/// Twice as many as it may begin at once take the time in which it may begin as many more; another address' are not held up.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_one_address_are_paced() {
+    let front = behind(Balancers::on_this_machine());
+    let (_, pin) = front.pinned.split_once('#').unwrap();
+    let by = async |address: &str| {
+        let header = format!("PROXY TCP4 {address} 192.0.2.1 1 1\r\n");
+        let at = balancer(front.port, header.into_bytes()).await;
+        format!("{at}#{pin}").parse::<FrontendAddr>().unwrap()
+    };
+    let (eager, other) = (by("203.0.113.7").await, by("203.0.113.8").await);
+    let began = Instant::now();
+    let dial = |to: FrontendAddr| async move { drop(dialer().dial(&to, Lane(0)).await.unwrap()) };
+    let number = 2 * MAX_HANDSHAKES as usize;
+    let all = futures::stream::iter(0..number).map(|_| dial(eager.clone()));
+    let (first, rest) = (all.buffer_unordered(64).collect::<Vec<_>>(), async {
+        dial(other.clone()).await;
+        began.elapsed()
+    });
+    let (done, others) = tokio::join!(first, rest);
+    assert_eq!(done.len(), number, "nobody is refused");
+    let took = began.elapsed();
+    assert!(took >= SPAN - SPAN / 16, "{took:?}");
+    assert!(others < took, "{others:?} of {took:?}");
 }
