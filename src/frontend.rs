@@ -31,7 +31,7 @@ mod leave;
 pub mod limits;
 mod motd;
 pub mod onion;
-mod open;
+pub mod open;
 mod own_page;
 mod passing;
 mod register;
@@ -578,6 +578,11 @@ impl Handle {
     /// The fleet that this frontend is a part of.
     pub fn fleet(&self) -> Option<&Fleet> {
         self.0.fleet.as_deref()
+    }
+
+    /// Its open side, if it has one.
+    pub fn open(&self) -> Option<&open::Open> {
+        self.0.open.as_ref()
     }
 
     /// The counts of what passes.

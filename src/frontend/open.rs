@@ -5,6 +5,7 @@
 //! must come to that tub. Only then does the kite fly: a name is held for nobody who has not shown both.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,18 @@ pub struct Open {
     patience: Duration,
     /// Who takes a name from another, and who gets one, do so one after the other.
     order: Mutex<()>,
+    turned_away: AtomicU64,
+}
+
+/// How full an open frontend is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Kites that fly.
+    pub flying: usize,
+    /// How many may.
+    pub most: u32,
+    /// How often one more was refused, since the start: for all places, or all of its address, were taken.
+    pub turned_away: u64,
 }
 
 #[derive(Default)]
@@ -151,12 +164,24 @@ impl Open {
             visits: Visits::new(VISIT),
             patience: VISIT,
             order: Mutex::default(),
+            turned_away: AtomicU64::new(0),
         }
     }
 
     /// What its kites are called below.
     pub fn domain(&self) -> &KiteName {
         &self.config.domain
+    }
+
+    /// How full it is.
+    pub fn occupancy(&self) -> Occupancy {
+        let kites = self.kites();
+        let flying = kites.by_name.values().filter(|k| !k.flown_by.is_empty());
+        Occupancy {
+            flying: flying.count(),
+            most: self.config.kites,
+            turned_away: self.turned_away.load(Ordering::Relaxed),
+        }
     }
 
     /// The tub that a kite of this name is called by, if it is one of these.
@@ -288,6 +313,7 @@ impl Open {
             let same = kites.by_name.values().filter(from).count();
             let fits = |n: usize, most: u32| u32::try_from(n).is_ok_and(|n| n < most);
             if !fits(all, self.config.kites) || !fits(same, self.config.per_address) {
+                self.turned_away.fetch_add(1, Ordering::Relaxed);
                 return Err(FULL);
             }
         }
@@ -644,6 +670,12 @@ mod tests {
         assert_eq!(seat(4, "e", Some(2)).err(), Some(FULL));
         open.leave("a", None);
         assert_eq!(seat(4, "e", Some(2)).err(), Some(FULL), "b flies it yet");
+        let full = Occupancy {
+            flying: 3,
+            most: 3,
+            turned_away: 3,
+        };
+        assert_eq!(open.occupancy(), full);
         open.leave("b", None);
         assert!(seat(4, "e", Some(2)).is_ok());
         open.leave("c", None);

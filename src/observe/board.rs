@@ -409,7 +409,10 @@ impl Slot {
     pub fn set(&self, stage: Stage) {
         self.change(|entry| {
             match stage {
-                Stage::Up(_) => entry.connects += 1,
+                Stage::Up(_) => {
+                    entry.connects += 1;
+                    entry.renewal.is_due = false;
+                }
                 _ => entry.kites.clear(),
             }
             entry.stage = stage;

@@ -16,7 +16,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::Desk;
-use crate::observe::status::{Fleet, FleetBook, Kite, Member, Outcome, Role, Status, Traffic};
+use crate::observe::status::{
+    Fleet, FleetBook, Kite, Member, Open, Outcome, Role, Status, Traffic,
+};
 use crate::tor::Trouble;
 use crate::web::door::{self, Answer, Site};
 
@@ -267,9 +269,33 @@ impl Book {
             "Tunnels of backends that owe a sign of life",
             here(silent.count()),
         );
+        if let Some(open) = &status.open {
+            self.open(open);
+        }
         if let Some(fleet) = &status.fleet {
             self.fleet(fleet);
         }
+    }
+
+    fn open(&mut self, open: &Open) {
+        self.gauge(
+            "open_kites",
+            None,
+            "Kites that prove themselves, and fly",
+            [(vec![], open.flying as f64)],
+        );
+        self.gauge(
+            "open_kites_most",
+            None,
+            "How many of them may fly at one time",
+            [(vec![], f64::from(open.most))],
+        );
+        self.counter(
+            "open_kites_turned_away",
+            None,
+            "How often one more was refused, since all places, or all of its address, were taken",
+            [(vec![], open.turned_away)],
+        );
     }
 
     fn fleet(&mut self, fleet: &Fleet) {

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ struct Inner {
     book: Mutex<Book>,
     /// Where it is kept, if it is. Held while it is written, so that the newest is written last.
     file: Mutex<Option<PathBuf>>,
+    /// Something is in the book that is not in the file.
+    is_news: AtomicBool,
 }
 
 /// What is remembered. Nothing here knows a clock: `now` is in seconds since 1970.
@@ -301,6 +304,7 @@ impl Scores {
         Self(Arc::new(Inner {
             book: Mutex::new(book),
             file: Mutex::new(Some(file)),
+            is_news: AtomicBool::new(false),
         }))
     }
 
@@ -311,6 +315,7 @@ impl Scores {
             let mut book = self.book();
             let before = book.score(frontend, now, |_| true);
             book.take(frontend, kite, way, verdict, now);
+            self.0.is_news.store(true, Ordering::Release);
             (before, book.score(frontend, now, |_| true))
         };
         let Some(after) = after else { return };
@@ -324,6 +329,9 @@ impl Scores {
 
     /// Writes the file, if there is one, and waits until the disk has it.
     pub async fn keep(&self) {
+        if !self.0.is_news.load(Ordering::Acquire) {
+            return;
+        }
         let own = self.clone();
         // It ends by itself, and does not fail.
         let _ = tokio::task::spawn_blocking(move || own.write()).await;
@@ -332,8 +340,13 @@ impl Scores {
     fn write(&self) {
         let file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = file.as_deref() else { return };
-        let bytes = self.book().to_bytes();
+        let bytes = {
+            let book = self.book();
+            self.0.is_news.store(false, Ordering::Release);
+            book.to_bytes()
+        };
         if let Err(e) = replace(file, &bytes) {
+            self.0.is_news.store(true, Ordering::Release);
             tracing::warn!(
                 "[{}] {}: {e}; the frontends' scores will not survive a restart",
                 Code::ScoresLost,

@@ -18,6 +18,7 @@ use super::score::{self, Standing};
 use super::traffic::{Ledger, Of, Speed, Sum};
 use crate::backend::Plan;
 use crate::fleet;
+use crate::frontend;
 use crate::frontend::registry::TunnelView;
 use crate::kite::Protocol;
 use crate::tor::{DialReport, Progress};
@@ -66,6 +67,9 @@ pub struct Status {
     /// This frontend carries storage traffic and nothing else.
     #[serde(default)]
     pub storage_only: bool,
+    /// How full an open frontend is.
+    #[serde(default)]
+    pub open: Option<Open>,
     /// The fleet that a frontend is a part of.
     #[serde(default)]
     pub fleet: Option<Fleet>,
@@ -84,6 +88,31 @@ pub struct Status {
     /// What went wrong, the last first; at most 32.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+}
+
+/// The places of kites that prove themselves, at an open frontend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Open {
+    /// Such kites are called `TUBID` and this domain.
+    pub domain: String,
+    /// Those that fly.
+    pub flying: usize,
+    /// How many may fly at one time.
+    pub most: u32,
+    /// How often one more was refused, since the start: for all places, or all of its address, were taken. Who is refused asks again.
+    pub turned_away: u64,
+}
+
+impl From<&frontend::open::Open> for Open {
+    fn from(open: &frontend::open::Open) -> Self {
+        let now = open.occupancy();
+        Self {
+            domain: open.domain().to_string(),
+            flying: now.flying,
+            most: now.most,
+            turned_away: now.turned_away,
+        }
+    }
 }
 
 /// A fleet, as one of its frontends sees it.
@@ -448,6 +477,7 @@ impl Status {
             backends: Vec::new(),
             addresses: Vec::new(),
             storage_only: false,
+            open: None,
             fleet: None,
             traffic: Traffic::default(),
             speed: Rate::default(),

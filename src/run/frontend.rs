@@ -412,6 +412,7 @@ impl Desk for FrontendDesk {
         Status {
             addresses: self.pinned.iter().chain(onion).cloned().collect(),
             storage_only: self.handle.policy().is_storage_only(),
+            open: self.handle.open().map(Into::into),
             fleet: self.handle.fleet().map(Into::into),
             tor: self
                 .tor

@@ -64,7 +64,8 @@ def pair(kite, sup):
         service = Kite("http", "web.bob.example", web.address)
         def listen(role):
             return '\n[metrics]\nlisten = "%s:%d"\n' % AT[role]
-        frontend = Frontend(sup, "frontend", new_address(), [service], ports=(80,), tables=listen("frontend")).start()
+        frontend = Frontend(sup, "frontend", new_address(), [service], ports=(80,),
+                            tables=listen("frontend") + '[open]\ndomain = "open.example"\n').start()
         backend = Backend(sup, "backend", [frontend.plain()], [service])
         backend.file.write_text(backend.file.read_text() + listen("backend"))
         backend.start().wait_up(service, frontend.ip)

@@ -13,7 +13,7 @@ import pytest
 from clocks import Clock
 from conftest import new_address, supervised
 from island import Island
-from kite import Backend, Frontend, Kite, binary
+from kite import Backend, Frontend, Kite, binary, run
 from proc import wait_until
 from tahoe import Client, Introducer, Storage, in_parallel, new_tub
 from terminal import Terminal
@@ -66,6 +66,7 @@ def test_a_node_is_registered_by_its_tub_alone(world):
     backend = Backend(world.sup, "backend", [frontend.pinned()], [kite]).start()
     frontend.wait_up(kite)
     backend.wait_up(kite, world.ip)
+    assert f"open: 1 of 1000 kites fly in {DOMAIN}\n" in run("status", "--state-dir", frontend.state, status=0)
     world.client.wait_connected(1, lambda status: f"Connected to tcp:{world.name}:80" in status)
     data = random_bytes(30, SIZE)
     assert sha256(world.client.download(world.client.upload(data))) == sha256(data)

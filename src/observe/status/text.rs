@@ -146,6 +146,17 @@ impl fmt::Display for Status {
         if self.storage_only {
             writeln!(f, "  carries Tahoe's storage traffic and nothing else")?;
         }
+        if let Some(open) = &self.open {
+            write!(
+                f,
+                "open: {} of {} kites fly in {}",
+                open.flying, open.most, open.domain
+            )?;
+            match open.turned_away {
+                0 => writeln!(f)?,
+                n => writeln!(f, "; one more was refused {n} times")?,
+            }
+        }
         for address in &self.addresses {
             writeln!(f, "backends dial {address}")?;
         }
