@@ -5,32 +5,35 @@
 //! and a running kite has none. They go to standard output, one a line, since standard error has the log.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use serde::Serialize;
 
 use super::board::View;
-use super::stderr::{LAST_LINES, Lines};
+use super::stderr::{self, LAST_LINES, Lines};
 use crate::code::Code;
 use crate::tor::Progress;
 
 /// Says several lines: on standard output if that is a terminal, else in the log.
 pub fn say(text: &str) {
-    let mut out = std::io::stdout();
-    if out.is_terminal() && mode() == Mode::Auto && out.write_all(text.as_bytes()).is_ok() {
-        return;
+    match io::stdout().is_terminal() && mode() == Mode::Auto {
+        true => beside(|| text.lines().for_each(put)),
+        false => text.lines().for_each(|line| tracing::info!("{line}")),
     }
-    text.lines().for_each(|line| tracing::info!("{line}"));
 }
 
 /// Steps of the bar.
 const STEPS: u64 = 100;
 /// How often a bar moves by itself.
 const TICK: Duration = Duration::from_millis(250);
+/// How often bars are drawn in a second at most.
+const DRAWN: u8 = 20;
 /// Most frontends that are shown at one time; the log has all of them.
 const MAX_SPINNERS: usize = 8;
 
@@ -179,7 +182,7 @@ impl Default for Display {
     }
 }
 
-/// Objects on their way: a program may read only until all is well, and a pipe that is full must not stop the kite.
+/// What standard output is told, on its way: a program may read only until all is well, and a pipe that is full must not stop the kite.
 static OBJECTS: OnceLock<Option<Lines>> = OnceLock::new();
 
 /// A program that reads no more is no reason to end, or to wait.
@@ -229,10 +232,76 @@ fn log(event: &Event<'_>) {
 static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
 
 fn screen() -> &'static MultiProgress {
-    SCREEN.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
+    let canvas = || ProgressDrawTarget::term_like_with_hz(Box::<Canvas>::default(), DRAWN);
+    SCREEN.get_or_init(|| MultiProgress::with_draw_target(canvas()))
 }
 
-/// Writes to standard error while bars make room.
+/// Standard error as bars see it: what they draw goes there as log lines do, and so nobody waits for a terminal that has stopped.
+#[derive(Debug, Default)]
+struct Canvas(Mutex<Vec<u8>>);
+
+impl Canvas {
+    fn put(&self, what: fmt::Arguments<'_>) -> io::Result<()> {
+        let mut look = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        look.write_fmt(what)
+    }
+}
+
+impl TermLike for Canvas {
+    fn width(&self) -> u16 {
+        Term::stderr().size().1
+    }
+
+    fn height(&self) -> u16 {
+        Term::stderr().size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        moved(self, n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        moved(self, n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        moved(self, n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        moved(self, n, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.put(format_args!("{text}\n"))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.put(format_args!("{text}"))
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.put(format_args!("\r\x1b[2K"))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut look = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match look.is_empty() {
+            true => Ok(()),
+            false => stderr::draw(std::mem::take(&mut look)),
+        }
+    }
+}
+
+/// Moves the cursor (ECMA-48 §8.3.18 to §8.3.22).
+fn moved(canvas: &Canvas, n: usize, way: char) -> io::Result<()> {
+    match n {
+        0 => Ok(()),
+        n => canvas.put(format_args!("\x1b[{n}{way}")),
+    }
+}
+
+/// Says something on standard error while bars make room.
 pub(super) fn beside<T>(write: impl FnOnce() -> T) -> T {
     match SCREEN.get() {
         Some(screen) => screen.suspend(write),

@@ -4,7 +4,7 @@
 //! same way ([`super::progress`]).
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use crate::dial::supervisor::JournalSocket;
 
 /// Lines that wait to be written; more are left out.
 pub const MAX_LINES: usize = 1024;
+/// Of them, how many may be what bars look like now; later looks are left out.
+pub const MAX_DRAWS: usize = MAX_LINES / 2;
 /// The longest line, in bytes; of a longer one the beginning is written.
 pub const MAX_LINE: usize = 16 * 1024;
 /// How long the end of a kite waits until what was said is written.
@@ -53,10 +55,11 @@ pub struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match LINES.get() {
-            Some(lines) => lines.say(line),
-            None => Plain.write_all(line)?,
-        }
+        // Bars make room: what they draw for that goes the same way, before the line and after it.
+        super::progress::beside(|| match LINES.get() {
+            Some(lines) => Ok(lines.say(line)),
+            None => Plain.write_all(line),
+        })?;
         Ok(line.len())
     }
 
@@ -65,14 +68,22 @@ impl Write for Stderr {
     }
 }
 
-/// The journal; else where bars make room for what is written.
+/// Puts what bars look like on the terminal, among the lines.
+pub(super) fn draw(look: Vec<u8>) -> io::Result<()> {
+    match LINES.get() {
+        Some(lines) => Ok(lines.draw(look)),
+        None => io::stderr().write_all(&look),
+    }
+}
+
+/// The journal, or standard error.
 struct Plain;
 
 impl Write for Plain {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match JOURNAL.get() {
             Some(journal) => journal.send(bytes),
-            None => super::progress::beside(|| io::stderr().write(bytes)),
+            None => io::stderr().write(bytes),
         }
     }
 
@@ -83,6 +94,7 @@ impl Write for Plain {
 
 enum Said {
     Line(Vec<u8>),
+    Draw(Vec<u8>),
     /// All before it is written: to be said there.
     End(SyncSender<()>),
 }
@@ -91,6 +103,7 @@ enum Said {
 pub(super) struct Lines {
     queue: SyncSender<Said>,
     left_out: Arc<AtomicU64>,
+    draws: Arc<AtomicUsize>,
 }
 
 impl Lines {
@@ -101,11 +114,25 @@ impl Lines {
     ) -> io::Result<Self> {
         let (queue, said) = sync_channel(MAX_LINES);
         let left_out = Arc::new(AtomicU64::new(0));
-        let counted = left_out.clone();
+        let draws = Arc::new(AtomicUsize::new(0));
+        let (counted, drawn) = (left_out.clone(), draws.clone());
         std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_all(&said, &counted, missing, &mut *to))?;
-        Ok(Self { queue, left_out })
+            .spawn(move || write_all(&said, (&counted, &drawn), missing, &mut *to))?;
+        Ok(Self {
+            queue,
+            left_out,
+            draws,
+        })
+    }
+
+    /// Has bars drawn, if there is room for that. Nobody misses a look of theirs.
+    fn draw(&self, look: Vec<u8>) {
+        if self.draws.fetch_add(1, Ordering::Relaxed) >= MAX_DRAWS
+            || self.queue.try_send(Said::Draw(look)).is_err()
+        {
+            self.draws.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Has a line written, if there is room for it.
@@ -147,7 +174,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Writes what is said for as long as somebody can say something. Nothing can be done about what cannot be written.
 fn write_all(
     said: &Receiver<Said>,
-    left_out: &AtomicU64,
+    (left_out, draws): (&AtomicU64, &AtomicUsize),
     missing: fn(u64) -> Vec<u8>,
     to: &mut dyn Write,
 ) {
@@ -155,6 +182,10 @@ fn write_all(
         match said {
             Said::Line(line) => {
                 let _ = to.write_all(&line);
+            }
+            Said::Draw(look) => {
+                draws.fetch_sub(1, Ordering::Relaxed);
+                let _ = to.write_all(&look);
             }
             Said::End(done) => {
                 let _ = done.send(());
@@ -209,6 +240,35 @@ mod tests {
         assert_eq!(came + missing.sum::<usize>(), all);
         assert!((MAX_LINES..all).contains(&came), "{came}");
         assert!(text.ends_with("the last\n"));
+    }
+
+    #[test]
+    fn bars_leave_room_for_lines() {
+        let (to, mut from) = UnixStream::pair().expect("two sockets");
+        let lines = lines(to);
+        // More than the socket holds, and the queue.
+        for _ in 0..4 * MAX_LINES {
+            lines.draw(vec![b'.'; 1024]);
+        }
+        for _ in 0..MAX_LINES / 4 {
+            lines.say(b"a line\n");
+        }
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut from, &mut text).map(|_| text)
+        });
+        while !lines.finish(LAST_LINES) {}
+        lines.draw(b"!".to_vec());
+        assert!(lines.finish(LAST_LINES));
+        drop(lines);
+        let text = reader.join().expect("a reader").expect("text");
+        assert_eq!(
+            text.matches("a line\n").count(),
+            MAX_LINES / 4,
+            "no line is missing"
+        );
+        assert!(text.ends_with('!'), "and bars are drawn again");
+        assert!(text.matches('.').count() < 2 * MAX_LINES * 1024);
     }
 
     #[test]

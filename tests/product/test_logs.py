@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import termios
+import time
 
 import pytest
 
@@ -18,6 +19,7 @@ from conftest import new_address
 from island import Island
 from kite import Backend, Frontend, Kite, binary
 from proc import reachable, wait_until
+from screen import Terminal
 from traffic import HttpOrigin, Visitor
 
 SERVICE = Kite("http", "web.bob.example", "127.0.0.1:1")
@@ -206,6 +208,32 @@ def test_a_journal_that_has_stopped_stops_nothing(kite, sup, journal):
         # It ends, though nobody reads again.
         frontend.stop()
         assert frontend.proc.text() == ""
+
+
+def test_a_terminal_that_has_stopped_stops_nothing(kite, sup):
+    """Somebody pressed Ctrl-S while a spinner turned, and went home: the kite flies, serves, and ends in order."""
+    ip = new_address()
+    with HttpOrigin(Island()) as web:
+        service = Kite("http", "web.bob.example", web.address)
+        frontend = Frontend(sup, "frontend", ip, [service]).start()
+        pinned = frontend.pinned()
+        frontend.stop()
+        backend = Backend(sup, "backend", [pinned], [service])
+        terminal = Terminal([binary(), "backend", *map(str, backend.flags())],
+                            {**os.environ, "KITE_LOG": "trace", "TERM": "xterm-256color"})
+        try:
+            terminal.wait("frontend-unreachable")
+            termios.tcflow(terminal.theirs, termios.TCOOFF)
+            time.sleep(3)                                  # the spinner turns ten times a second
+            frontend.start()
+            frontend.wait_up(service, timeout=40)
+            for n in range(300):
+                Visitor(frontend.visitors, service.name).download(n, 1000)
+            terminal.proc.send_signal(signal.SIGTERM)
+            assert terminal.proc.wait(20) == 0
+        finally:
+            termios.tcflow(terminal.theirs, termios.TCOON)
+            terminal.close()
 
 
 def test_progress_that_nobody_reads_stops_nothing(kite, sup):
