@@ -38,6 +38,7 @@ pub use self::target::{FrontendAddr, OriginAddr, OriginAddrError, TargetError, T
 pub use self::tor::TorDialer;
 use crate::code::{Code, Coded};
 use crate::kite::KiteName;
+use crate::random::jitter;
 use crate::tls::{self, TlsClient, TlsError};
 use crate::wire::Binding;
 
@@ -48,8 +49,11 @@ pub const DIRECT_DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// onion service's rendezvous some tens; Arti tries several of each in this time.
 pub const TOR_DIAL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A silent peer is probed after this long, so that a vanished one is noticed without traffic.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Silence after which the kernel asks a peer whether it is still there, so that a vanished one is noticed without traffic; and then how
+/// often. Each connection has times of its own, from half of these on: the kernel rounds long times to seconds, and what fell silent
+/// together, after a restart, would be asked together. Of ten thousand questions at one instant a queue of one thousand packets
+/// (`net.core.netdev_max_backlog`, or a card's) loses most, each time anew, and whoever was there was cut off.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(90), Duration::from_secs(20));
 
 /// A connection, whatever carries it.
 ///
@@ -400,11 +404,17 @@ pub fn tune_member(socket: &tokio::net::TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(MEMBER_GONE));
 }
 
+/// See [`KEEPALIVE`].
+pub fn keepalive() -> socket2::TcpKeepalive {
+    let (time, interval) = KEEPALIVE;
+    socket2::TcpKeepalive::new()
+        .with_time(jitter(time))
+        .with_interval(jitter(interval))
+}
+
 /// Small writes leave at once, and a peer that vanished is noticed.
 fn tune(socket: &tokio::net::TcpStream) -> std::io::Result<()> {
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE / 4);
+    let keepalive = keepalive();
     let socket = socket2::SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&keepalive)

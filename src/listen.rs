@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::code::Code;
-use crate::dial::{BoxConn, tune_stream, tune_tunnel};
+use crate::dial::{BoxConn, keepalive, tune_stream, tune_tunnel};
 use crate::observe::hush::Hush;
 use crate::tunnel::splice::Local;
 
@@ -28,13 +28,9 @@ use crate::tunnel::splice::Local;
 const BACKLOG: i32 = 1024;
 /// How long to wait when accepting fails, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Silence after which the kernel asks whether a visitor is still there. Idle
-/// connections are never cut for being idle: foolscap's are silent for weeks.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// The kernel asks so often, and gives up after [`KEEPALIVE_TRIES`].
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Unanswered questions before a visitor counts as gone.
-const KEEPALIVE_TRIES: u32 = 4;
+/// Unanswered questions before a visitor counts as gone. Idle connections are never cut for being idle: foolscap's are silent for
+/// weeks.
+const KEEPALIVE_TRIES: u32 = 6;
 
 /// An open port that nobody accepts from yet; who connects waits in the kernel's queue.
 #[derive(Debug)]
@@ -220,10 +216,7 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             Ok((stream, peer)) => {
                 // Options that cannot be set concern a connection that is gone already.
                 let _ = stream.set_nodelay(true);
-                let probe = socket2::TcpKeepalive::new()
-                    .with_time(KEEPALIVE)
-                    .with_interval(KEEPALIVE_INTERVAL)
-                    .with_retries(KEEPALIVE_TRIES);
+                let probe = keepalive().with_retries(KEEPALIVE_TRIES);
                 let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&probe);
                 tune_stream(&stream);
                 return (stream, peer);
@@ -319,5 +312,39 @@ impl Local for TcpStream {
 impl Local for Prompt {
     fn reset(&self) {
         self.0.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// What fell silent together is not asked together: of ten thousand questions at one instant most are lost, and cut off who is there.
+    #[tokio::test]
+    async fn each_silent_visitor_is_asked_at_a_time_of_its_own() {
+        let port = Port::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = port.listener().unwrap();
+        let address = listener.local_addr().unwrap();
+        let (mut times, mut intervals) = (HashSet::new(), HashSet::new());
+        for _ in 0..100 {
+            #[allow(clippy::disallowed_methods, reason = "a visitor on loopback")]
+            let visitor = TcpStream::connect(address).await.unwrap();
+            let (conn, _) = accept(&listener).await;
+            let socket = socket2::SockRef::from(&conn);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_TRIES);
+            let (time, interval) = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval());
+            let (time, interval) = (time.unwrap().as_secs(), interval.unwrap().as_secs());
+            assert!((45..=90).contains(&time) && (10..=20).contains(&interval));
+            times.insert(time);
+            intervals.insert(interval);
+            drop(visitor);
+        }
+        assert!(
+            times.len() > 20 && intervals.len() > 5,
+            "{times:?}, {intervals:?}"
+        );
     }
 }
