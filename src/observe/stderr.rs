@@ -57,7 +57,10 @@ impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         // Bars make room: what they draw for that goes the same way, before the line and after it.
         super::progress::beside(|| match LINES.get() {
-            Some(lines) => Ok(lines.say(line)),
+            Some(lines) => {
+                lines.say(line);
+                Ok(())
+            }
             None => Plain.write_all(line),
         })?;
         Ok(line.len())
@@ -71,7 +74,10 @@ impl Write for Stderr {
 /// Puts what bars look like on the terminal, among the lines.
 pub(super) fn draw(look: Vec<u8>) -> io::Result<()> {
     match LINES.get() {
-        Some(lines) => Ok(lines.draw(look)),
+        Some(lines) => {
+            lines.draw(look);
+            Ok(())
+        }
         None => io::stderr().write_all(&look),
     }
 }
