@@ -165,10 +165,20 @@ mod tests {
         serving.await.expect("the server");
     }
 
+    /// At one port by UDP and by TCP, of which somebody else may have the latter.
+    async fn server_of_both() -> (UdpSocket, TcpListener, SocketAddr) {
+        loop {
+            let (socket, address) = server().await;
+            match TcpListener::bind(address).await {
+                Ok(listener) => return (socket, listener, address),
+                Err(e) => assert_eq!(e.kind(), io::ErrorKind::AddrInUse),
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_cut_answer_comes_over_tcp() {
-        let (socket, address) = server().await;
-        let listener = TcpListener::bind(address).await.expect("bind");
+        let (socket, listener, address) = server_of_both().await;
         tokio::spawn(async move {
             let mut buffer = [0; 64];
             let (_, from) = socket.recv_from(&mut buffer).await.expect("a question");
