@@ -405,7 +405,7 @@ pub fn tune_member(socket: &tokio::net::TcpStream) {
 }
 
 /// See [`KEEPALIVE`].
-pub fn keepalive() -> socket2::TcpKeepalive {
+pub(crate) fn keepalive() -> socket2::TcpKeepalive {
     let (time, interval) = KEEPALIVE;
     socket2::TcpKeepalive::new()
         .with_time(jitter(time))
