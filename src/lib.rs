@@ -29,6 +29,7 @@
 pub mod backend;
 pub mod check;
 pub mod cli;
+pub mod clock;
 pub mod code;
 pub mod config;
 pub mod control;
@@ -40,6 +41,7 @@ pub mod fleet;
 pub mod frontend;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod household;
 pub mod invitation;
 pub mod kite;
 pub mod listen;

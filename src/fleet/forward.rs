@@ -19,8 +19,7 @@ use super::pipe::{Piped, pipe};
 use super::{Fleet, Visitor, Way};
 use crate::code::Code;
 use crate::dial::{DialError, MemberConn};
-use crate::frontend::account::visitor;
-use crate::frontend::limits::Visitor as Address;
+use crate::household::Visitor as Address;
 use crate::kite::KiteName;
 use crate::tls::Purpose;
 use crate::tunnel::splice::Local;
@@ -134,7 +133,7 @@ impl Places {
     /// A place for a visitor from there, if there is one.
     fn take(&self, from: IpAddr) -> Option<Place> {
         let one = self.all.clone().try_acquire_owned().ok()?;
-        let of = visitor(from);
+        let of = Address::from(from);
         let mut taken = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.entry(of).or_default();
         if *own == MAX_PASSED_PER_ADDRESS {

@@ -1,16 +1,17 @@
 //! What a kite has left, while it flies: one [`Account`] for each grant, which all visitors of its
 //! kites are charged to, and which can end them.
 
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::limits::{Crowd, DAY, Limits, Over, Used, Visitor};
+use super::limits::{Crowd, DAY, Limits, Over, Used};
+use crate::clock::now_unix;
+use crate::household::Visitor;
 use crate::observe::traffic::Reason;
 use crate::sniff::Voice;
 use crate::tunnel::splice::{Inspect, Objection};
@@ -61,22 +62,6 @@ impl End {
             Self::Unanswered => "overload",
             Self::Outdone => "duplicate",
         }
-    }
-}
-
-/// The time, in seconds since 1970.
-pub fn now_unix() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-/// What counts as one visitor: an IPv4 address, or a network of IPv6, of which one household has
-/// 2^64 addresses.
-pub fn visitor(address: IpAddr) -> Visitor {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => Visitor((0xffff << 32) | u64::from(v4.to_bits())),
-        IpAddr::V6(v6) => Visitor((v6.to_bits() >> 64) as u64),
     }
 }
 
@@ -543,14 +528,5 @@ mod tests {
         account.cut();
         assert!(there.poll_objection(&mut cx).is_ready());
         assert!(meter(&account).poll_objection(&mut cx).is_pending());
-    }
-
-    #[test]
-    fn addresses_of_one_network_are_one_visitor() {
-        let of = |text: &str| visitor(text.parse().expect("an address"));
-        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:2"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
     }
 }

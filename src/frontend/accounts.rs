@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, End, last_day, now_unix};
+use super::account::{Account, End, last_day};
 use super::blocked::{self, Blocked, Since};
 use super::book::{Book, BookError, Entry};
 use super::invited::{self, Invited, Redeemed};
 use super::limits::{Limits, Used};
+use crate::clock::now_unix;
 use crate::code::Code;
 use crate::config::Grant;
 use crate::invitation::Token;
@@ -491,7 +492,8 @@ fn key(pattern: &KiteName, n: usize) -> String {
 mod tests {
     use super::*;
     use crate::config::ProofRule;
-    use crate::frontend::limits::{Limits, Size, Visitor};
+    use crate::frontend::limits::{Limits, Size};
+    use crate::household::Visitor;
     use crate::kite::Secret;
     use std::time::Instant;
 

@@ -13,12 +13,14 @@ use crate::wire::lines::Proof;
 use crate::wire::proof::{self, Prover};
 use crate::wire::{Binding, Lines, ServiceLine};
 
-use super::account::{Account, now_unix};
+use super::account::Account;
 use super::accounts::Accounts;
 use super::authority::{Authorities, Ruling};
-use super::limits::{Guesses, Visitor};
+use super::limits::Guesses;
 use super::registry::Terms;
 use super::storage::Policy;
+use crate::clock::now_unix;
+use crate::household::Visitor;
 use crate::random::random_hex;
 
 /// Tells a backend that only KiteProof1 will do (protocol page §21.3).

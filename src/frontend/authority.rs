@@ -400,7 +400,7 @@ impl Word {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frontend::account::now_unix;
+    use crate::clock::now_unix;
     use std::os::unix::fs::PermissionsExt;
 
     /// Authorities with one program, which is this script.
@@ -556,7 +556,7 @@ mod tests {
             _ => panic!("not granted"),
         };
         let account = granted().await;
-        let pass = account.admit(crate::frontend::limits::Visitor(1), Instant::now());
+        let pass = account.admit(crate::household::Visitor(1), Instant::now());
         drop(pass.expect("room").meter(4 * 1024));
         let left = |account: &Account| {
             let left = account.left(now_unix());

@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::account;
-use super::limits::Visitor;
+use crate::household::Visitor;
 
 /// Connections at the doorstep at a time. For one more the oldest of whoever has most there is closed.
 pub const MAX_WAITING: usize = 8 * 1024;
@@ -29,7 +28,7 @@ impl From<IpAddr> for Whence {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical().is_loopback() {
             true => Self::Anybody,
-            false => Self::Address(account::visitor(address)),
+            false => Self::Address(address.into()),
         }
     }
 }

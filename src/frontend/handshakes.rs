@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::doorstep::Whence;
-use super::limits::{Bucket, Rate, Visitor};
+use super::limits::{Bucket, Rate};
+use crate::household::Visitor;
 
 /// Handshakes that one address, or one network of IPv6, may begin at once; and then so many in [`SPAN`]. Those of this machine are not
 /// counted, as it may be a load balancer or a Tor daemon.

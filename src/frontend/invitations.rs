@@ -4,12 +4,12 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::account::now_unix;
 use super::invited::{Invited, Listed};
 use super::kites::{self, Answer, KitesError, Order};
 use super::limits::DAY;
 use super::{UNKNOWN_NAME, pinned_address};
 use crate::cli::{InvitationsArgs, InvitationsCommand, InviteArgs};
+use crate::clock::now_unix;
 use crate::code::Code;
 use crate::config::{self, ConfigError, PublicSide};
 use crate::control::{self, AskError};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use super::account::now_unix;
 use super::registry::Revoked;
+use crate::clock::now_unix;
 use crate::code::Code;
 use crate::wire::Lines;
 

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::account::{Account, end_of_day, now_unix};
+use super::account::{Account, end_of_day};
 use super::accounts::{Accounts, Listed};
 use super::blocked::{self, Blocked, Since};
 use super::book::{Book, BookError, Entry};
 use super::invited::{self, Invited};
 use super::limits::{DAY, Limits, Used};
 use crate::cli::{AddArgs, KitesArgs, KitesCommand, TermsArgs};
+use crate::clock::now_unix;
 use crate::code::{Code, Coded};
 use crate::config::{self, ConfigError, Grant, ProofRule};
 use crate::control::{self, AskError};

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::household::Visitor;
+
 /// Visitors' addresses that are remembered for one kite. With a limit for each address, one more
 /// that has no place is refused.
 pub const MAX_VISITORS: usize = 4096;
@@ -247,10 +249,6 @@ impl Bucket {
         Self::whole(rate) / rate.count.max(1)
     }
 }
-
-/// One visitor's address, or what counts as one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Visitor(pub u64);
 
 /// The visitors of one kite, as far as its limits want to know.
 #[derive(Debug, Default)]

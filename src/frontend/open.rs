@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::account::{Account, End, now_unix};
+use super::account::{Account, End};
 use super::auth::Leave;
-use super::limits::Visitor;
 use super::visits::Visits;
+use crate::clock::now_unix;
 use crate::config::{Open as Config, OpenProof};
+use crate::household::Visitor;
 use crate::kite::{KiteName, Protocol};
 use crate::sniff::TubId;
 use crate::tub;

@@ -9,15 +9,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::account::{BLOCKED, now_unix};
+use super::account::BLOCKED;
 use super::auth::{Asker, Judgement};
 use super::doorstep::Place;
-use super::limits::Visitor;
 use super::open::{self, Named, Open, Pending};
 use super::registry::{Claim, Claimant, EndTls, Standing, Terms};
+use crate::clock::now_unix;
 use crate::code::{Code, Coded};
 use crate::dial::BoxConn;
 use crate::fleet::map::Flight;
+use crate::household::Visitor;
 use crate::kite::{KiteName, Protocol};
 use crate::observe::hush::PAUSE;
 use crate::random::random_hex;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, Re
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
-use super::account::{self, Pass};
+use super::account::Pass;
 use super::balancer::{self, Balancers, Turned};
 use super::certificates::Held;
 use super::doorstep::{Place, Whence};
@@ -123,7 +123,7 @@ async fn settle<C: Coming>(
         Some(Comer::Backend(backend)) => {
             let peer = Peer {
                 shown: peer,
-                known: Some(account::visitor(door.peer.ip())),
+                known: Some(door.peer.ip().into()),
             };
             Box::pin(register::serve(shared, backend, peer, place))
         }
@@ -361,7 +361,7 @@ async fn arrive_by_tls<C: Coming>(
     if hello.alpn_kite {
         let peer = Peer {
             shown: peer,
-            known: Some(account::visitor(door.peer.ip())),
+            known: Some(door.peer.ip().into()),
         };
         other_request(shared, conn, first, head.len, peer).await;
         return None;
@@ -761,7 +761,7 @@ struct Route {
 impl Route {
     /// With a pass for the visitor, if the kite's limits let it in; else what to say in `usual`'s manner.
     fn let_in(mut self, door: &Arrival, usual: Voice) -> Result<Self, No> {
-        let who = account::visitor(door.peer.ip());
+        let who = door.peer.ip().into();
         match self.found.account.admit(who, Instant::now()) {
             Ok(pass) => self.pass = Some(pass),
             Err(refusal) => {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::limits::{Bucket, Rate, Visitor};
+use super::limits::{Bucket, Rate};
+use crate::household::Visitor;
 
 /// Visits at one time.
 pub const MAX_VISITS: usize = 256;

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::status::Way;
+use crate::clock::now_unix;
 use crate::code::Code;
-use crate::frontend::account::now_unix;
 
 /// In the state directory.
 const FILE: &str = "backend-scores";

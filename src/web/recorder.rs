@@ -12,9 +12,9 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::ring::{Counters, FILE, Plot, Ring};
+use crate::clock::now_unix;
 use crate::code::Code;
 use crate::control::Desk;
-use crate::frontend::account::now_unix;
 use crate::observe::status::{Role, Status};
 
 /// Between two looks.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kite::backend::{self, Plan};
 use kite::cli::{AddArgs, KitesArgs, KitesCommand};
+use kite::clock::now_unix;
 use kite::config::{Frontend as To, FrontendConfig, Grant, ProofRule};
-use kite::frontend::account::now_unix;
 use kite::frontend::book::Entry;
 use kite::frontend::kites::{self, Answer, Order};
 use kite::frontend::limits::{Limits, Size};

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use kite::backend::join::{JoinError, ask_frontend};
+use kite::clock::now_unix;
 use kite::config::{Grant, ProofRule};
-use kite::frontend::account::now_unix;
 use kite::frontend::book::{Book, Entry};
 use kite::frontend::invited::Invited;
 use kite::frontend::kites::{Answer, Order};
