@@ -45,13 +45,11 @@ impl Handshakes {
             return;
         };
         let mut bucket = queue.lock().await;
-        loop {
-            let now = Instant::now();
-            if bucket.has(rate(), now) {
-                return bucket.take(rate(), now);
-            }
-            sleep(SPAN / MAX_HANDSHAKES).await;
+        let wait = bucket.wait(rate(), Instant::now());
+        if !wait.is_zero() {
+            sleep(wait).await;
         }
+        bucket.take(rate(), Instant::now());
     }
 
     fn queue(&self, of: Visitor, now: Instant) -> Option<Queue> {

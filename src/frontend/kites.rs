@@ -383,13 +383,11 @@ pub(super) async fn mind_the_blocked(
     let (Answer::Blocked(all), _) = Order::Blocked.place(state_dir).await? else {
         return Ok(());
     };
-    let names = all.iter().map(|listed| listed.name.as_str());
-    let wildcards = name
-        .parse::<KiteName>()
-        .map(|name| name.wildcards().collect::<Vec<_>>());
-    let above = wildcards.unwrap_or_default();
-    let covers = |blocked: &&str| *blocked == name || above.iter().any(|w| w == blocked);
-    if let Some(blocked) = names.clone().find(covers) {
+    let name = config::parse_name("NAME", name)?;
+    let mut names = all
+        .iter()
+        .filter_map(|one| one.name.parse::<KiteName>().ok());
+    if let Some(blocked) = names.find(|blocked| blocked.covers(&name)) {
         writeln!(
             aside,
             "Mind: {blocked} is blocked at this frontend, and {name} does not fly until: kite frontend kites unblock {blocked}"

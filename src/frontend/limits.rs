@@ -223,10 +223,15 @@ pub struct Bucket(Option<Instant>);
 impl Bucket {
     /// Is there a token?
     pub fn has(&self, rate: Rate, now: Instant) -> bool {
+        self.wait(rate, now).is_zero()
+    }
+
+    /// How long it takes until there is one.
+    pub fn wait(&self, rate: Rate, now: Instant) -> Duration {
         let ahead = self
             .0
             .map_or(Duration::ZERO, |full| full.saturating_duration_since(now));
-        ahead + Self::token(rate) <= Self::whole(rate)
+        (ahead + Self::token(rate)).saturating_sub(Self::whole(rate))
     }
 
     /// Takes a token; where there is none the bucket stays empty for longer, but never for longer

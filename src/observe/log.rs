@@ -22,6 +22,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 pub const JOURNAL: &str = "/run/systemd/journal/socket";
 /// systemd says in this variable which file the journal is, as `device:inode`.
 const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {

@@ -1,14 +1,11 @@
 """What an operator sees of a kite: status as text, JSON and on the whole terminal, the start screen, `kite check`."""
 
-import contextlib
 import json
 import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
-import threading
 import urllib.request
 
 import pytest
@@ -20,6 +17,7 @@ from kite import Backend, Frontend, Kite, binary, run
 from proc import wait_until
 from screen import COLOURS, Terminal
 from test_sandbox import confined
+from traffic import Tap
 
 SCHEMA = json.loads((pathlib.Path(__file__).parents[2] / "docs" / "status-schema.json").read_text())
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
@@ -182,39 +180,18 @@ def test_scores_outlive_a_restart(scene):
     assert scene.backend.status()["frontends"][0]["score"] is None
 
 
-class Middlebox:
+class Middlebox(Tap):
     """Stands at the frontend's port for visitors, and hangs up, writes a header of its own, or lets pass."""
 
-    def __init__(self, ip, port, on):
-        self.mode, self._on = "hang-up", on
-        self._server = socket.create_server((ip, port))
-        threading.Thread(target=self._accept, daemon=True).start()
+    mode = "hang-up"
 
-    def _accept(self):
-        while True:
-            near, _ = self._server.accept()
-            if self.mode == "hang-up":
-                near.close()
-                continue
-            far = socket.create_connection(self._on)
-            opening = near.recv(65536)
-            if self.mode == "write":
-                opening = opening.replace(b"\r\n", b"\r\nX-Seen: 1\r\n", 1)
-            far.sendall(opening)
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _pump(source, sink):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
+    def _passed(self, first):
+        return {"hang-up": b"", "write": first.replace(b"\r\n", b"\r\nX-Seen: 1\r\n", 1), "pass": first}[self.mode]
 
 
 def test_a_frontend_that_does_not_do_is_marked_wherever_it_stands(scene):
     """First its visitors are lost, then they come with a header too much, and then all is well again."""
-    middlebox = Middlebox(scene.frontend.ip, 8081, scene.frontend.visitors)
+    middlebox = Middlebox(Island(), scene.frontend.visitors, (scene.frontend.ip, 8081))
     scene.backend.probe = {"enabled": True, "public_port": 8081}
     scene.backend.write()
     web = "127.0.0.1:9488"

@@ -421,6 +421,7 @@ class Tap(Origin):
     def _relay(self, visitor):
         first = visitor.sock.recv(65536)
         self.beginnings.append(first)
+        first = self._passed(first)
         if not first:
             return
         with Stream(self.machine.connect(self.target)) as server:
@@ -431,6 +432,10 @@ class Tap(Origin):
             back.start()
             self._pump(visitor, server)
             back.join()
+
+    def _passed(self, first):
+        """What is passed on of a visitor's first piece; nothing, and it is hung up on."""
+        return first
 
     @staticmethod
     def _pump(source, sink):
